@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+# What other compiled units may use of _flush: the bound table and the dirty bitmap.
+from libc.stdint cimport uint64_t
+
+cdef extern from "daxfs/native/flush.h" nogil:
+    struct daxfs_flush:
+        void (*store)(daxfs_flush *, void *, const void *, size_t) noexcept
+        void (*nt_store)(daxfs_flush *, void *, const void *, size_t) noexcept
+        void (*nt_fill)(daxfs_flush *, void *, int, size_t) noexcept
+        void (*flush)(daxfs_flush *, const void *, size_t) noexcept
+        void (*drain)(daxfs_flush *) noexcept
+        int kind
+        int nt_kind
+        int granularity
+        uint64_t n_store, store_bytes, n_nt, nt_bytes, n_flush, flush_lines, n_drain
+        int error
+
+cdef extern from "daxfs/native/dirty.h" nogil:
+    struct dirty_map:
+        uint64_t count
+
+cdef class Flush:
+    cdef daxfs_flush *t          # owned; valid for the life of the object
+
+cdef class DirtyMap:
+    cdef dirty_map m
+    # All of them without the GIL, under the inode's lock.
+    cdef int set_range(self, uint64_t first, uint64_t count) noexcept nogil      # 0 or -ENOMEM
+    cdef void clear_range(self, uint64_t first, uint64_t count) noexcept nogil
+    cdef uint64_t next_run(self, uint64_t start, uint64_t *length) noexcept nogil  # UINT64_MAX: none

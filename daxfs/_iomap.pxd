@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: MIT
+# What other compiled units may use of _iomap: region addresses and the extents of a file.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from daxfs._flush cimport DirtyMap
+
+cdef extern from "daxfs/native/filemap.h" nogil:
+    enum: IOMAP_HOLE, IOMAP_UNWRITTEN, IOMAP_MAPPED
+    struct range_table:
+        int64_t users
+        int dead
+    struct iomap:
+        uint64_t pgoff, len, pfn
+        uint32_t type, slot
+    struct filemap:
+        iomap *e
+        size_t n
+        uint64_t size, pages
+    int range_enter(range_table *t)
+    void range_exit(range_table *t)
+    char *range_address(const range_table *t, uint64_t pfn, uint64_t *avail)
+    void filemap_lookup(const filemap *m, uint64_t pgoff, iomap *out)
+    size_t filemap_find(const filemap *m, uint64_t pgoff)
+
+cdef class RangeTable:
+    cdef range_table t
+
+cdef class FileMap:
+    cdef filemap m
+    cdef public DirtyMap dirty       # None until something is dirty
+    cdef void read_lock(self) noexcept nogil
+    cdef void write_lock(self) noexcept nogil
+    cdef void unlock(self) noexcept nogil

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A two-level bitmap of dirty units on 64-bit words, sparse over 2^40 units.
+ *
+ * Leaf chunks cover DIRTY_CHUNK_BITS units each and hold a bit a unit and, above
+ * it, a summary bit a leaf word; chunks are made on the first set and freed when
+ * they fall empty, so that set, run search and clear cost what is dirty and not
+ * what the file could hold (SEEDS.md S16). Not locked: the caller holds the
+ * inode's lock (docs/concurrency.md).
+ */
+#ifndef DAXFS_DIRTY_H
+#define DAXFS_DIRTY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define DIRTY_CHUNK_SHIFT 15
+#define DIRTY_CHUNK_BITS (1u << DIRTY_CHUNK_SHIFT)
+#define DIRTY_WORDS (DIRTY_CHUNK_BITS / 64)
+#define DIRTY_NONE UINT64_MAX
+
+struct dirty_chunk {
+	uint64_t number;		/* units [number << SHIFT, (number + 1) << SHIFT) */
+	uint64_t count;			/* bits set */
+	uint64_t summary[DIRTY_WORDS / 64];
+	uint64_t word[DIRTY_WORDS];
+};
+
+struct dirty_map {
+	struct dirty_chunk **chunk;	/* sorted by number */
+	size_t n, cap;
+	uint64_t count;			/* bits set in all chunks */
+};
+
+void dirty_init(struct dirty_map *m);
+void dirty_destroy(struct dirty_map *m);
+/* 0, or -ENOMEM with nothing changed. */
+int dirty_set(struct dirty_map *m, uint64_t first, uint64_t count);
+void dirty_clear(struct dirty_map *m, uint64_t first, uint64_t count);
+/* First run at or after `from`: its first unit and *len, or DIRTY_NONE. */
+uint64_t dirty_next_run(const struct dirty_map *m, uint64_t from, uint64_t *len);
+uint64_t dirty_count_range(const struct dirty_map *m, uint64_t first, uint64_t count);
+int dirty_test(const struct dirty_map *m, uint64_t unit);
+
+#endif

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Two lookups that the data path makes without the GIL: pfn -> address (struct
+ * range_table, one for a region) and page of a file -> extent (struct filemap,
+ * one for each inode in use). Both are sorted arrays with binary search: a
+ * lookup costs O(log n) once for each extent, never for each page (SEEDS.md S2).
+ *
+ * range_table: entry and exit around every use of an address; after kill, entry
+ * answers -EIO and kill waits until the last user has left (S6, S9, S11). Ranges
+ * are added before the table is shared and never move.
+ * filemap: readers hold `lock` shared, whoever changes extents or size holds it
+ * exclusive (docs/concurrency.md).
+ */
+#ifndef DAXFS_FILEMAP_H
+#define DAXFS_FILEMAP_H
+
+#include <errno.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define DAXFS_PAGE_SHIFT 12
+#define DAXFS_PFN_MASK ((UINT64_C(1) << 48) - 1)
+#define DAXFS_MAX_PGOFF (UINT64_C(1) << 32)	/* 16 TiB in pages */
+
+struct range {
+	uint64_t pfn_start, pfn_end;	/* [start, end) */
+	char *addr;			/* of pfn_start */
+	uint64_t flags;			/* PFN_DEV, PFN_MAP */
+};
+
+struct range_table {
+	struct range *r;
+	size_t n, cap;
+	int64_t users;			/* entered and not left */
+	int dead;
+};
+
+static inline int range_enter(struct range_table *t)
+{
+	__atomic_fetch_add(&t->users, 1, __ATOMIC_SEQ_CST);
+	/* Counted before the look at `dead`, which kill sets before it looks at `users`: no
+	 * user can slip in between. Both sides are sequentially consistent for that reason. */
+	if (__builtin_expect(__atomic_load_n(&t->dead, __ATOMIC_SEQ_CST), 0)) {
+		__atomic_fetch_sub(&t->users, 1, __ATOMIC_RELEASE);
+		return -EIO;
+	}
+	return 0;
+}
+
+static inline void range_exit(struct range_table *t)
+{
+	__atomic_fetch_sub(&t->users, 1, __ATOMIC_RELEASE);
+}
+
+/* Address of pfn and, in *avail, pages to the end of its range; NULL outside every range. */
+char *range_address(const struct range_table *t, uint64_t pfn, uint64_t *avail);
+int range_add(struct range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags);
+
+enum iomap_type { IOMAP_HOLE = 0, IOMAP_UNWRITTEN = 1, IOMAP_MAPPED = 2 };
+
+struct iomap {
+	uint64_t pgoff;			/* first page of the piece */
+	uint64_t len;			/* pages */
+	uint64_t pfn;			/* of pgoff; meaningless for a hole */
+	uint32_t type;			/* enum iomap_type */
+	uint32_t slot;			/* where the extent stands on media (meta's business) */
+};
+
+struct filemap {
+	struct iomap *e;		/* extents sorted by pgoff, no overlap, no holes */
+	size_t n, cap;
+	uint64_t size;			/* bytes */
+	uint64_t pages;			/* allocated, the sum of the lengths */
+	pthread_rwlock_t lock;
+};
+
+void filemap_init(struct filemap *m);
+void filemap_destroy(struct filemap *m);
+/* The piece that holds pgoff: from pgoff (not from the extent's start) to its end. */
+void filemap_lookup(const struct filemap *m, uint64_t pgoff, struct iomap *out);
+/* Index of the first extent that ends after pgoff (== n: none). */
+size_t filemap_find(const struct filemap *m, uint64_t pgoff);
+/* Replace `count` extents from `index` on by `n` new ones; 0, -ENOMEM, -EINVAL (order, overlap). */
+int filemap_splice(struct filemap *m, size_t index, size_t count, const struct iomap *e, size_t n);
+
+#endif

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The table of functions through which every store on the region goes. It is
+ * bound once, when a region is opened (daxfs_flush_bind), and nothing is decided
+ * in a call. Other units include this header and call through the pointers, so
+ * that a recording or an emulating table can stand in for all of daxfs at once.
+ *
+ * Words as in PMDK: flush queues cache lines for write-back, drain waits until
+ * what was queued (and every earlier non-temporal store) is durable, persist is
+ * both. All functions may be called without the GIL from any thread; counters are
+ * relaxed atomics.
+ */
+#ifndef DAXFS_FLUSH_H
+#define DAXFS_FLUSH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum daxfs_granularity { DAXFS_BYTE = 0, DAXFS_CACHE_LINE = 1, DAXFS_PAGE = 2 };
+
+enum daxfs_flush_kind {
+	DAXFS_CLWB = 0, DAXFS_CLFLUSHOPT = 1, DAXFS_CLFLUSH = 2,
+	DAXFS_FLUSH_NONE = 3,	/* flush on power failure: stores are durable once visible */
+	DAXFS_MSYNC = 4,	/* page cache over a disk */
+};
+
+enum daxfs_nt_kind { DAXFS_NT_GENERIC = 0, DAXFS_NT_SSE2 = 1, DAXFS_NT_AVX = 2, DAXFS_NT_AVX512 = 3 };
+
+struct daxfs_flush {
+	/* Ordinary store. An aligned 8-byte store is one atomic store. */
+	void (*store)(struct daxfs_flush *, void *dst, const void *src, size_t len);
+	/* Store that leaves no dirty line behind: durable at the next drain, edges included. */
+	void (*nt_store)(struct daxfs_flush *, void *dst, const void *src, size_t len);
+	void (*nt_fill)(struct daxfs_flush *, void *dst, int byte, size_t len);
+	/* Queue the lines that hold [addr, addr+len). */
+	void (*flush)(struct daxfs_flush *, const void *addr, size_t len);
+	/* Order everything queued and every nt_store before it as durable. */
+	void (*drain)(struct daxfs_flush *);
+
+	int kind, nt_kind, granularity;
+	/* Counters, only ever added to: what was asked for, not what was dirty. */
+	uint64_t n_store, store_bytes, n_nt, nt_bytes, n_flush, flush_lines, n_drain;
+	int error;	/* errno of the first failed msync, sticky until read (DAXFS_MSYNC) */
+};
+
+/* 0, or -EOPNOTSUPP where this CPU can't do `kind` or `nt_kind`. -1 for either means best. */
+int daxfs_flush_bind(struct daxfs_flush *t, int granularity, int kind, int nt_kind);
+/* Bit set of enum daxfs_flush_kind (bits 0-4) and of enum daxfs_nt_kind (bits 8-11) that this CPU can do. */
+unsigned daxfs_flush_available(void);
+
+#define DAXFS_COUNT(field, n) __atomic_fetch_add(&(field), (uint64_t)(n), __ATOMIC_RELAXED)
+
+#endif
