@@ -4,19 +4,21 @@ from libc.stdint cimport uint64_t
 
 cdef extern from "daxfs/native/flush.h" nogil:
     struct daxfs_flush:
-        void (*store)(daxfs_flush *, void *, const void *, size_t) noexcept
-        void (*nt_store)(daxfs_flush *, void *, const void *, size_t) noexcept
-        void (*nt_fill)(daxfs_flush *, void *, int, size_t) noexcept
-        void (*flush)(daxfs_flush *, const void *, size_t) noexcept
-        void (*drain)(daxfs_flush *) noexcept
+        void (*store)(daxfs_flush *, void *, const void *, size_t) noexcept nogil
+        void (*nt_store)(daxfs_flush *, void *, const void *, size_t) noexcept nogil
+        void (*nt_fill)(daxfs_flush *, void *, int, size_t) noexcept nogil
+        void (*flush)(daxfs_flush *, const void *, size_t) noexcept nogil
+        void (*drain)(daxfs_flush *) noexcept nogil
         int kind
         int nt_kind
         int granularity
         uint64_t n_store, store_bytes, n_nt, nt_bytes, n_flush, flush_lines, n_drain
         int error
+    enum: DAXFS_CLWB, DAXFS_CLFLUSHOPT, DAXFS_CLFLUSH, DAXFS_FLUSH_NONE, DAXFS_MSYNC
 
 cdef extern from "daxfs/native/dirty.h" nogil:
     struct dirty_map:
+        size_t n, cap
         uint64_t count
 
 cdef class Flush:

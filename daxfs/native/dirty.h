@@ -18,6 +18,7 @@
 #define DIRTY_CHUNK_BITS (1u << DIRTY_CHUNK_SHIFT)
 #define DIRTY_WORDS (DIRTY_CHUNK_BITS / 64)
 #define DIRTY_NONE UINT64_MAX
+#define DIRTY_LIMIT (UINT64_C(1) << 40)	/* units of a map: [0, DIRTY_LIMIT) */
 
 struct dirty_chunk {
 	uint64_t number;		/* units [number << SHIFT, (number + 1) << SHIFT) */
@@ -34,8 +35,9 @@ struct dirty_map {
 
 void dirty_init(struct dirty_map *m);
 void dirty_destroy(struct dirty_map *m);
-/* 0, or -ENOMEM with nothing changed. */
+/* 0, or -ENOMEM (memory) or -EINVAL (past DIRTY_LIMIT) with nothing changed. */
 int dirty_set(struct dirty_map *m, uint64_t first, uint64_t count);
+/* What lies past DIRTY_LIMIT is clear already; the same goes for the questions below. */
 void dirty_clear(struct dirty_map *m, uint64_t first, uint64_t count);
 /* First run at or after `from`: its first unit and *len, or DIRTY_NONE. */
 uint64_t dirty_next_run(const struct dirty_map *m, uint64_t from, uint64_t *len);

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: MIT
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""L1: the flush primitives (native/flush.c) and the dirty bitmap (native/dirty.c).
+
+Limits: this file holds lifetime, names and errors; what is fast is in C. ``Flush`` may
+be used by any thread. ``DirtyMap`` is not locked: its caller holds the inode's lock.
+Addresses are integers that the caller vouches for: a wrong one ends the process.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.stdint cimport uint64_t, uintptr_t
+
+import os
+
+from daxfs.errors import UsageError
+
+cdef extern from "daxfs/native/flush.h" nogil:
+    int daxfs_flush_bind(daxfs_flush *t, int granularity, int kind, int nt_kind)
+    int daxfs_flush_choose(unsigned available, int granularity, int *kind, int *nt_kind)
+    unsigned daxfs_flush_available()
+    void daxfs_persist(daxfs_flush *t, const void *addr, size_t len)
+    int daxfs_flush_take_error(daxfs_flush *t)
+
+cdef extern from "daxfs/native/dirty.h" nogil:
+    struct dirty_chunk:
+        pass
+    void dirty_init(dirty_map *m)
+    void dirty_destroy(dirty_map *m)
+    int dirty_set(dirty_map *m, uint64_t first, uint64_t count)
+    void dirty_clear(dirty_map *m, uint64_t first, uint64_t count)
+    uint64_t dirty_next_run(const dirty_map *m, uint64_t start, uint64_t *length)
+    uint64_t dirty_count_range(const dirty_map *m, uint64_t first, uint64_t count)
+    int dirty_test(const dirty_map *m, uint64_t unit)
+    uint64_t DIRTY_NONE
+    uint64_t DIRTY_LIMIT
+
+# Position in each tuple is the value of the C enum.
+GRANULARITIES = ("byte", "cache_line", "page")
+FLUSH_KINDS = ("clwb", "clflushopt", "clflush", "none", "msync")
+NT_KINDS = ("generic", "sse2", "avx", "avx512")
+
+# From here on a call lets other Python threads run: below it the hand-over costs more than the work.
+cdef enum:
+    LONG = 16384
+
+
+cdef inline bint _is_long(const daxfs_flush *t, size_t length) noexcept nogil:
+    return length >= LONG or t.kind == DAXFS_MSYNC      # msync waits for a disk
+
+
+def available() -> dict:
+    """What this CPU and kernel can do: ``{"flush": [kind, ...], "nt": [kind, ...]}``, best flush kind first."""
+    return _names(daxfs_flush_available())
+
+
+def _names(unsigned bits):
+    return {
+        "flush": [name for i, name in enumerate(FLUSH_KINDS) if bits >> i & 1],
+        "nt": [name for i, name in enumerate(NT_KINDS) if bits >> (8 + i) & 1],
+    }
+
+
+cdef int _index(str what, tuple names, object value, bint automatic) except -2:
+    if automatic and value == "auto":
+        return -1
+    if value not in names:
+        allowed = (("auto", *names) if automatic else names)
+        raise UsageError(f"{what} {value!r} is unknown; one of: {', '.join(allowed)}")
+    return names.index(value)
+
+
+def choose(granularity="cache_line", kind="auto", nt="auto", have=None) -> tuple:
+    """The ``(kind, nt)`` that :class:`Flush` binds on a CPU with ``have`` (as of :func:`available`; None: this one).
+
+    Raises UsageError where a demand can't be met. Nothing is executed, so any CPU can be asked about.
+    """
+    cdef int g = _index("granularity", GRANULARITIES, granularity, False)
+    cdef int k = _index("flush kind", FLUSH_KINDS, kind, True)
+    cdef int n = _index("non-temporal kind", NT_KINDS, nt, True)
+    cdef unsigned bits = daxfs_flush_available()
+    if have is not None:
+        bits = 0
+        for name in have["flush"]:
+            bits |= 1u << FLUSH_KINDS.index(name)
+        for name in have["nt"]:
+            bits |= 1u << (8 + NT_KINDS.index(name))
+    if daxfs_flush_choose(bits, g, &k, &n) != 0:
+        _refuse(granularity, kind, nt, _names(bits))
+    return FLUSH_KINDS[k], NT_KINDS[n]
+
+
+def _refuse(granularity, kind, nt, have):
+    """Say which demand can't be met and what there is instead."""
+    for what, value, there in (("flush kind", kind, have["flush"]), ("non-temporal kind", nt, have["nt"])):
+        if value != "auto" and value not in there:
+            raise UsageError(f"this CPU can't do {what} {value!r}; it has: {', '.join(there)}")
+    if granularity == "page" and kind not in ("auto", "msync"):
+        raise UsageError(f"granularity 'page' means a page cache over a disk: flush kind {kind!r} "
+                         "would not reach it, only 'msync' does")
+    raise UsageError(f"non-temporal kind {nt!r} can't be had with flush kind 'msync', only 'generic'")
+
+
+cdef class Flush:
+    """One bound table of flush functions; its choice is made here and can be read back.
+
+    granularity "cache_line", "byte" (durable once visible) or "page" (page cache). kind and nt
+    "auto" take the best for it. A demand that can't be met raises UsageError.
+    The idea of one table bound at map time is libpmem2's.
+    """
+
+    def __cinit__(self, granularity="cache_line", kind="auto", nt="auto"):
+        kind, nt = choose(granularity, kind, nt)
+        self.t = <daxfs_flush *>PyMem_RawCalloc(1, sizeof(daxfs_flush))
+        if self.t is NULL:
+            raise MemoryError
+        if daxfs_flush_bind(self.t, GRANULARITIES.index(granularity), FLUSH_KINDS.index(kind),
+                            NT_KINDS.index(nt)) != 0:
+            raise UsageError(f"flush kind {kind!r} with non-temporal kind {nt!r} could not be bound")
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.t)
+
+    @property
+    def kind(self):
+        return FLUSH_KINDS[self.t.kind]
+
+    @property
+    def nt(self):
+        return NT_KINDS[self.t.nt_kind]
+
+    @property
+    def granularity(self):
+        return GRANULARITIES[self.t.granularity]
+
+    def __repr__(self):
+        return f"Flush(granularity={self.granularity!r}, kind={self.kind!r}, nt={self.nt!r})"
+
+    def store(self, uintptr_t addr, data):
+        """Ordinary store of ``data`` (any contiguous buffer) at ``addr``; 8 aligned bytes are one atomic store."""
+        cdef Py_buffer b
+        PyObject_GetBuffer(data, &b, PyBUF_SIMPLE)
+        if b.len >= LONG:
+            with nogil:
+                self.t.store(self.t, <void *>addr, b.buf, b.len)
+        else:
+            self.t.store(self.t, <void *>addr, b.buf, b.len)
+        PyBuffer_Release(&b)
+
+    def nt_store(self, uintptr_t addr, data):
+        """Store ``data`` at ``addr`` so that the next drain makes all of it durable."""
+        cdef Py_buffer b
+        PyObject_GetBuffer(data, &b, PyBUF_SIMPLE)
+        if _is_long(self.t, b.len):
+            with nogil:
+                self.t.nt_store(self.t, <void *>addr, b.buf, b.len)
+        else:
+            self.t.nt_store(self.t, <void *>addr, b.buf, b.len)
+        PyBuffer_Release(&b)
+
+    def nt_fill(self, uintptr_t addr, unsigned char byte, size_t length):
+        """Store ``length`` times ``byte`` at ``addr`` so that the next drain makes all of it durable."""
+        if _is_long(self.t, length):
+            with nogil:
+                self.t.nt_fill(self.t, <void *>addr, byte, length)
+        else:
+            self.t.nt_fill(self.t, <void *>addr, byte, length)
+
+    def flush(self, uintptr_t addr, size_t length):
+        """Queue the lines that hold ``[addr, addr + length)``; with msync, write their pages (see check)."""
+        if _is_long(self.t, length):
+            with nogil:
+                self.t.flush(self.t, <const void *>addr, length)
+        else:
+            self.t.flush(self.t, <const void *>addr, length)
+
+    def drain(self):
+        """Make everything queued and every nt_store before this call durable before any later store."""
+        # The caller says which store this orders; the fence itself is in native/flush*.c.
+        self.t.drain(self.t)
+
+    def persist(self, uintptr_t addr, size_t length):
+        """flush and drain."""
+        if _is_long(self.t, length):
+            with nogil:
+                daxfs_persist(self.t, <const void *>addr, length)
+        else:
+            daxfs_persist(self.t, <const void *>addr, length)
+
+    def counters(self) -> dict:
+        """What was asked for since the table was bound: calls, bytes, lines of 64 bytes."""
+        t = self.t
+        return {
+            "store": t.n_store, "store_bytes": t.store_bytes, "nt": t.n_nt, "nt_bytes": t.nt_bytes,
+            "flush": t.n_flush, "flush_lines": t.flush_lines, "drain": t.n_drain,
+        }
+
+    def check(self):
+        """Raise OSError for the first msync that failed since the last check, and forget it."""
+        cdef int error = daxfs_flush_take_error(self.t)
+        if error:
+            raise OSError(error, f"msync: {os.strerror(error)}; data may not be durable")
+
+
+cdef class DirtyMap:
+    """A set of dirty units in [0, 2**40), kept as a sparse bitmap (native/dirty.h).
+
+    set, clear and the run search cost what is dirty, not what could be. Not locked.
+    """
+
+    def __cinit__(self):
+        dirty_init(&self.m)
+
+    def __dealloc__(self):
+        dirty_destroy(&self.m)
+
+    cdef int set_range(self, uint64_t first, uint64_t count) noexcept nogil:
+        return dirty_set(&self.m, first, count)
+
+    cdef void clear_range(self, uint64_t first, uint64_t count) noexcept nogil:
+        dirty_clear(&self.m, first, count)
+
+    cdef uint64_t next_run(self, uint64_t start, uint64_t *length) noexcept nogil:
+        return dirty_next_run(&self.m, start, length)
+
+    def set(self, uint64_t first, uint64_t count):
+        """Mark units [first, first + count); MemoryError or UsageError leave the map as it was."""
+        if first > DIRTY_LIMIT or count > DIRTY_LIMIT - first:
+            raise UsageError(f"units {first}+{count} are past the end of a dirty map ({DIRTY_LIMIT})")
+        if dirty_set(&self.m, first, count) != 0:
+            raise MemoryError(f"no memory to mark {count} units dirty")
+
+    def clear(self, uint64_t first, uint64_t count):
+        """Unmark units [first, first + count)."""
+        dirty_clear(&self.m, first, count)
+
+    def find_run(self, uint64_t start):
+        """``(first, length)`` of the first run at or after ``start``, or None. A run that began before is cut."""
+        cdef uint64_t length
+        cdef uint64_t first = dirty_next_run(&self.m, start, &length)
+        return None if first == DIRTY_NONE else (first, length)
+
+    def runs(self):
+        """Each maximal run as ``(first, length)``, ascending; what was yielded may be cleared on the way."""
+        cdef uint64_t length, first = 0
+        while True:
+            first = dirty_next_run(&self.m, first, &length)
+            if first == DIRTY_NONE:
+                return
+            yield first, length
+            first += length
+
+    def count_range(self, uint64_t first, uint64_t count) -> int:
+        """Dirty units in [first, first + count)."""
+        return dirty_count_range(&self.m, first, count)
+
+    @property
+    def count(self):
+        """Dirty units."""
+        return self.m.count
+
+    @property
+    def chunks(self):
+        """Leaf chunks in memory: how many pieces of 32,768 units hold a dirty one."""
+        return self.m.n
+
+    def __contains__(self, uint64_t unit):
+        return dirty_test(&self.m, unit) != 0
+
+    def __sizeof__(self):
+        return (object.__sizeof__(self) + self.m.n * sizeof(dirty_chunk)
+                + self.m.cap * sizeof(dirty_chunk *))
