@@ -156,10 +156,10 @@ def replace(tx, edit, node, first: int, last: int, pieces) -> list[tuple[int, in
     """
     fmap = node.map
     start, stop = fmap.find(first), fmap.find(last)
-    if stop < len(fmap) and fmap.extent(stop)[0] < last:
+    if stop < len(fmap) and fmap.extents(stop, 1)[0][0] < last:
         stop += 1
     low, high = max(start - 1, 0), min(stop + 1, len(fmap))
-    old = fmap.extents(low, high)
+    old = fmap.extents(low, high - low)
     kept, gone = [], []
     for pgoff, length, pfn, kind, _ in old:
         end = pgoff + length

@@ -164,7 +164,7 @@ def continue_truncate(fs, node) -> None:
     while not done:
         count = len(node.map)
         low = max(count - EXTENTS_PER_STEP, 0)
-        cut = max(first, node.map.extent(low)[0]) if count else first
+        cut = max(first, node.map.extents(low, 1)[0][0]) if count else first
         done = cut == first
         with fs.begin() as tx:
             edit = tx.inode(node.ino)
