@@ -168,6 +168,8 @@ class Region(Stores):
     def view(self, offset: int, length: int) -> RegionView:
         """A read-only buffer straight on these bytes; CorruptError if they are not in one range."""
         with self.table:
+            if not 0 <= offset < self.npages * PAGE_SIZE:
+                raise CorruptError(f"bytes {offset}+{length} are outside the region")
             address, available, _ = self.table.lookup(offset >> PAGE_SHIFT)
             within = offset & (PAGE_SIZE - 1)
             if not 0 <= length <= available * PAGE_SIZE - within:
@@ -225,6 +227,8 @@ class Region(Stores):
             self.window.close()
         except BufferError:
             self.window.detach()
+            for source in self.sources:
+                source.unlock()
         for source in self.sources:
             source.close()
 
