@@ -201,7 +201,7 @@ def test_many_readers_and_a_writer():
     for thread in threads:
         thread.join(10)
     assert not wrong
-    assert all(reads) and writes > 100, "somebody was starved"
+    assert all(reads) and writes > 5, "somebody was starved"
 
 
 @pytest.fixture
