@@ -158,6 +158,14 @@ class Region(Stores):
         if self._closed or self.table.dead:
             raise fail(errno.EIO, "the region is closed")
 
+    def check(self, offset: int, length: int) -> None:
+        """CorruptError where the bytes [offset, offset + length) are not in one range."""
+        if length < 0 or not 0 <= offset < self.npages << PAGE_SHIFT:
+            raise CorruptError(f"bytes {offset}+{length} are outside the region")
+        _, available, _ = self.table.lookup(offset >> PAGE_SHIFT)
+        if length > available * PAGE_SIZE - (offset & (PAGE_SIZE - 1)):
+            raise CorruptError(f"bytes {offset}+{length} are outside the region")
+
     def direct_access(self, pfn: int, npages: int = 1) -> tuple[int, int]:
         """(address of *pfn*, pages available there, at most *npages*), as the kernel's ``direct_access``.
 
@@ -171,13 +179,8 @@ class Region(Stores):
     def view(self, offset: int, length: int) -> RegionView:
         """A read-only buffer straight on these bytes; CorruptError if they are not in one range."""
         with self.table:
-            if not 0 <= offset < self.npages * PAGE_SIZE:
-                raise CorruptError(f"bytes {offset}+{length} are outside the region")
-            address, available, _ = self.table.lookup(offset >> PAGE_SHIFT)
-            within = offset & (PAGE_SIZE - 1)
-            if not 0 <= length <= available * PAGE_SIZE - within:
-                raise CorruptError(f"bytes {offset}+{length} are outside the region")
-            return RegionView(self.table, self.window, address + within, length)
+            self.check(offset, length)
+            return RegionView(self.table, self.window, self.window.address + offset, length)
 
     def describe(self) -> dict:
         """What reports show of the region; plain values only."""
