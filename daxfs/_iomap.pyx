@@ -491,7 +491,7 @@ cdef class Stores:
                 self.bound.t.flush(self.bound.t, p, length)
         else:
             self.bound.t.flush(self.bound.t, p, length)
-        # Orders the stores of this range, and all that was queued earlier, before what the caller stores next.
+        # Orders this range, and all that was queued earlier, before what the caller stores next.
         self._drain()
         self._done()
 
