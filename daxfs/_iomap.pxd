@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: MIT
 # What other compiled units may use of _iomap: region addresses and the extents of a file.
+cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from daxfs._flush cimport DirtyMap
 
 cdef extern from "daxfs/native/filemap.h" nogil:
     enum: IOMAP_HOLE, IOMAP_UNWRITTEN, IOMAP_MAPPED
+    struct range_entry "range":
+        uint64_t pfn_start, pfn_end
+        char *addr
+        uint64_t flags
     struct range_table:
+        range_entry *r
+        size_t n
         int64_t users
         int dead
     struct iomap:
@@ -13,20 +20,28 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         uint32_t type, slot
     struct filemap:
         iomap *e
-        size_t n
+        size_t n, cap
         uint64_t size, pages
+    const range_entry *range_lookup(const range_table *t, uint64_t pfn)
+    int range_add(range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags)
     int range_enter(range_table *t)
     void range_exit(range_table *t)
     char *range_address(const range_table *t, uint64_t pfn, uint64_t *avail)
     void filemap_lookup(const filemap *m, uint64_t pgoff, iomap *out)
     size_t filemap_find(const filemap *m, uint64_t pgoff)
+    void filemap_init(filemap *m)
+    void filemap_destroy(filemap *m)
+    int filemap_splice(filemap *m, size_t index, size_t count, const iomap *e, size_t n)
 
 cdef class RangeTable:
     cdef range_table t
 
+@cython.final
 cdef class FileMap:
     cdef filemap m
     cdef public DirtyMap dirty       # None until something is dirty
     cdef void read_lock(self) noexcept nogil
     cdef void write_lock(self) noexcept nogil
-    cdef void unlock(self) noexcept nogil
+    cpdef void unlock(self) noexcept nogil
+    cdef bint _shared(self) noexcept
+    cdef bint _exclusive(self) noexcept

@@ -21,6 +21,7 @@
 
 #define DAXFS_PAGE_SHIFT 12
 #define DAXFS_PFN_MASK ((UINT64_C(1) << 48) - 1)
+#define DAXFS_PFN_NEITHER (UINT64_C(0xfff) << 48)	/* neither frame nor flag: always clear */
 #define DAXFS_MAX_PGOFF (UINT64_C(1) << 32)	/* 16 TiB in pages */
 
 struct range {
@@ -53,8 +54,11 @@ static inline void range_exit(struct range_table *t)
 	__atomic_fetch_sub(&t->users, 1, __ATOMIC_RELEASE);
 }
 
+/* The range that holds pfn (flags are ignored); NULL outside every range. */
+const struct range *range_lookup(const struct range_table *t, uint64_t pfn);
 /* Address of pfn and, in *avail, pages to the end of its range; NULL outside every range. */
 char *range_address(const struct range_table *t, uint64_t pfn, uint64_t *avail);
+/* 0, -EINVAL (empty, too high, flags), -EEXIST (overlaps a range), -ENOMEM. */
 int range_add(struct range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags);
 
 enum iomap_type { IOMAP_HOLE = 0, IOMAP_UNWRITTEN = 1, IOMAP_MAPPED = 2 };
@@ -77,11 +81,13 @@ struct filemap {
 
 void filemap_init(struct filemap *m);
 void filemap_destroy(struct filemap *m);
-/* The piece that holds pgoff: from pgoff (not from the extent's start) to its end. */
+/* The piece that holds pgoff: from pgoff (not from the extent's start) to its end. A hole ends at the
+ * next extent or at DAXFS_MAX_PGOFF (beyond that: at UINT64_MAX); a piece is never empty. */
 void filemap_lookup(const struct filemap *m, uint64_t pgoff, struct iomap *out);
 /* Index of the first extent that ends after pgoff (== n: none). */
 size_t filemap_find(const struct filemap *m, uint64_t pgoff);
-/* Replace `count` extents from `index` on by `n` new ones; 0, -ENOMEM, -EINVAL (order, overlap). */
+/* Replace `count` extents from `index` on by `n` new ones; 0, -ENOMEM, -EINVAL (order, overlap,
+ * type, a pfn of more than 48 bits); on failure nothing has changed. */
 int filemap_splice(struct filemap *m, size_t index, size_t count, const struct iomap *e, size_t n);
 
 #endif

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""Regular files: truncation, and the metadata half of a write that needs blocks.
+
+The data half is daxfs/data/file_io.py: it copies between `prepare_write` and
+`WritePlan.commit`, so that data are durable before the record that makes them
+reachable. One thread; no suspension between the two.
+"""
+
+import errno
+
+from .. import layout as L
+from ..errors import fail
+from ..pfn import PAGE_SHIFT, PAGE_SIZE
+from . import extent
+
+EXTENTS_PER_STEP = 1000  # a truncation that frees more is done in several transactions
+RESERVE = 2  # pages that file data may not take: an extent block and a directory block
+SUID_SGID = 0o6000
+
+
+def killed_privileges(mode: int) -> int:
+    """*mode* without setuid, and without setgid where group execute is set (a write by a non-owner)."""
+    if mode & 0o170000 != 0o100000:
+        return mode
+    mode &= ~0o4000
+    return mode & ~0o2000 if mode & 0o010 else mode
+
+
+class WritePlan:
+    """One write that needs blocks or grows the file.
+
+    ``length``: bytes that can be written (less than asked where space runs out).
+    ``fresh``: [(pgoff, pages, pfn)] new or unwritten pages, to be filled wholly:
+    data where the write covers them, zeros elsewhere.
+    """
+
+    __slots__ = ("first", "fresh", "fs", "last", "length", "node", "pieces", "pos", "tx")
+
+    def __init__(self, fs, node, pos: int, length: int):
+        self.fs, self.node, self.pos, self.length = fs, node, pos, length
+        self.first = pos >> PAGE_SHIFT
+        self.last = (pos + length + PAGE_SIZE - 1) >> PAGE_SHIFT
+        self.tx = fs.begin()
+        self.fresh: list[tuple[int, int, int]] = []
+        self.pieces: list[tuple[int, int, int, int]] = []
+        self._fit()
+        try:
+            self._allocate()
+        except OSError:
+            self.tx.abort()
+            raise
+
+    def _fit(self) -> None:
+        """Shorten the write to the space that there is; ENOSPC where not a byte fits."""
+        room = self.fs.alloc.free_pages + self.fs.alloc.held - RESERVE
+        for pgoff, pages, _, kind in extent.holes(self.node, self.first, self.last):
+            if kind != extent.HOLE:
+                continue
+            if pages > room:
+                self.last = pgoff + max(room, 0)
+                self.length = (self.last << PAGE_SHIFT) - self.pos
+                break
+            room -= pages
+        if self.length <= 0:
+            raise fail(errno.ENOSPC)
+
+    def _allocate(self) -> None:
+        goal = None
+        if self.first:
+            kind, _, _, pfn, _ = self.node.map.lookup(self.first - 1)
+            goal = pfn + 1 if kind != extent.HOLE else None
+        for pgoff, pages, pfn, kind in extent.holes(self.node, self.first, self.last):
+            if kind == extent.HOLE:
+                for start, got in self.tx.alloc(pages, pgoff, goal):
+                    self.pieces.append((pgoff, got, start, extent.MAPPED))
+                    self.fresh.append((pgoff, got, start))
+                    pgoff += got
+                    goal = start + got
+                continue
+            self.pieces.append((pgoff, pages, pfn, extent.MAPPED))
+            if kind == extent.UNWRITTEN:
+                self.fresh.append((pgoff, pages, pfn))
+            goal = pfn + pages
+
+    def commit(self, now: int) -> None:
+        """Publish blocks, size and times. The data are durable already."""
+        node, tx = self.node, self.tx
+        try:
+            edit = tx.inode(node.ino)
+            if self.fresh:
+                extent.replace(tx, edit, node, self.first, self.last, self.pieces)
+            size = max(node.map.size, self.pos + self.length)
+            edit.size = size
+            edit.mtime = edit.ctime = now
+        except OSError:
+            tx.abort()
+            raise
+        if size != node.map.size:
+            tx.after(lambda: setattr(node.map, "size", size))
+        tx.commit()
+
+
+def prepare_write(fs, node, pos: int, length: int) -> WritePlan:
+    """The plan for writing *length* bytes at *pos*. EFBIG, ENOSPC, EROFS change nothing."""
+    if pos >= L.MAX_FILE_SIZE:
+        raise fail(errno.EFBIG)
+    plan = WritePlan(fs, node, pos, min(length, L.MAX_FILE_SIZE - pos))
+    if pos > node.map.size:
+        zero_tail(fs, node, pos)
+    return plan
+
+
+def zero_tail(fs, node, limit: int) -> bool:
+    """Zero what stands behind the end of file in its last page, up to *limit* bytes of file.
+
+    A store through a mapping may have left something there that must not show
+    when the file grows. Durable at the next drain; the caller drains before the
+    record with the new size. True where there was something to do.
+    """
+    size = node.map.size
+    end = min(limit, (size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1))
+    if size >= end:
+        return False
+    kind, _, _, pfn, _ = node.map.lookup(size >> PAGE_SHIFT)
+    if kind != extent.MAPPED:
+        return False
+    fs.region.nt_fill((pfn << PAGE_SHIFT) + (size & PAGE_SIZE - 1), 0, end - size)
+    return True
+
+
+def truncate(fs, node, size: int, now: int, changes=None) -> None:
+    """Set the size. *changes(edit, tx)* adds further inode changes to the same transaction."""
+    if size > L.MAX_FILE_SIZE:
+        raise fail(errno.EFBIG)
+    old = node.map.size
+    if size > old and zero_tail(fs, node, size):
+        # Orders the zeros behind the old end before the record with the new size.
+        fs.region.drain()
+    first = (size + PAGE_SIZE - 1) >> PAGE_SHIFT
+    beyond = len(node.map) - node.map.find(first)
+    with fs.begin() as tx:
+        edit = tx.inode(node.ino)
+        edit.size = size
+        edit.mtime = edit.ctime = now
+        if changes:
+            changes(edit, tx)
+        if first == 0:
+            extent.clear(tx, edit, node)
+        elif beyond > EXTENTS_PER_STEP:
+            edit.flags |= L.FLAG_TRUNCATING
+        elif beyond and first < node.map.end():
+            tx.free(extent.replace(tx, edit, node, first, extent.MAX_PGOFF, []))
+        tx.after(lambda: setattr(node.map, "size", size))
+    if node.map.dirty is not None:
+        node.map.dirty.clear(first, extent.MAX_PGOFF - first)
+    if first and beyond > EXTENTS_PER_STEP:
+        continue_truncate(fs, node)
+
+
+def continue_truncate(fs, node) -> None:
+    """Free the blocks behind the end, last ones first, a bounded number a transaction."""
+    first = (node.map.size + PAGE_SIZE - 1) >> PAGE_SHIFT
+    done = False
+    while not done:
+        count = len(node.map)
+        low = max(count - EXTENTS_PER_STEP, 0)
+        cut = max(first, node.map.extents(low, 1)[0][0]) if count else first
+        done = cut == first
+        with fs.begin() as tx:
+            edit = tx.inode(node.ino)
+            if cut < node.map.end():
+                tx.free(extent.replace(tx, edit, node, cut, extent.MAX_PGOFF, []))
+            if done:
+                edit.flags &= ~L.FLAG_TRUNCATING

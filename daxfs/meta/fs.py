@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: MIT
+"""FileSystem: one mounted region, as its operations see it.
+
+It holds the parts (journal, allocator, inode table, nodes) and the rules that
+belong to none of them: what is in use, when an unlinked inode goes, read-only.
+The operations are functions in `namespace`, `attr`, `file` and `xattr`, with a
+FileSystem as first argument.
+
+One thread calls all of it (docs/concurrency.md); it never suspends.
+"""
+
+import errno
+import time
+from collections import namedtuple
+
+from .. import layout as L
+from ..errors import CorruptError, FormatError, fail
+from ..pfn import PAGE_SHIFT, PAGE_SIZE
+from . import extent, superblock
+from .alloc import Allocator
+from .inode import InodeTable
+from .journal import Journal
+from .mkfs import state_line
+from .transaction import Transaction
+
+BlockHead = namedtuple("BlockHead", L.BLOCK_FIELDS.names)
+_block_head = L.BLOCK_FIELDS.unpack_from
+_STATE = L.STATE_PFN << PAGE_SHIFT
+_MOUNTED = _STATE + L.STATE_FIELDS.offset["mounted"]
+ATIME_POLICIES = ("relatime", "noatime", "strictatime")
+
+
+class FileSystem:
+    """An open region with a file system on it. Make one with `mount`.
+
+    ``atime``: relatime, noatime or strictatime; ``nodiratime``, ``lazytime`` as
+    mount(8) has them. ``readonly``: every change is refused with EROFS.
+    """
+
+    def __init__(self, region, sb, readonly=False):
+        self.region = region
+        self.mem = region.mem
+        self.sb = sb
+        self.seed = sb.seed
+        self.readonly = readonly
+        self.atime, self.nodiratime, self.lazytime = "relatime", False, False
+        self.journal = Journal(region, sb.journal_pfn, sb.journal_pages, self.seed)
+        self.inodes = InodeTable(region, sb.inode_pfn, sb.inode_pages, self.seed)
+        self.alloc = Allocator()
+        self.alloc.reclaim = self.journal.settle
+        self.journal.on_settle.append(self._settled)
+        self.ranges = sb.data_ranges()
+        self.nodes: dict[int, extent.Node] = {}
+        self.lookups: dict[int, int] = {}
+        self.orphans: set[int] = set()
+        self.unsettled: set[int] = set()  # inodes that records since the tail wrote to
+        self.replayed = 0
+        self.clock = time.time_ns
+
+    # -- checks of what media say ------------------------------------------------------
+
+    def check_block(self, pfn: int, kind: int, owner: int, whole: bool = False) -> BlockHead:
+        """The header of a metadata block. CorruptError where it is another one's, or (*whole*) damaged."""
+        self.check_run(pfn, 1, owner)
+        at = pfn << PAGE_SHIFT
+        head = BlockHead._make(_block_head(self.mem, at))
+        if head.magic != L.BLOCK_MAGIC or head.kind != kind or head.owner != owner or head.self_pfn != pfn:
+            raise CorruptError(f"inode {owner}: block {pfn} is not its metadata block of kind {kind}")
+        if whole and (
+            head.length != PAGE_SIZE or not L.is_sealed(self.mem[at : at + PAGE_SIZE], 4, self.seed)
+        ):
+            raise CorruptError(f"inode {owner}: metadata block {pfn} has a wrong checksum")
+        return head
+
+    def check_run(self, pfn: int, pages: int, owner: int) -> None:
+        """CorruptError where [pfn, pfn + pages) is not inside one data range."""
+        for start, end in self.ranges:
+            if start <= pfn and pfn + pages <= end and pages > 0:
+                return
+        raise CorruptError(f"inode {owner}: pages {pfn}+{pages} are outside the data area")
+
+    # -- transactions -------------------------------------------------------------------
+
+    def begin(self) -> Transaction:
+        """A transaction; EROFS on a read-only mount."""
+        if self.readonly:
+            raise fail(errno.EROFS)
+        return Transaction(self)
+
+    def journalled(self, inodes) -> None:
+        """A record with these inodes was committed (`Transaction.commit`)."""
+        self.unsettled.update(inodes)
+
+    def _settled(self) -> None:
+        self.unsettled.clear()
+        self.alloc.release_held()
+
+    def new_ino(self, tx) -> int:
+        """A free inode number, the table grown where needed. ENOSPC where it is full."""
+        ino = self.inodes.take()
+        if ino is None:
+            limit = self.inodes.grow()
+            with self.begin() as grow:
+                grow.raw(_STATE, state_line(self.seed, limit))
+                grow.after(lambda: self.inodes.grown(limit))
+            ino = self.inodes.take()
+        tx.undo(lambda: self.inodes.give(ino))
+        tx.after(lambda: setattr(self.inodes, "used", self.inodes.used + 1))
+        return ino
+
+    # -- inodes in use ------------------------------------------------------------------
+
+    def node(self, ino: int) -> extent.Node:
+        """The Node of an inode, loaded at first use."""
+        node = self.nodes.get(ino)
+        if node is None:
+            node = self.nodes[ino] = extent.load(self, self.inodes.read(ino))
+        return node
+
+    def remember(self, ino: int) -> None:
+        """The kernel was told of *ino* once more."""
+        self.lookups[ino] = self.lookups.get(ino, 0) + 1
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel dropped *count* references; the last one ends an unlinked inode."""
+        left = self.lookups.get(ino, 0) - count
+        if left > 0:
+            self.lookups[ino] = left
+            return
+        self.lookups.pop(ino, None)
+        self.drop_unused(ino)
+
+    def drop_unused(self, ino: int) -> None:
+        """Let go of the Node, and of the inode where it is unlinked, if nobody uses it any more."""
+        node = self.nodes.get(ino)
+        if ino in self.lookups or (node is not None and node.opens):
+            return
+        if ino in self.orphans and not self.readonly:
+            self.destroy(ino)
+        elif node is not None:
+            self.sync_times(ino)
+            del self.nodes[ino]
+
+    def open(self, ino: int) -> extent.Node:
+        """One more handle on *ino*."""
+        node = self.node(ino)
+        node.opens += 1
+        return node
+
+    def release(self, node) -> None:
+        """One handle less."""
+        node.opens -= 1
+        if not node.opens:
+            self.drop_unused(node.ino)
+
+    def destroy(self, ino: int) -> None:
+        """Free an unlinked inode and everything that it holds, in one transaction."""
+        node, inode = self.node(ino), self.inodes.read(ino)
+        with self.begin() as tx:
+            edit = tx.inode(ino)
+            extent.clear(tx, edit, node, inode.mode & 0o170000 == 0o040000)
+            if inode.xattr_pfn:
+                tx.free([(inode.xattr_pfn, inode.xattr_pages)], metadata=True)
+            # All zero but what the next user of the number needs: its generation.
+            generation = edit.generation
+            edit.buf[:] = bytes(L.INODE_SIZE)
+            edit.magic, edit.ino, edit.generation = L.INODE_MAGIC, ino, generation
+        self.orphans.discard(ino)
+        self.nodes.pop(ino, None)
+        self.inodes.give(ino)
+        self.inodes.used -= 1
+
+    # -- times and durability -----------------------------------------------------------
+
+    def store_times(self, ino: int, offset: int, data: bytes) -> None:
+        """Store time words of an inode in place (8-byte atoms, no record).
+
+        Their lines are queued at once, or with lazytime when the inode is synced;
+        either way they are durable at the next drain after that.
+        """
+        region, place = self.region, self.inodes.place(ino) + offset
+        region.store(place, data)
+        if self.lazytime:
+            node = self.nodes.get(ino)
+            if node is not None:
+                node.stale_times = True
+                return
+        region.flush_range(place, len(data))
+
+    def sync_times(self, ino: int) -> None:
+        """Queue the times that lazytime held back."""
+        node = self.nodes.get(ino)
+        if node is not None and node.stale_times:
+            self.region.flush_range(self.inodes.place(ino), L.INODE_HOT)
+            node.stale_times = False
+
+    def sync_inode(self, ino: int) -> None:
+        """Make size and times of *ino* durable, and safe from replay. The caller's data are flushed."""
+        if self.readonly:
+            return
+        self.sync_times(ino)
+        if ino in self.unsettled:
+            # A record since the tail holds older times of this inode: replay must not bring them back.
+            self.journal.settle()
+            return
+        # Orders the caller's flushed data and the time words above before the reply to fsync.
+        self.region.drain()
+        self.region.flush.check()
+
+    def sync_all(self) -> None:
+        """Everything durable, nothing to replay (unmount, syncfs)."""
+        if self.readonly:
+            return
+        for ino in list(self.nodes):
+            self.sync_times(ino)
+        self.journal.settle()
+        # Orders queued time words before the return, also where there was nothing to settle.
+        self.region.drain()
+        self.region.flush.check()
+
+    def statfs(self) -> dict:
+        """Space in pages and inodes, as statvfs(3) wants it."""
+        free = self.alloc.free_pages + self.alloc.held
+        return {
+            "blocks": sum(end - start for start, end in self.ranges),
+            "bfree": free,
+            "files": self.sb.capacity,
+            "ffree": self.sb.capacity - self.inodes.used,
+        }
+
+    def unmount(self) -> None:
+        """Finish: orphans that nobody can reach any more, times, journal; then say so on media."""
+        if self.readonly:
+            return
+        for node in self.nodes.values():
+            node.opens = 0
+        self.lookups.clear()
+        for ino in list(self.orphans):
+            self.destroy(ino)
+        self.sync_all()
+        self.set_mounted(0)
+
+    def set_mounted(self, value: int) -> None:
+        """The mounted word of the state page."""
+        self.region.store(_MOUNTED, L.WORD.pack(value))
+        self.region.flush_range(_MOUNTED, 8)
+        # Orders the word after all that it speaks of, and before the mount or unmount that it stands for.
+        self.region.drain()
+        self.region.flush.check()
+
+
+def state_of(mem, seed: int) -> dict:
+    """The state page's fields. CorruptError where its journalled line is damaged."""
+    raw = bytes(mem[_STATE : _STATE + L.STATE.itemsize])
+    fields = dict(zip(L.STATE_FIELDS.names, L.STATE_FIELDS.unpack_from(raw), strict=True))
+    if fields["magic"] != L.STATE_MAGIC or not L.is_sealed(raw[:64], 4, seed):
+        raise CorruptError("state page: wrong magic or checksum")
+    return fields
+
+
+def mount(region, readonly: bool = False, progress=None) -> FileSystem:
+    """Open the file system on *region*: replay, rebuild DRAM state, finish orphans.
+
+    A region opened read-only is replayed nowhere: give a ``cow`` one.
+    FormatError, SourceError, CorruptError; nothing is changed where it is raised
+    before replay.
+    """
+    from . import recover
+
+    sb = superblock.read(region)
+    if sb.ro_compat & ~L.RO_COMPAT_KNOWN and not readonly:
+        raise FormatError(f"unknown features {sb.ro_compat:#x}: mount read-only (-o ro) or use a newer daxfs")
+    fs = FileSystem(region, sb, readonly)
+    fs.replayed = fs.journal.replay()
+    state = state_of(fs.mem, fs.seed)
+    recover.rebuild(fs, state["inode_limit"], progress)
+    if not readonly:
+        now = fs.clock()
+        region.store(_STATE + L.STATE_FIELDS.offset["mount_count"], L.WORD.pack(state["mount_count"] + 1))
+        region.store(_STATE + L.STATE_FIELDS.offset["last_mount"], now.to_bytes(8, "little", signed=True))
+        fs.set_mounted(1)
+        recover.finish_orphans(fs)
+    return fs

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""The inode table: reading an inode, numbers in use and free.
+
+The mapped table is the truth; nothing of an inode is cached in DRAM. The table
+has room for a fixed number of inodes, of which those below ``limit`` are valid:
+mkfs of a large region writes almost nothing, and the table is zeroed in steps
+of INODE_CHUNK as numbers are needed. One thread: the metadata thread.
+"""
+
+import errno
+from array import array
+from collections import namedtuple
+
+from .. import layout as L
+from ..errors import CorruptError, fail
+from ..pfn import PAGE_SHIFT
+
+F = L.INODE_FIELDS
+Inode = namedtuple("Inode", F.names)
+COLD = F.offset["magic"]
+PLACE_OF = {name: offset for name, offset in F.offset.items() if offset < L.INODE_HOT}
+
+_unpack = F.unpack_from
+_make = Inode._make
+
+
+class InodeTable:
+    """Inodes of one region. ``ino`` counts from 1 (ROOT_INO); 0 is never used."""
+
+    def __init__(self, region, start_pfn: int, pages: int, seed: int):
+        self.region = region
+        self.mem = region.mem
+        self.base = start_pfn << PAGE_SHIFT
+        self.capacity = pages * L.INODES_PER_PAGE
+        self.seed = seed
+        self.limit = 0
+        self.free = array("Q")  # numbers below limit that are free, taken from the end
+        self.used = 0
+
+    def place(self, ino: int) -> int:
+        """Byte offset of the inode in the region."""
+        return self.base + ino * L.INODE_SIZE
+
+    def read(self, ino: int) -> Inode:
+        """The inode, of which every field was checked at mount or written since.
+
+        ESTALE where *ino* is no number in use (a client's stale handle).
+        """
+        if not 0 < ino < self.limit:
+            raise fail(errno.ESTALE)
+        inode = _make(_unpack(self.mem, self.base + ino * L.INODE_SIZE))
+        if not inode.mode or inode.ino != ino:
+            raise fail(errno.ESTALE)
+        return inode
+
+    def raw(self, ino: int) -> bytearray:
+        """A copy of the inode's 256 bytes."""
+        place = self.place(ino)
+        return bytearray(self.mem[place : place + L.INODE_SIZE])
+
+    def is_valid(self, raw) -> bool:
+        """True where these 256 bytes are an inode of this region, or one that was never used."""
+        if not any(raw):
+            return True
+        magic = F.codec["magic"].unpack_from(raw, COLD)[0]
+        return magic == L.INODE_MAGIC and L.is_sealed(raw[COLD:], 4, self.seed)
+
+    def take(self) -> int | None:
+        """A free number below the limit, or None: then `grow` is due."""
+        return self.free.pop() if self.free else None
+
+    def give(self, ino: int) -> None:
+        """Number *ino* is free again (after the transaction that freed it)."""
+        self.free.append(ino)
+
+    def grow(self) -> int:
+        """Zero the next chunk of the table; the limit that the state line must now get (journalled)."""
+        if self.limit >= self.capacity:
+            raise fail(errno.ENOSPC, "no free inode")
+        limit = min(self.limit + L.INODE_CHUNK, self.capacity)
+        self.region.nt_fill(self.place(self.limit), 0, (limit - self.limit) * L.INODE_SIZE)
+        # Orders the zeroed inodes before the record with the limit that makes them valid.
+        self.region.drain()
+        return limit
+
+    def grown(self, limit: int) -> None:
+        """The new limit is durable."""
+        self.free.extend(range(limit - 1, self.limit - 1, -1))
+        self.limit = limit
+
+    def check(self, ino: int) -> Inode:
+        """`read` with the checksum looked at. CorruptError where it is wrong."""
+        if not self.is_valid(self.raw(ino)):
+            raise CorruptError(f"inode {ino}: wrong magic or checksum")
+        return self.read(ino)

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: MIT
+"""Names: lookup, create, link, unlink, rename. Each call is one transaction.
+
+Permissions, sticky directories, loops and the maximal path length are the
+kernel's business (default_permissions). Names are bytes. Metadata thread.
+"""
+
+import errno
+from typing import NamedTuple
+
+from .. import layout as L
+from ..errors import CorruptError, fail
+from . import dir as directory
+from . import extent, xattr
+
+S_IFMT, S_IFDIR, S_IFREG, S_IFLNK = 0o170000, 0o040000, 0o100000, 0o120000
+S_ISGID = 0o2000
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+
+
+class Creds(NamedTuple):
+    """Who asks: the owner of what is created."""
+
+    uid: int
+    gid: int
+
+
+ROOT = Creds(0, 0)
+
+
+def d_type(mode: int) -> int:
+    """The d_type of a mode (linux/fs_types.h)."""
+    return (mode & S_IFMT) >> 12
+
+
+def _dir(fs, ino: int):
+    """(inode, node) of a directory. ENOTDIR for anything else."""
+    inode = fs.inodes.read(ino)
+    if inode.mode & S_IFMT != S_IFDIR:
+        raise fail(errno.ENOTDIR)
+    return inode, fs.node(ino)
+
+
+def _check_name(name: bytes) -> None:
+    if len(name) > L.NAME_MAX:
+        raise fail(errno.ENAMETOOLONG)
+    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        raise fail(errno.EINVAL)
+
+
+def lookup(fs, parent: int, name: bytes):
+    """The inode that *name* in *parent* names, or None. "." and ".." work (NFS, open_by_handle)."""
+    if name == b".":
+        return fs.inodes.read(parent)
+    if name == b"..":
+        return fs.inodes.read(_dir(fs, parent)[0].parent)
+    if len(name) > L.NAME_MAX:
+        raise fail(errno.ENAMETOOLONG)
+    found = directory.lookup(fs, _dir(fs, parent)[1], name)
+    return None if found is None else _target(fs, parent, name, found[0])
+
+
+def _target(fs, parent: int, name: bytes, ino: int):
+    try:
+        return fs.inodes.read(ino)
+    except OSError:
+        raise CorruptError(f"directory {parent}: {name!r} names inode {ino}, which is not in use") from None
+
+
+def create(fs, parent: int, name: bytes, mode: int, creds: Creds, rdev: int = 0, target: bytes = b""):
+    """Make a file, directory, symlink, device node, FIFO or socket; returns its inode.
+
+    EEXIST, ENOENT in a directory that was removed, ENOSPC, EMLINK, ENAMETOOLONG.
+    The group comes from a setgid directory, the ACL from its default ACL.
+    """
+    _check_name(name)
+    dir_inode, node = _dir(fs, parent)
+    if not dir_inode.nlink:
+        raise fail(errno.ENOENT)
+    if directory.lookup(fs, node, name) is not None:
+        raise fail(errno.EEXIST)
+    is_dir = mode & S_IFMT == S_IFDIR
+    if is_dir and dir_inode.nlink >= L.LINK_MAX:
+        raise fail(errno.EMLINK)
+    gid = creds.gid
+    if dir_inode.mode & S_ISGID:
+        gid = dir_inode.gid
+        mode |= S_ISGID if is_dir else 0
+    attrs, mode = xattr.inherited(fs, dir_inode, mode)
+    now = fs.clock()
+    with fs.begin() as tx:
+        ino = fs.new_ino(tx)
+        edit = tx.new_inode(ino)
+        edit.mode, edit.uid, edit.gid, edit.rdev = mode, creds.uid, gid, rdev
+        edit.nlink = 2 if is_dir else 1
+        edit.parent = parent if is_dir else 0
+        edit.atime = edit.mtime = edit.ctime = edit.btime = now
+        if target:
+            _put_target(tx, fs, edit, target)
+        if attrs:
+            xattr.store(tx, fs, edit, attrs)
+        dir_edit = tx.inode(parent)
+        directory.insert(tx, fs, dir_edit, node, name, ino, d_type(mode))
+        dir_edit.mtime = dir_edit.ctime = now
+        if is_dir:
+            dir_edit.nlink += 1
+    return fs.inodes.read(ino)
+
+
+def _put_target(tx, fs, edit, target: bytes) -> None:
+    """The target of a symlink: in the inode, or in a page of its own, journalled either way."""
+    if len(target) > L.SYMLINK_MAX:
+        raise fail(errno.ENAMETOOLONG)
+    edit.size = len(target)
+    if len(target) <= L.INLINE_SIZE:
+        edit.inline = target
+        return
+    ((pfn, _),) = tx.alloc(1)
+    edit.inline = L.EXTENT_CODEC.pack(0, 1, pfn | extent.MAPPED << L.EXTENT_STATE_SHIFT)
+    edit.nextents = edit.blocks = 1
+    tx.zero(pfn << 12, 4096)
+    tx.raw(pfn << 12, target)
+
+
+def readlink(fs, ino: int) -> bytes:
+    """The target of a symlink. EINVAL for anything else."""
+    inode = fs.inodes.read(ino)
+    if inode.mode & S_IFMT != S_IFLNK:
+        raise fail(errno.EINVAL)
+    if inode.size <= L.INLINE_SIZE:
+        return inode.inline[: inode.size]
+    found = extent.parse_slot(inode.inline, 0)
+    if found is None or inode.size > L.SYMLINK_MAX:
+        raise CorruptError(f"symlink {ino}: its target is missing")
+    fs.check_run(found[2], 1, ino)
+    at = found[2] << 12
+    return bytes(fs.mem[at : at + inode.size])
+
+
+def link(fs, ino: int, parent: int, name: bytes):
+    """A further name for an inode; returns the inode. EPERM for a directory, EMLINK, ENOENT once unlinked."""
+    _check_name(name)
+    inode = fs.inodes.read(ino)
+    dir_inode, node = _dir(fs, parent)
+    if inode.mode & S_IFMT == S_IFDIR:
+        raise fail(errno.EPERM)
+    if not inode.nlink or not dir_inode.nlink:
+        raise fail(errno.ENOENT)
+    if inode.nlink >= L.LINK_MAX:
+        raise fail(errno.EMLINK)
+    if directory.lookup(fs, node, name) is not None:
+        raise fail(errno.EEXIST)
+    now = fs.clock()
+    with fs.begin() as tx:
+        edit, dir_edit = tx.inode(ino), tx.inode(parent)
+        edit.nlink += 1
+        edit.ctime = now
+        directory.insert(tx, fs, dir_edit, node, name, ino, d_type(inode.mode))
+        dir_edit.mtime = dir_edit.ctime = now
+    return fs.inodes.read(ino)
+
+
+def _unlinked(tx, fs, edit, now: int, links: int = 1) -> None:
+    """*links* names of an inode go; with the last one it is an orphan until nobody uses it."""
+    edit.nlink = max(edit.nlink - links, 0)
+    edit.ctime = now
+    if not edit.nlink:
+        tx.after(lambda: fs.orphans.add(edit.number))
+
+
+def unlink(fs, parent: int, name: bytes) -> int:
+    """Remove a name of a non-directory; returns the inode's number. EISDIR for a directory."""
+    dir_inode, node = _dir(fs, parent)
+    found = directory.lookup(fs, node, name)
+    if found is None:
+        raise fail(errno.ENOENT)
+    inode = _target(fs, parent, name, found[0])
+    if inode.mode & S_IFMT == S_IFDIR:
+        raise fail(errno.EISDIR)
+    now = fs.clock()
+    with fs.begin() as tx:
+        dir_edit = tx.inode(parent)
+        directory.remove(tx, fs, dir_edit, node, name)
+        dir_edit.mtime = dir_edit.ctime = now
+        _unlinked(tx, fs, tx.inode(inode.ino), now)
+    fs.drop_unused(inode.ino)
+    return inode.ino
+
+
+def rmdir(fs, parent: int, name: bytes) -> int:
+    """Remove an empty directory; returns its number. ENOTEMPTY, ENOTDIR."""
+    if name in (b".", b".."):
+        raise fail(errno.EINVAL if name == b"." else errno.ENOTEMPTY)
+    dir_inode, node = _dir(fs, parent)
+    found = directory.lookup(fs, node, name)
+    if found is None:
+        raise fail(errno.ENOENT)
+    inode, child = _dir(fs, found[0])
+    if not directory.is_empty(fs, child):
+        raise fail(errno.ENOTEMPTY)
+    now = fs.clock()
+    with fs.begin() as tx:
+        dir_edit = tx.inode(parent)
+        directory.remove(tx, fs, dir_edit, node, name)
+        dir_edit.mtime = dir_edit.ctime = now
+        dir_edit.nlink -= 1
+        _unlinked(tx, fs, tx.inode(inode.ino), now, links=inode.nlink)
+    fs.drop_unused(inode.ino)
+    return inode.ino
+
+
+def rename(fs, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    """rename(2) and renameat2(2) with NOREPLACE or EXCHANGE; one record, so atomic across a crash."""
+    _check_name(new_name)
+    if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+        raise fail(errno.EINVAL)
+    _, node = _dir(fs, parent)
+    new_dir, new_node = _dir(fs, new_parent)
+    found = directory.lookup(fs, node, name)
+    over = directory.lookup(fs, new_node, new_name)
+    if found is None or not new_dir.nlink:
+        raise fail(errno.ENOENT)
+    inode = _target(fs, parent, name, found[0])
+    if flags & RENAME_EXCHANGE:
+        if over is None:
+            raise fail(errno.ENOENT)
+        other = _target(fs, new_parent, new_name, over[0])
+        _exchange(fs, (parent, node, name, inode), (new_parent, new_node, new_name, other))
+        return
+    victim = None
+    if over is not None:
+        if flags & RENAME_NOREPLACE:
+            raise fail(errno.EEXIST)
+        if over[0] == inode.ino:
+            return  # two names of one inode: nothing happens, says rename(2)
+        victim = _target(fs, new_parent, new_name, over[0])
+        _may_replace(fs, inode, victim)
+    if inode.mode & S_IFMT == S_IFDIR and parent != new_parent and victim is None:
+        if new_dir.nlink >= L.LINK_MAX:
+            raise fail(errno.EMLINK)
+    _move(fs, (parent, node, name, inode), (new_parent, new_node, new_name, victim))
+    if victim is not None:
+        fs.drop_unused(victim.ino)
+
+
+def _may_replace(fs, inode, victim) -> None:
+    """EISDIR, ENOTDIR, ENOTEMPTY where *inode* may not take *victim*'s name."""
+    is_dir = inode.mode & S_IFMT == S_IFDIR
+    if victim.mode & S_IFMT != S_IFDIR:
+        if is_dir:
+            raise fail(errno.ENOTDIR)
+        return
+    if not is_dir:
+        raise fail(errno.EISDIR)
+    if not directory.is_empty(fs, fs.node(victim.ino)):
+        raise fail(errno.ENOTEMPTY)
+
+
+def _move(fs, source, dest) -> None:
+    parent, node, name, inode = source
+    new_parent, new_node, new_name, victim = dest
+    is_dir = inode.mode & S_IFMT == S_IFDIR
+    now = fs.clock()
+    with fs.begin() as tx:
+        old_dir, new_dir = tx.inode(parent), tx.inode(new_parent)
+        edit = tx.inode(inode.ino)
+        if victim is not None:
+            directory.change(tx, fs, new_node, new_name, inode.ino, d_type(inode.mode))
+            gone = tx.inode(victim.ino)
+            _unlinked(tx, fs, gone, now, links=victim.nlink if is_dir else 1)
+        else:
+            directory.insert(tx, fs, new_dir, new_node, new_name, inode.ino, d_type(inode.mode))
+        directory.remove(tx, fs, old_dir, node, name, shrink=node is not new_node)
+        if is_dir:
+            old_dir.nlink -= 1
+            new_dir.nlink += 0 if victim is not None else 1
+            edit.parent = new_parent
+        old_dir.mtime = old_dir.ctime = new_dir.mtime = new_dir.ctime = edit.ctime = now
+
+
+def _exchange(fs, left, right) -> None:
+    parent, node, name, inode = left
+    new_parent, new_node, new_name, other = right
+    if inode.ino == other.ino:
+        return
+    now = fs.clock()
+    with fs.begin() as tx:
+        old_dir, new_dir = tx.inode(parent), tx.inode(new_parent)
+        one, two = tx.inode(inode.ino), tx.inode(other.ino)
+        directory.change(tx, fs, node, name, other.ino, d_type(other.mode))
+        directory.change(tx, fs, new_node, new_name, inode.ino, d_type(inode.mode))
+        for moved, origin, target in ((one, old_dir, new_dir), (two, new_dir, old_dir)):
+            if moved.mode & S_IFMT == S_IFDIR:
+                moved.parent = target.number
+                origin.nlink -= 1
+                target.nlink += 1
+            moved.ctime = now
+        old_dir.mtime = old_dir.ctime = new_dir.mtime = new_dir.ctime = now
+
+
+def readdir(fs, ino: int, cookie: int):
+    """Yield (name, ino, d_type, next cookie) from *cookie* (0: the start), "." and ".." included."""
+    inode, node = _dir(fs, ino)
+    if not inode.nlink:
+        return
+    if cookie < directory.DOT:
+        yield b".", ino, 4, directory.DOT
+    if cookie < directory.DOTDOT:
+        yield b"..", inode.parent, 4, directory.DOTDOT
+    yield from directory.listing(fs, node, max(cookie, L.BLOCK_SIZE))

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""The superblock, its backup, and the labels of further sources: reading, checking, writing.
+
+Nothing here changes while a region is mounted; the words that do are on the
+state page (`fs.FileSystem`).
+"""
+
+import uuid as uuidlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .. import layout as L
+from ..errors import CorruptError, FormatError, SourceError
+from ..pfn import PAGE_SHIFT, PAGE_SIZE
+
+_CRC = L.SUPERBLOCK.fields["crc"][1]
+_LABEL_CRC = L.SOURCE_LABEL.fields["crc"][1]
+_SCALARS = (
+    "format_rev", "compat", "ro_compat", "incompat", "created", "npages", "nsources", "map", "journal_pfn",
+    "journal_pages", "inode_pfn", "inode_pages", "map_pfn", "map_pages", "data_pfn", "backup_pfn",
+)  # fmt: skip
+
+
+@dataclass
+class Superblock:
+    """What mkfs decided. Places in pages of the region; ``sources``: (uuid, pfn_start, npages) each."""
+
+    uuid: bytes
+    label: bytes = b""
+    sources: list[tuple[bytes, int, int]] = field(default_factory=list)
+    format_rev: int = L.FORMAT_REV
+    compat: int = 0
+    ro_compat: int = 0
+    incompat: int = 0
+    created: int = 0
+    npages: int = 0
+    nsources: int = 0
+    map: int = L.MAP_MEM
+    journal_pfn: int = 0
+    journal_pages: int = 0
+    inode_pfn: int = 0
+    inode_pages: int = 0
+    map_pfn: int = 0
+    map_pages: int = 0
+    data_pfn: int = 0
+    backup_pfn: int = 0
+
+    @property
+    def seed(self) -> int:
+        return L.crc_seed(self.uuid)
+
+    @property
+    def capacity(self) -> int:
+        """Inodes that the table has room for, the unused number 0 left out."""
+        return self.inode_pages * L.INODES_PER_PAGE - 1
+
+    def data_ranges(self) -> list[tuple[int, int]]:
+        """[start, end) in pfns of everything that may hold extents and metadata blocks."""
+        out = [(self.data_pfn, self.backup_pfn)]
+        out += [(start + 1, start + pages) for _, start, pages in self.sources[1:]]
+        return out
+
+    def pack(self) -> bytes:
+        """The 4096 bytes that stand on the media."""
+        page = np.zeros(1, L.SUPERBLOCK)
+        page["magic"] = L.SB_MAGIC
+        page["uuid"] = np.void(self.uuid)
+        page["label"] = np.void(self.label.ljust(L.LABEL_MAX, b"\0"))
+        for name in _SCALARS:
+            page[name] = getattr(self, name)
+        for i, (uuid, start, pages) in enumerate(self.sources):
+            page["sources"][0][i] = (np.void(uuid), start, pages)
+        return L.sealed(bytearray(page.tobytes()), _CRC, 0)
+
+
+def parse(page: bytes) -> Superblock:
+    """A superblock from its 4096 bytes. FormatError where there is none or of another kind, CorruptError where damaged."""
+    sb = np.frombuffer(page, L.SUPERBLOCK, 1)[0]
+    if page[:8] != L.SB_MAGIC:
+        raise FormatError("no daxfs superblock")
+    if not L.is_sealed(page, _CRC, 0):
+        raise CorruptError("superblock: wrong checksum")
+    out = Superblock(uuid=sb["uuid"].tobytes(), label=sb["label"].tobytes().rstrip(b"\0"))
+    for name in _SCALARS:
+        setattr(out, name, int(sb[name]))
+    if out.format_rev != L.FORMAT_REV:
+        raise FormatError(f"format revision {out.format_rev}, this daxfs knows revision {L.FORMAT_REV}")
+    if out.incompat & ~L.INCOMPAT_KNOWN:
+        raise FormatError(f"unknown incompatible features {out.incompat & ~L.INCOMPAT_KNOWN:#x}: use a newer daxfs")
+    if not 1 <= out.nsources <= L.MAX_SOURCES:
+        raise CorruptError(f"superblock: {out.nsources} sources")
+    for entry in sb["sources"][: out.nsources]:
+        out.sources.append((entry["uuid"].tobytes(), int(entry["pfn_start"]), int(entry["npages"])))
+    _check_geometry(out)
+    return out
+
+
+def _check_geometry(sb: Superblock) -> None:
+    """Places are in order and inside the region (a right checksum does not make them sane)."""
+    first = sb.sources[0][2]
+    areas = [
+        (sb.journal_pfn, sb.journal_pages),
+        (sb.inode_pfn, sb.inode_pages),
+        (sb.map_pfn, sb.map_pages),
+    ]
+    at = L.STATE_PFN + 1
+    for start, pages in areas:
+        if pages and (start < at or pages < 0):
+            raise CorruptError("superblock: areas overlap")
+        at = max(at, start + pages)
+    ends = [start + pages for _, start, pages in sb.sources]
+    if not (at <= sb.data_pfn < sb.backup_pfn < first and sb.npages == max(ends) <= L.MAX_REGION_PAGES):
+        raise CorruptError("superblock: areas leave the region")
+    if sb.journal_pages < 3 or sb.inode_pages < 1:
+        raise CorruptError("superblock: no journal or no inode table")
+
+
+def read(region) -> Superblock:
+    """The superblock of an open region, whose sources must be the ones it names, in order.
+
+    FormatError, CorruptError (its text says whether the backup would help),
+    SourceError for a missing, swapped, foreign or shrunken source.
+    """
+    page = bytes(region.mem[:PAGE_SIZE])
+    try:
+        sb = parse(page)
+    except FormatError:
+        if page[:8] == L.SB_MAGIC:
+            raise
+        name = region.sources[0].path
+        if page[:8] == L.SOURCE_MAGIC:
+            raise SourceError(f"{name}: not the first source of its region; give the sources in order") from None
+        if find_backup(region) is not None:
+            raise CorruptError(f"{name}: superblock lost, its backup is good: run fsck.daxfs") from None
+        raise FormatError(f"{name}: not a daxfs region (run mkfs.daxfs first)") from None
+    except CorruptError as error:
+        if find_backup(region) is not None:
+            raise CorruptError(f"{error}; its backup is good: run fsck.daxfs") from None
+        raise
+    check_sources(region, sb)
+    return sb
+
+
+def find_backup(region) -> Superblock | None:
+    """The backup superblock at the end of the first source, if it is valid."""
+    first = region.sources[0]
+    at = (first.pfn_start << PAGE_SHIFT) + (first.size // PAGE_SIZE - 1) * PAGE_SIZE
+    try:
+        sb = parse(bytes(region.mem[at : at + PAGE_SIZE]))
+    except (FormatError, CorruptError):
+        return None
+    return sb if sb.backup_pfn << PAGE_SHIFT == at else None
+
+
+def pack_label(sb: Superblock, index: int) -> bytes:
+    """The first page of source *index* (> 0)."""
+    uuid, start, pages = sb.sources[index]
+    label = np.zeros(1, L.SOURCE_LABEL)
+    label["magic"], label["format_rev"] = L.SOURCE_MAGIC, L.FORMAT_REV
+    label["region_uuid"], label["uuid"] = np.void(sb.uuid), np.void(uuid)
+    label["index"], label["nsources"] = index, sb.nsources
+    label["pfn_start"], label["npages"] = start, pages
+    return L.sealed(bytearray(label.tobytes()), _LABEL_CRC, 0)
+
+
+def check_sources(region, sb: Superblock) -> None:
+    """SourceError where the open sources are not the superblock's, naming the one at fault."""
+    if len(region.sources) != sb.nsources:
+        raise SourceError(
+            f"the region has {sb.nsources} sources, {len(region.sources)} given: "
+            f"{', '.join(s.path for s in region.sources)}"
+        )
+    for i, (source, (uuid, start, pages)) in enumerate(zip(region.sources, sb.sources, strict=True)):
+        have = source.size // PAGE_SIZE
+        if have < pages:
+            raise SourceError(f"{source.path}: shrunken: {have} pages, was formatted with {pages}")
+        if source.pfn_start != start:
+            raise SourceError(f"{source.path}: not at its place in the region; give the sources in order")
+        if i == 0:
+            continue
+        at = start << PAGE_SHIFT
+        page = bytes(region.mem[at : at + L.SOURCE_LABEL.itemsize])
+        label = np.frombuffer(page, L.SOURCE_LABEL, 1)[0]
+        if page[:8] == L.SB_MAGIC:
+            raise SourceError(f"{source.path}: foreign: it is the first source of a region")
+        if page[:8] != L.SOURCE_MAGIC or not L.is_sealed(page, _LABEL_CRC, 0):
+            raise SourceError(f"{source.path}: not a daxfs source, or its label is damaged")
+        if label["region_uuid"].tobytes() != sb.uuid:
+            owner = uuidlib.UUID(bytes=label["region_uuid"].tobytes())
+            raise SourceError(f"{source.path}: foreign: it belongs to region {owner}")
+        if int(label["index"]) != i or label["uuid"].tobytes() != uuid:
+            raise SourceError(f"{source.path}: swapped: it is source {int(label['index'])}, given as {i}")
+
+
+def write(region, sb: Superblock) -> None:
+    """Publish a region: labels and backup first, the superblock last.
+
+    The caller has cleared any older superblock and drained; a crash in between
+    leaves either no region or a whole one.
+    """
+    for i in range(1, sb.nsources):
+        region.nt_store(sb.sources[i][1] << PAGE_SHIFT, pack_label(sb, i))
+    page = sb.pack()
+    region.nt_store(sb.backup_pfn << PAGE_SHIFT, page)
+    # Orders everything that was formatted, the labels and the backup before the superblock.
+    region.drain()
+    region.nt_store(0, page)
+    # Orders the superblock before mkfs reports success.
+    region.drain()
+    region.flush.check()

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: MIT
+"""One transaction: the metadata changes of one operation, as one journal record.
+
+Changes are made to copies (`InodeEdit`, `BlockEdit`); live metadata is untouched
+until `commit` has made the record durable. What the operation took from DRAM
+state (pages, inode numbers) is registered with `undo` and given back if it fails;
+what may change only once it is durable (freed pages, directory indexes, extent
+maps) is registered with `after`. No suspension point may lie between begin and
+commit: one metadata thread, one transaction at a time (docs/concurrency.md).
+"""
+
+from .. import layout as L
+from ..errors import CorruptError
+from ..pfn import PAGE_SHIFT, PAGE_SIZE
+from .inode import COLD, F
+
+_HOT = [(name, F.offset[name]) for name in ("size", "atime", "mtime", "ctime")]
+_B = L.BLOCK_FIELDS
+
+
+def _field(name: str, fields) -> property:
+    codec, offset = fields.codec[name], fields.offset[name]
+    if codec.format.endswith("s"):
+        size = codec.size
+
+        def put_bytes(self, value):
+            self.buf[offset : offset + size] = value.ljust(size, b"\0")
+
+        return property(lambda self: bytes(self.buf[offset : offset + size]), put_bytes)
+    unpack, pack = codec.unpack_from, codec.pack_into
+    return property(
+        lambda self: unpack(self.buf, offset)[0], lambda self, value: pack(self.buf, offset, value)
+    )
+
+
+class InodeEdit:
+    """A copy of one inode with its fields as attributes."""
+
+    __slots__ = ("buf", "fresh", "number", "place")
+
+    def __init__(self, number: int, place: int, buf: bytearray, fresh: bool = False):
+        self.number, self.place, self.buf, self.fresh = number, place, buf, fresh
+
+    def entries(self, live: bytes, seed: int):
+        """The redo entries against what stands in place (*live*, 256 bytes)."""
+        buf = self.buf
+        if self.fresh:
+            buf[COLD:] = L.sealed(buf[COLD:], 4, seed)
+            yield self.place, bytes(buf)
+            return
+        if buf[COLD:] != live[COLD:]:
+            buf[COLD:] = L.sealed(buf[COLD:], 4, seed)
+            yield self.place + COLD, bytes(buf[COLD:])
+        for _, offset in _HOT:
+            if buf[offset : offset + 8] != live[offset : offset + 8]:
+                yield self.place + offset, bytes(buf[offset : offset + 8])
+
+
+for _name in F.names:
+    setattr(InodeEdit, _name, _field(_name, F))
+
+
+class BlockEdit:
+    """A copy of one metadata block; `put` changes it and remembers where."""
+
+    __slots__ = ("buf", "fresh", "pfn", "ranges")
+
+    def __init__(self, pfn: int, buf: bytearray, fresh: bool):
+        self.pfn, self.buf, self.fresh = pfn, buf, fresh
+        self.ranges: list[tuple[int, int]] = []
+
+    def put(self, offset: int, data: bytes) -> None:
+        self.buf[offset : offset + len(data)] = data
+        self.ranges.append((offset, offset + len(data)))
+
+    def entries(self, seed: int):
+        """Redo entries: the header (whose checksum changed) and every range that was put."""
+        self.buf[:] = L.sealed(self.buf, 4, seed)
+        base = self.pfn << PAGE_SHIFT
+        if self.fresh:
+            yield base, PAGE_SIZE
+        yield base, bytes(self.buf[: L.BLOCK_SIZE])
+        done = L.BLOCK_SIZE
+        for start, end in sorted(self.ranges):
+            start = max(start, done)
+            if start < end:
+                yield base + start, bytes(self.buf[start:end])
+                done = end
+
+
+for _name in _B.names:
+    setattr(BlockEdit, _name, _field(_name, _B))
+
+
+class Transaction:
+    """Use as a context manager: commits at the end, gives everything back on an exception."""
+
+    __slots__ = ("_after", "_blocks", "_inodes", "_raw", "_undo", "fs")
+
+    def __init__(self, fs):
+        self.fs = fs
+        self._inodes: dict[int, InodeEdit] = {}
+        self._blocks: dict[int, BlockEdit] = {}
+        self._raw: list = []
+        self._after: list = []
+        self._undo: list = []
+
+    def __enter__(self) -> "Transaction":
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.commit()
+        else:
+            self.abort()
+
+    def inode(self, ino: int) -> InodeEdit:
+        """The inode *ino*, to be changed."""
+        edit = self._inodes.get(ino)
+        if edit is None:
+            table = self.fs.inodes
+            edit = self._inodes[ino] = InodeEdit(ino, table.place(ino), table.raw(ino))
+        return edit
+
+    def new_inode(self, ino: int) -> InodeEdit:
+        """The inode *ino* that was free: all zero but magic, number and the next generation."""
+        table = self.fs.inodes
+        generation = F.codec["generation"].unpack_from(table.raw(ino), F.offset["generation"])[0]
+        edit = InodeEdit(ino, table.place(ino), bytearray(L.INODE_SIZE), fresh=True)
+        edit.magic, edit.ino, edit.generation = L.INODE_MAGIC, ino, (generation + 1) & 0xFFFFFFFF or 1
+        self._inodes[ino] = edit
+        return edit
+
+    def block(self, pfn: int, kind: int, owner: int) -> BlockEdit:
+        """The metadata block *pfn*, to be changed. CorruptError where it is not what it should be."""
+        edit = self._blocks.get(pfn)
+        if edit is None:
+            self.fs.check_block(pfn, kind, owner)
+            at = pfn << PAGE_SHIFT
+            edit = self._blocks[pfn] = BlockEdit(pfn, bytearray(self.fs.mem[at : at + PAGE_SIZE]), False)
+        elif edit.kind != kind or edit.owner != owner:
+            raise CorruptError(f"block {pfn}: used twice in one transaction")
+        return edit
+
+    def new_block(self, pfn: int, kind: int, owner: InodeEdit, index: int) -> BlockEdit:
+        """A block that was just allocated: zero but for its header."""
+        edit = BlockEdit(pfn, bytearray(PAGE_SIZE), True)
+        edit.magic, edit.kind, edit.owner, edit.index = L.BLOCK_MAGIC, kind, owner.number, index
+        edit.generation, edit.self_pfn, edit.length = owner.generation, pfn, PAGE_SIZE
+        self._blocks[pfn] = edit
+        return edit
+
+    def fresh_blocks(self, kind: int, owner: int):
+        """Yield the new blocks of this transaction that belong to *owner*."""
+        for edit in self._blocks.values():
+            if edit.fresh and edit.kind == kind and edit.owner == owner:
+                yield edit
+
+    def drop_blocks(self, pfns) -> None:
+        """Forget changes to blocks that the transaction frees."""
+        for pfn in pfns:
+            self._blocks.pop(pfn, None)
+
+    def raw(self, place: int, data: bytes) -> None:
+        """Journal *data* for byte offset *place* as it is (the caller sealed it)."""
+        self._raw.append((place, data))
+
+    def zero(self, place: int, length: int) -> None:
+        """Journal a run of zeros, before what `raw` puts there."""
+        self._raw.append((place, length))
+
+    def alloc(self, pages: int, pgoff: int = 0, goal: int | None = None) -> list[tuple[int, int]]:
+        """`Allocator.alloc`, given back if the transaction fails."""
+        runs = self.fs.alloc.alloc(pages, pgoff, goal)
+        self._undo.append(lambda: [self.fs.alloc.free(*run) for run in runs])
+        return runs
+
+    def free(self, runs, metadata: bool = False) -> None:
+        """Free these pages once the transaction is durable."""
+        give = self.fs.alloc.quarantine if metadata else self.fs.alloc.free
+        self._after.append(lambda: [give(*run) for run in runs])
+
+    def after(self, call) -> None:
+        """Run *call* once the transaction is durable, in order."""
+        self._after.append(call)
+
+    def undo(self, call) -> None:
+        """Run *call* if the transaction fails, last one first."""
+        self._undo.append(call)
+
+    def entries(self) -> list:
+        """All redo entries (tests and the model look at them)."""
+        fs, out = self.fs, []
+        for pfn in self._blocks:
+            out.extend(self._blocks[pfn].entries(fs.seed))
+        for edit in self._inodes.values():
+            live = fs.mem[edit.place : edit.place + L.INODE_SIZE]
+            out.extend(edit.entries(bytes(live), fs.seed))
+        out.extend(self._raw)
+        return out
+
+    def commit(self) -> None:
+        """Make the changes durable (one drain), then the DRAM state follow."""
+        entries = self.entries()
+        if entries:
+            try:
+                self.fs.journal.commit(entries)
+            except OSError:
+                self.abort()
+                raise
+            self.fs.journalled(self._inodes)
+        for call in self._after:
+            call()
+
+    def abort(self) -> None:
+        """Give back what was taken from DRAM state; the media were not touched."""
+        for call in reversed(self._undo):
+            call()
+        self._undo.clear()
