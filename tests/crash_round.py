@@ -44,9 +44,16 @@ class Plan:
         cycles = [(rng.choice((5, 60, 300, 900, 2000)) + rng.randrange(60), rng.random() * 0.004)
                   for _ in range(rng.choice((1, 2, 2)))]
         kills = [rng.uniform(0.2, 1.1) for _ in range(rng.choice((1, 2, 3)))]
-        wanted = rng.random() < 0.4 if replay_kill is None else replay_kill
+        drawn = rng.random() < 0.4
+        wanted = drawn if replay_kill is None else replay_kill
         return cls(seed, workers, cycles, kills if wanted else [], rng.choice(OPTIONS),
                    rng.choice(("file", "file", "pool")))
+
+    def command(self) -> str:
+        """The command that plays this round again."""
+        again = "always" if self.replay_kills else "never"
+        return (f"tools/kill9.py --rounds 1 --seed {self.seed} --workers {self.workers} "
+                f"--replay-kill {again}")
 
 
 @dataclasses.dataclass
@@ -61,7 +68,7 @@ class Report:
 
 
 class Round:
-    """Runs one plan. ``run()`` gives the report and always cleans up; *keep* is where a failed region goes."""
+    """Runs one plan; ``run()`` always cleans up. A failed region and its logs are copied to *keep*."""
 
     def __init__(self, plan: Plan, keep: Path | None = None):
         self.plan = plan

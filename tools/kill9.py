@@ -46,8 +46,8 @@ def summary(reports: list[Report], console: Console) -> None:
                   f"{sum(report.seconds for report in reports):.0f}")
     console.print(table)
     for report in failed:
-        console.print(f"[red]seed {report.plan.seed} failed[/]: tools/kill9.py --rounds 1 --seed "
-                      f"{report.plan.seed}  {report.plan}", highlight=False)
+        console.print(f"[red]seed {report.plan.seed} failed[/]: {report.plan.command()}\n"
+                      f"  {report.plan}", highlight=False)
         for text in report.complaints[:20]:
             console.print(f"  {text}", markup=False, highlight=False)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """kill -9 of the daemon under load: five rounds here, fifty in ``make crash`` (tools/kill9.py).
 
-A failing round prints its seed: ``tools/kill9.py --rounds 1 --seed SEED`` plays it again.
+A failing round prints the command that plays it again.
 """
 
 import pytest
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.mount
 def check(plan):
     report = Round(plan).run()
     text = "\n".join(report.complaints)
-    assert not report.complaints, f"replay with tools/kill9.py --rounds 1 --seed {plan.seed}\n{plan}\n{text}"
+    assert not report.complaints, f"play it again: {plan.command()}\n{plan}\n{text}"
     assert report.kills >= len(plan.cycles) and report.operations > 0
 
 
