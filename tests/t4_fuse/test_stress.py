@@ -26,7 +26,7 @@ STRESSORS = {
     "reading": ["--getdent", "1", "--open", "1", "--sendfile", "1", "--sendfile-size", "1m"],
     "attributes": ["--chmod", "1", "--utime", "1", "--xattr", "1", "--fstat", "1"],
     "files": ["--seek", "1", "--seek-size", "8m", "--touch", "1", "--filename", "1", "--revio", "1"],
-    "sync": ["--sync-file", "1", "--sync-file-bytes", "8m", "--aiol", "1", "--io-uring", "1"],
+    "sync": ["--sync-file", "1", "--sync-file-bytes", "8m", "--aiol", "1", "--aiol-requests", "4"],
     "mappings": ["--mmap", "1", "--mmap-bytes", "8m", "--mmap-file", "--msync", "1", "--msync-bytes", "4m"],
     "locks": ["--flock", "1", "--lockf", "1", "--fcntl", "1"],
 }

@@ -36,7 +36,7 @@ SCRIPTS = {
               "pread -v 1048570 16", "pread -v 4194298 16", "pread -b 1m 0 6m"],
 }
 
-# Aligned, and without mmap: a direct-I/O open on FUSE refuses a shared mapping as pyfuse3 sets it up (FACTS.md).
+# Aligned, and without mmap: as pyfuse3 sets FUSE up, a direct-I/O open refuses shared mappings (FACTS.md).
 DIRECT_SCRIPTS = {
     "blocks": ["pwrite -S 0x61 0 64k", "pwrite -S 0x62 -b 4k 8k 16k", "pread -v 4096 4096", "fsync", "stat"],
     "hole": ["pwrite -S 0x61 1m 4096", "pread -v 0 4096", "pread -v 1m 4096", "truncate 8192", "stat"],
