@@ -151,6 +151,10 @@ class MountedRegion:
         run(self.mount_command(), timeout=timeout)
         if mounts_of(self.path) != [FS_TYPE]:
             raise CommandError(f"mount.daxfs returned, but {self.path} is {mounts_of(self.path)}")
+        return self.adopt()
+
+    def adopt(self) -> "MountedRegion":
+        """Learn the pid of the daemon behind the mount."""
         self.pid = int(self.stat()["pid"])
         self._started = start_time(self.pid)
         return self
