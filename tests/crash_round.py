@@ -124,6 +124,8 @@ class Round:
         wanted, delay = self.plan.cycles[cycle]
         before = self._operations()
         self.procs = [self._start_worker(region, number, cycle) for number in range(self.plan.workers)]
+        for proc in self.procs:
+            proc.stdout.readline()  # "ready", or the end of a worker that failed
         deadline = time.monotonic() + WAIT
         while self._operations() - before < wanted:
             if any(proc.poll() is not None for proc in self.procs) or time.monotonic() > deadline:
@@ -132,6 +134,8 @@ class Round:
         time.sleep(delay)
         if time.monotonic() > deadline:
             self._complain(f"only {self._operations() - before} of {wanted} operations in {WAIT} s")
+        for proc in self.procs:
+            proc.stdout.close()
         early = [proc for proc in self.procs if proc.poll() is not None]
         region.kill()
         self.report.kills += 1
@@ -144,7 +148,7 @@ class Round:
         args = [sys.executable, load.__file__, "run", "--root", str(region.path / f"w{number}"),
                 "--log", str(self._log(number)), "--seed", str(seed)]
         with open(self.work / f"stderr{number}", "w") as errors:
-            return subprocess.Popen(args, stdin=subprocess.DEVNULL, stderr=errors)
+            return subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
 
     def _end_worker(self, number: int, proc: subprocess.Popen, early: bool) -> None:
         try:

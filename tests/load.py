@@ -463,6 +463,8 @@ def run(root: str, log: str, seed: int, ops: int | None) -> int:
     os.umask(0)
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.chdir(root)
+    # Who starts several loads waits for this line of each before it kills the daemon.
+    print("ready", flush=True)
     model, doer, number = history.model, Doer(), history.count
     chooser = Chooser(seed, model)
     last = None if ops is None else number + ops

@@ -86,11 +86,11 @@ def mounts_of(path) -> list[str]:
 
 
 def left_mounts() -> list[str]:
-    """Mount points of daxfs that this process made and that are still there."""
+    """Mount points of daxfs on our directories or of our sources that are still there."""
     with open("/proc/self/mounts") as file:
         rows = [line.split() for line in file]
-    return [where for row in rows if row[2] in (FS_TYPE, "daxfs")
-            for where in [_unescape(row[1])] if PREFIX in where]
+    return [_unescape(row[1]) for row in rows
+            if row[2] in (FS_TYPE, "daxfs") and (PREFIX in row[0] or PREFIX in row[1])]
 
 
 def start_time(pid: int) -> int | None:

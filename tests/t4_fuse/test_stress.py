@@ -59,7 +59,7 @@ def loads(path, logs, seed, workers=3, ops=400):
         procs.append(subprocess.Popen(
             [sys.executable, load.__file__, "run", "--root", str(path / f"w{number}"), "--log",
              str(logs / f"log{number}"), "--seed", str(seed * 10 + number), "--ops", str(ops)],
-            stderr=subprocess.PIPE, text=True))
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
     complaints = [proc.communicate(timeout=120)[1] for proc in procs]
     assert [proc.returncode for proc in procs] == [0] * workers, complaints
 
