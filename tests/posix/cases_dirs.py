@@ -347,7 +347,8 @@ def deep_tree(c: Context):
 def dot_and_dotdot(c: Context):
     os.makedirs("a/b")
     inode = lambda p: os.stat(p).st_ino  # noqa: E731
-    return same((inode("a/b/.."), inode("a/b/."), inode("a/b/../..")), (inode("a"), inode("a/b"), inode(".")))
+    got = [inode(p) == inode(q) for p, q in (("a/b/..", "a"), ("a/b/.", "a/b"), ("a/b/../..", "."))]
+    return same(got, [True] * 3)
 
 
 @case("paths", compare=False)

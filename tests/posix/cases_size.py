@@ -56,12 +56,16 @@ def shrink_then_write_beyond_is_zero(c: Context, cut: int):
     return same(data == _pattern(3 * PAGE)[:cut] + bytes(3 * PAGE - cut) + b"!", True)
 
 
-@case("truncate", ("truncate", "write"))
+@case("truncate", ("truncate", "write"), compare=False)
 def mapped_bytes_past_eof_stay_hidden(c: Context, how: str):
-    """What a mapping stores behind the end of file in the last page is not there when the file grows."""
-    name = c.file(b"A" * 100)
+    """What a mapping stores behind the end of file in the last page is not there when the file grows.
+
+    tmpfs does show it (it zeroes when a file shrinks, not when it grows), so it is no oracle here.
+    """
+    name = c.file(b"A" * PAGE)
     with c.open(name, os.O_RDWR) as fd:
         page = mmap.mmap(fd, PAGE)
+        os.ftruncate(fd, 100)  # after mapping: Python refuses to map more than the file has
         page[50:4096] = b"B" * 4046
         page.flush()
         if how == "truncate":
@@ -71,7 +75,9 @@ def mapped_bytes_past_eof_stay_hidden(c: Context, how: str):
         data = os.pread(fd, PAGE, 0)
         page.close()
     tail = bytes(3996) if how == "truncate" else bytes(3995) + b"C"
-    return same(data == b"A" * 50 + b"B" * 50 + tail, True)
+    same(data[:100], b"A" * 50 + b"B" * 50)
+    if c.fstype != "tmpfs":
+        same(data[100:] == tail, True, "zeros behind the old end")
 
 
 @case("truncate")

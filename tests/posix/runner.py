@@ -8,8 +8,10 @@ end is killed with its children, and a hang is an outcome like another. Never to
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import pickle
+import resource
 import select
 import shutil
 import signal
@@ -88,6 +90,8 @@ def run_case(case: Case, mount: str, timeout: float = TIMEOUT) -> Outcome:
             pid = os.fork()
         if pid == 0:
             os.setsid()
+            faulthandler.disable()  # a SIGBUS that a case provokes is no news
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             os.close(reader)
             run_and_send(writer, lambda: _in_home(case, home, Context(fs_type(mount), elsewhere)))
         os.close(writer)
