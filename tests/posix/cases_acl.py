@@ -112,7 +112,7 @@ def setting_by_others(c: Context):
 
 BROKEN = {
     "no_mask": base(6, 4, 0, ("u", 6, FRIEND)), "short": NAMED[:-1], "version": b"\x03" + NAMED[1:], "bits": base(6, 4, 0, ("u", 15, FRIEND), ("m", 6, NO_ID)),
-    "twice": base(6, 4, 0, ("u", 6, FRIEND), ("u", 4, FRIEND), ("m", 6, NO_ID)), "no_owner": pack(("g:", 4, NO_ID), ("o", 0, NO_ID)),
+    "unsorted": NAMED[:4] + NAMED[-8:] + NAMED[4:-8], "no_owner": pack(("g:", 4, NO_ID), ("o", 0, NO_ID)),
 }
 
 
