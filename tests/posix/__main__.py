@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Command: `python -m tests.posix MOUNTPOINT [--oracle DIR]`. Exit status 0: all agree, 1: a mismatch, 2: can't run.
+"""Command: `python -m tests.posix MOUNTPOINT [--oracle DIR]`.
+
+Exit status 0: all agree, 1: a mismatch, 2: can't run.
 
 Limits: prints and counts; the meaning is in runner and in the cases.
 """
@@ -23,9 +25,14 @@ from .table import Case, all_cases
 
 
 @click.command()
-@click.argument("mountpoint", required=False, type=click.Path(exists=True, file_okay=False, resolve_path=True))
-@click.option("--oracle", type=click.Path(exists=True, file_okay=False, resolve_path=True),
-              help="Directory to compare with; a temporary tmpfs where not given.")
+@click.argument(
+    "mountpoint", required=False, type=click.Path(exists=True, file_okay=False, resolve_path=True)
+)
+@click.option(
+    "--oracle",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True),
+    help="Directory to compare with; a temporary tmpfs where not given.",
+)
 @click.option("--only", multiple=True, metavar="AREA", help="Run this area (or this one case) alone.")
 @click.option("--list", "listing", is_flag=True, help="List the cases and stop.")
 @click.option("--timeout", default=TIMEOUT, show_default=True, help="Seconds for one case on one mount.")
@@ -66,15 +73,22 @@ def _run(cases: list[Case], mountpoint: str, oracle: str, timeout: float, consol
         verdict = judge(case, mountpoint, oracle, timeout)
         verdicts.append(verdict)
         if verbose:
-            console.print(f"{verdict.status:9}{verdict.seconds:7.3f} s  {escape(case.id)}  {escape(str(verdict.mount))}")
+            console.print(
+                f"{verdict.status:9}{verdict.seconds:7.3f} s  {escape(case.id)}  {escape(str(verdict.mount))}"
+            )
     return verdicts
 
 
 def _as_json(verdicts: list[Verdict], types: tuple[str, str]) -> dict:
     rows = [
         {
-            "case": v.case.id, "area": v.case.area, "status": v.status, "seconds": round(v.seconds, 4),
-            "mount": str(v.mount), "oracle": str(v.oracle), "doc": v.case.doc,
+            "case": v.case.id,
+            "area": v.case.area,
+            "status": v.status,
+            "seconds": round(v.seconds, 4),
+            "mount": str(v.mount),
+            "oracle": str(v.oracle),
+            "doc": v.case.doc,
         }
         for v in verdicts
     ]
@@ -91,11 +105,18 @@ def _report(console: Console, verdicts: list[Verdict], types: tuple[str, str]) -
         rows = [v for v in verdicts if v.case.area == area or not area]
         count = Counter(v.status for v in rows)
         cells = [len(rows), count["agree"], count["lacks"], count["mismatch"]]
-        table.add_row(area or "total", *map(str, cells), f"{sum(v.seconds for v in rows):.2f}", end_section=area == areas[-1])
+        table.add_row(
+            area or "total",
+            *map(str, cells),
+            f"{sum(v.seconds for v in rows):.2f}",
+            end_section=area == areas[-1],
+        )
     console.print(table)
     for verdict in verdicts:
         if verdict.status == "lacks":
-            console.print(f"lacks {escape(verdict.case.id)}: {escape(str(verdict.mount.value))}", style="yellow")
+            console.print(
+                f"lacks {escape(verdict.case.id)}: {escape(str(verdict.mount.value))}", style="yellow"
+            )
     for verdict in verdicts:
         if verdict.status == "mismatch":
             console.print(escape(verdict.explain()), style="red", soft_wrap=True, highlight=False)

@@ -17,7 +17,7 @@ FRIEND = 4100
 
 
 def pack(*entries: tuple[str, int, int]) -> bytes:
-    """(tag, permissions, id) into version 2 of the attribute; tags as in TAGS, sorted as the kernel wants them."""
+    """(tag, permissions, id) into version 2 of the attribute, sorted as the kernel wants it."""
     rows = sorted((TAGS[tag], ident, perm) for tag, perm, ident in entries)
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, perm, ident) for tag, ident, perm in rows)
 
@@ -54,7 +54,9 @@ NAMED = base(6, 4, 0, ("u", 6, FRIEND), ("m", 6, NO_ID))
 @case("acl")
 def none_at_first(c: Context):
     name, top = c.file(), c.dir()
-    return same([c.errno_of(os.getxattr, p, a) for p in (name, top) for a in (ACCESS, DEFAULT)], ["ENODATA"] * 4)
+    return same(
+        [c.errno_of(os.getxattr, p, a) for p in (name, top) for a in (ACCESS, DEFAULT)], ["ENODATA"] * 4
+    )
 
 
 @case("acl")
@@ -78,7 +80,10 @@ def listed_as_attribute(c: Context):
     name, top = c.file(), c.dir()
     _set(name, ACCESS, NAMED)
     _set(top, DEFAULT, base(7, 5, 0))
-    return same(([k for k in os.listxattr(name) if "acl" in k], [k for k in os.listxattr(top) if "acl" in k]), ([ACCESS], [DEFAULT]))
+    return same(
+        ([k for k in os.listxattr(name) if "acl" in k], [k for k in os.listxattr(top) if "acl" in k]),
+        ([ACCESS], [DEFAULT]),
+    )
 
 
 @case("acl")
@@ -103,7 +108,10 @@ def setting_by_others(c: Context):
     """Only the owner (or CAP_FOWNER) sets an ACL; everybody who reaches the file reads it."""
     name = c.file(b"", 0o777)
     _set(name, ACCESS, NAMED)
-    got = [c.as_nobody(lambda: os.setxattr(name, ACCESS, base(7, 7, 7))), c.as_nobody(lambda: os.removexattr(name, ACCESS))]
+    got = [
+        c.as_nobody(lambda: os.setxattr(name, ACCESS, base(7, 7, 7))),
+        c.as_nobody(lambda: os.removexattr(name, ACCESS)),
+    ]
     got.append(c.as_nobody(lambda: os.getxattr(name, ACCESS) == NAMED))
     os.chown(name, NOBODY, NOBODY)
     got.append(c.as_nobody(lambda: os.setxattr(name, ACCESS, base(6, 0, 0))))
@@ -111,8 +119,12 @@ def setting_by_others(c: Context):
 
 
 BROKEN = {
-    "no_mask": base(6, 4, 0, ("u", 6, FRIEND)), "short": NAMED[:-1], "version": b"\x03" + NAMED[1:], "bits": base(6, 4, 0, ("u", 15, FRIEND), ("m", 6, NO_ID)),
-    "unsorted": NAMED[:4] + NAMED[-8:] + NAMED[4:-8], "no_owner": pack(("g:", 4, NO_ID), ("o", 0, NO_ID)),
+    "no_mask": base(6, 4, 0, ("u", 6, FRIEND)),
+    "short": NAMED[:-1],
+    "version": b"\x03" + NAMED[1:],
+    "bits": base(6, 4, 0, ("u", 15, FRIEND), ("m", 6, NO_ID)),
+    "unsorted": NAMED[:4] + NAMED[-8:] + NAMED[4:-8],
+    "no_owner": pack(("g:", 4, NO_ID), ("o", 0, NO_ID)),
 }
 
 
@@ -130,7 +142,10 @@ def default_on_file(c: Context):
     """A default ACL belongs to directories; symlinks have none."""
     name = c.file()
     os.symlink(name, "link")
-    got = [c.errno_of(os.setxattr, name, DEFAULT, base(7, 5, 0)), c.errno_of(os.setxattr, "link", ACCESS, NAMED, follow_symlinks=False)]
+    got = [
+        c.errno_of(os.setxattr, name, DEFAULT, base(7, 5, 0)),
+        c.errno_of(os.setxattr, "link", ACCESS, NAMED, follow_symlinks=False),
+    ]
     return same(got, ["EACCES", "EOPNOTSUPP"])
 
 
@@ -169,7 +184,11 @@ def owner_is_not_masked(c: Context):
     name = c.file()
     os.chown(name, NOBODY, 0)
     _set(name, ACCESS, base(6, 6, 0, ("u", 6, FRIEND), ("m", 0, NO_ID)))
-    got = [c.as_nobody(lambda: os.access(name, os.W_OK)), c.run_as(FRIEND, 9, lambda: os.access(name, os.W_OK)), c.run_as(9, 0, lambda: os.access(name, os.R_OK))]
+    got = [
+        c.as_nobody(lambda: os.access(name, os.W_OK)),
+        c.run_as(FRIEND, 9, lambda: os.access(name, os.W_OK)),
+        c.run_as(9, 0, lambda: os.access(name, os.R_OK)),
+    ]
     return same(got, [True, False, False])
 
 
@@ -208,8 +227,16 @@ def new_file_inherits(c: Context, mode: int, umask: int):
     os.umask(umask)
     os.close(os.open(f"{top}/x", os.O_CREAT | os.O_WRONLY, mode))
     group = mode >> 3 & 7
-    want = [("u:", 7 & mode >> 6, NO_ID), ("u", 7, FRIEND), ("g:", 5, NO_ID), ("m", 7 & group, NO_ID), ("o", 1 & mode, NO_ID)]
-    return same((_acl(f"{top}/x"), c.errno_of(os.getxattr, f"{top}/x", DEFAULT)), (want, "ENODATA")), c.mode(f"{top}/x")
+    want = [
+        ("u:", 7 & mode >> 6, NO_ID),
+        ("u", 7, FRIEND),
+        ("g:", 5, NO_ID),
+        ("m", 7 & group, NO_ID),
+        ("o", 1 & mode, NO_ID),
+    ]
+    return same((_acl(f"{top}/x"), c.errno_of(os.getxattr, f"{top}/x", DEFAULT)), (want, "ENODATA")), c.mode(
+        f"{top}/x"
+    )
 
 
 @case("acl_default", MODES)
@@ -230,7 +257,9 @@ def minimal_default_beats_umask(c: Context, mode: int, umask: int):
     _set(top, DEFAULT, base(7, 6, 4))
     os.umask(umask)
     os.close(os.open(f"{top}/x", os.O_CREAT | os.O_WRONLY, mode))
-    return same((c.mode(f"{top}/x"), c.errno_of(os.getxattr, f"{top}/x", ACCESS)), (f"{mode & 0o764:04o}", "ENODATA"))
+    return same(
+        (c.mode(f"{top}/x"), c.errno_of(os.getxattr, f"{top}/x", ACCESS)), (f"{mode & 0o764:04o}", "ENODATA")
+    )
 
 
 @case("acl_default", {"fifo": stat.S_IFIFO, "sock": stat.S_IFSOCK, "chr": stat.S_IFCHR})
@@ -294,7 +323,9 @@ def setfacl_and_getfacl(c: Context):
         raise Unsupported("no setfacl on this host")
     name = c.file(b"", 0o640)
     subprocess.run(["setfacl", "-m", f"u:{FRIEND}:rw", name], check=True)
-    shown = subprocess.run(["getfacl", "-nc", name], check=True, capture_output=True, text=True).stdout.split()
+    shown = subprocess.run(
+        ["getfacl", "-nc", name], check=True, capture_output=True, text=True
+    ).stdout.split()
     want = ["user::rw-", f"user:{FRIEND}:rw-", "group::r--", "mask::rw-", "other::---"]
     return same((shown, unpack(NAMED) == _acl(name)), (want, True))
 

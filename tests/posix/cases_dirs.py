@@ -16,7 +16,10 @@ def mkdir_on(c: Context, kind: str):
     return same(c.errno_of(os.mkdir, c.thing(kind)), "OK" if kind == "absent" else "EEXIST")
 
 
-@case("mkdir", {f"{m:04o}_umask_{u:03o}": (m, u) for m in (0o777, 0o700, 0o000, 0o1777) for u in (0, 0o22, 0o77)})
+@case(
+    "mkdir",
+    {f"{m:04o}_umask_{u:03o}": (m, u) for m in (0o777, 0o700, 0o000, 0o1777) for u in (0, 0o22, 0o77)},
+)
 def mkdir_mode(c: Context, mode: int, umask: int):
     """Mode of a new directory is mode & ~umask & 01777."""
     name = c.path()
@@ -56,7 +59,9 @@ def mkdir_of_parts(c: Context):
         c.errno_of(os.mkdir, path)
         for path in ("new/", "new//", ".", "..", "/", "missing/sub", f"{name}/sub", "new/.", "absent/.", "")
     ]
-    return same(got, ["OK", "EEXIST", "EEXIST", "EEXIST", "EEXIST", "ENOENT", "ENOTDIR", "EEXIST", "ENOENT", "ENOENT"])
+    return same(
+        got, ["OK", "EEXIST", "EEXIST", "EEXIST", "EEXIST", "ENOENT", "ENOTDIR", "EEXIST", "ENOENT", "ENOENT"]
+    )
 
 
 @case("mkdir")
@@ -66,8 +71,12 @@ def mkdir_in_removed_directory(c: Context):
     os.chdir(top)
     os.rmdir(f"../{top}")
     got = [
-        c.errno_of(os.mkdir, "x"), c.errno_of(lambda: open("f", "w")), c.errno_of(os.symlink, "a", "b"),
-        c.errno_of(os.mknod, "p", stat.S_IFIFO | 0o644), c.errno_of(os.stat, "x"), c.errno_of(os.getcwd),
+        c.errno_of(os.mkdir, "x"),
+        c.errno_of(lambda: open("f", "w")),
+        c.errno_of(os.symlink, "a", "b"),
+        c.errno_of(os.mknod, "p", stat.S_IFIFO | 0o644),
+        c.errno_of(os.stat, "x"),
+        c.errno_of(os.getcwd),
         c.errno_of(os.rename, "../nothing", "y"),
     ]
     return same(got, ["ENOENT"] * 7)
@@ -173,10 +182,19 @@ def name_length_ok(c: Context, length: int):
 def name_length_too_long(c: Context, length: int):
     name, good = "n" * length, c.file()
     calls = (
-        lambda: os.open(name, os.O_CREAT | os.O_WRONLY), lambda: os.mkdir(name), lambda: os.symlink("x", name),
-        lambda: os.link(good, name), lambda: os.rename(good, name), lambda: os.rename(name, good),
-        lambda: os.stat(name), lambda: os.unlink(name), lambda: os.rmdir(name), lambda: os.mknod(name),
-        lambda: os.readlink(name), lambda: os.chmod(name, 0), lambda: os.truncate(name, 0),
+        lambda: os.open(name, os.O_CREAT | os.O_WRONLY),
+        lambda: os.mkdir(name),
+        lambda: os.symlink("x", name),
+        lambda: os.link(good, name),
+        lambda: os.rename(good, name),
+        lambda: os.rename(name, good),
+        lambda: os.stat(name),
+        lambda: os.unlink(name),
+        lambda: os.rmdir(name),
+        lambda: os.mknod(name),
+        lambda: os.readlink(name),
+        lambda: os.chmod(name, 0),
+        lambda: os.truncate(name, 0),
         lambda: os.stat(f"{name}/x"),
     )
     return same({c.errno_of(call) for call in calls}, {"ENAMETOOLONG"})
@@ -215,10 +233,22 @@ def every_byte(c: Context):
     return same(all(os.path.exists(b"d/" + name) for name in made), True)
 
 
-@case("names", {
-    "utf8": "дача-日本語-🐧".encode(), "latin1": b"caf\xe9", "newline": b"a\nb", "spaces": b"  a  ", "backslash": b"a\\b",
-    "invalid_utf8": b"\xff\xfe\x80", "nfd": b"e\xcc\x81", "dash": b"-rf", "dots": b"...", "dot_suffix": b"a.", "star": b"*?[",
-})
+@case(
+    "names",
+    {
+        "utf8": "дача-日本語-🐧".encode(),
+        "latin1": b"caf\xe9",
+        "newline": b"a\nb",
+        "spaces": b"  a  ",
+        "backslash": b"a\\b",
+        "invalid_utf8": b"\xff\xfe\x80",
+        "nfd": b"e\xcc\x81",
+        "dash": b"-rf",
+        "dots": b"...",
+        "dot_suffix": b"a.",
+        "star": b"*?[",
+    },
+)
 def odd_name(c: Context, name: bytes):
     """Made, listed and read back byte for byte, as file, directory, symlink and hard link."""
     os.mkdir("d")
@@ -296,17 +326,22 @@ WAYS = ("missing/x", "file/x", "loop", "loop/x", "dangling/x")
 
 @case("paths", CALLS)
 def bad_path(c: Context, call):
-    """errno of each call below a missing directory, below a file, over a symlink loop and a dangling symlink."""
+    """errno of each call below a missing directory, a file, a symlink loop and a dangling symlink."""
     for name in ("file", "good"):
         open(name, "w").close()
     os.symlink("loop", "loop")
     os.symlink("nowhere", "dangling")
     got = {way: c.errno_of(call, way) for way in WAYS if not (way == "loop" and call in LOOP_IS_OBJECT)}
-    same([got[w] for w in ("missing/x", "file/x", "loop/x", "dangling/x")], ["ENOENT", "ENOTDIR", "ELOOP", "ENOENT"])
+    same(
+        [got[w] for w in ("missing/x", "file/x", "loop/x", "dangling/x")],
+        ["ENOENT", "ENOTDIR", "ELOOP", "ENOENT"],
+    )
     return got
 
 
-LOOP_IS_OBJECT = {CALLS[k] for k in ("rename_to", "rename_from", "unlink", "link_from", "lchown", "lstat", "readlink")}
+LOOP_IS_OBJECT = {
+    CALLS[k] for k in ("rename_to", "rename_from", "unlink", "link_from", "lchown", "lstat", "readlink")
+}
 
 
 @case("paths", CALLS)

@@ -10,7 +10,14 @@ from .table import case
 PAGE = 4096
 
 
-@case("io", {f"{o}+{n}": (o, n) for o in (0, 1, 7, 63, 64, 65, 4095, 4096, 4097, 2097151) for n in (0, 1, 8, 63, 65, 4096, 9000)})
+@case(
+    "io",
+    {
+        f"{o}+{n}": (o, n)
+        for o in (0, 1, 7, 63, 64, 65, 4095, 4096, 4097, 2097151)
+        for n in (0, 1, 8, 63, 65, 4096, 9000)
+    },
+)
 def pwrite_pread(c: Context, offset: int, length: int):
     """Bytes around a write at an odd place stay, the written ones come back."""
     before = bytes(range(256)) * ((offset + length) // 256 + 40)
@@ -28,7 +35,13 @@ def pwrite_pread(c: Context, offset: int, length: int):
 def position_moves(c: Context, data: bytes):
     name = c.file(b"0123456789")
     with c.open(name, os.O_RDWR) as fd:
-        got = [os.read(fd, 4), os.write(fd, data), os.read(fd, 99), os.read(fd, 9), os.lseek(fd, 0, os.SEEK_CUR)]
+        got = [
+            os.read(fd, 4),
+            os.write(fd, data),
+            os.read(fd, 99),
+            os.read(fd, 9),
+            os.lseek(fd, 0, os.SEEK_CUR),
+        ]
     return same(got, [b"0123", 3, b"789", b"", 10])
 
 
@@ -86,7 +99,9 @@ def bad_buffers_and_offsets(c: Context):
     name = c.file(b"x")
     with c.open(name, os.O_RDWR) as fd:
         got = [
-            c.errno_of(os.pread, fd, 1, -1), c.errno_of(os.pwrite, fd, b"x", -1), c.errno_of(os.read, 9999, 1),
+            c.errno_of(os.pread, fd, 1, -1),
+            c.errno_of(os.pwrite, fd, b"x", -1),
+            c.errno_of(os.read, 9999, 1),
             c.errno_of(os.write, 9999, b""),
         ]
     return same(got, ["EINVAL", "EINVAL", "EBADF", "EBADF"])
@@ -126,7 +141,11 @@ def random_operations(c: Context, seed: int):
                 model.extend(bytes(max(0, at + n - len(model))))
                 model[at : at + n] = data
             elif action < 0.9:
-                same(os.pread(fd, n, at) == bytes(model[at : at + n]), True, f"seed {seed} step {step}: read {n} at {at}")
+                same(
+                    os.pread(fd, n, at) == bytes(model[at : at + n]),
+                    True,
+                    f"seed {seed} step {step}: read {n} at {at}",
+                )
             else:
                 os.ftruncate(fd, at)
                 model = model[:at] + bytes(max(0, at - len(model)))
@@ -194,7 +213,9 @@ def several_appenders(c: Context, length: int):
     data = c.data(name)
     records = [set(data[i : i + length]) for i in range(0, len(data), length)]
     counts = [data.count(x) for x in (b"a", b"b", b"c", b"d")]
-    return same((totals, counts, all(len(r) == 1 for r in records)), ([50 * length] * 4, [50 * length] * 4, True))
+    return same(
+        (totals, counts, all(len(r) == 1 for r in records)), ([50 * length] * 4, [50 * length] * 4, True)
+    )
 
 
 @case("append")
@@ -259,9 +280,15 @@ def copy_within_one_file(c: Context):
 @case("copy")
 def copy_errors(c: Context):
     name = c.file(b"abc")
-    with c.open(name, os.O_RDONLY) as r, c.open(name, os.O_WRONLY | os.O_APPEND) as a, c.open(".", os.O_RDONLY) as d:
+    with (
+        c.open(name, os.O_RDONLY) as r,
+        c.open(name, os.O_WRONLY | os.O_APPEND) as a,
+        c.open(".", os.O_RDONLY) as d,
+    ):
         got = [
-            c.errno_of(os.copy_file_range, r, r, 1), c.errno_of(os.copy_file_range, r, a, 1), c.errno_of(os.copy_file_range, a, r, 1),
+            c.errno_of(os.copy_file_range, r, r, 1),
+            c.errno_of(os.copy_file_range, r, a, 1),
+            c.errno_of(os.copy_file_range, a, r, 1),
             c.errno_of(os.copy_file_range, d, d, 1),
         ]
     return same(got, ["EBADF", "EBADF", "EBADF", "EISDIR"])

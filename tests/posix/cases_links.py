@@ -24,7 +24,9 @@ def symlink_length(c: Context, length: int):
 
 @case("symlink", (4096, 5000))
 def symlink_too_long(c: Context, length: int):
-    return same((c.errno_of(os.symlink, "t" * length, "link"), os.path.lexists("link")), ("ENAMETOOLONG", False))
+    return same(
+        (c.errno_of(os.symlink, "t" * length, "link"), os.path.lexists("link")), ("ENAMETOOLONG", False)
+    )
 
 
 @case("symlink")
@@ -59,9 +61,14 @@ def symlink_target_bytes(c: Context):
 def symlink_dangling(c: Context):
     os.symlink("nowhere", "link")
     got = [
-        c.errno_of(os.stat, "link"), c.errno_of(os.lstat, "link"), c.errno_of(os.chmod, "link", 0o600),
-        c.errno_of(os.truncate, "link", 0), c.errno_of(os.listdir, "link"), os.path.exists("nowhere"),
-        c.errno_of(lambda: open("link", "w").close()), os.path.exists("nowhere"),
+        c.errno_of(os.stat, "link"),
+        c.errno_of(os.lstat, "link"),
+        c.errno_of(os.chmod, "link", 0o600),
+        c.errno_of(os.truncate, "link", 0),
+        c.errno_of(os.listdir, "link"),
+        os.path.exists("nowhere"),
+        c.errno_of(lambda: open("link", "w").close()),
+        os.path.exists("nowhere"),
     ]
     return same(got, ["ENOENT", "OK", "ENOENT", "ENOENT", "ENOENT", False, "OK", True])
 
@@ -98,14 +105,20 @@ def symlink_owner_and_times(c: Context):
     os.lchown("link", 12, 34)
     os.utime("link", ns=(10**9, 2 * 10**9 + 5), follow_symlinks=False)
     link, target = os.lstat("link"), os.stat("link")
-    return same((link.st_uid, link.st_gid, link.st_mtime_ns, target.st_uid, target.st_mtime_ns > 10**10), (12, 34, 2 * 10**9 + 5, 0, True))
+    return same(
+        (link.st_uid, link.st_gid, link.st_mtime_ns, target.st_uid, target.st_mtime_ns > 10**10),
+        (12, 34, 2 * 10**9 + 5, 0, True),
+    )
 
 
 @case("symlink")
 def symlink_stat(c: Context):
     os.symlink("abc", "link")
     s = os.lstat("link")
-    return same((stat.S_ISLNK(s.st_mode), s.st_size, s.st_nlink, os.path.realpath("link") == os.path.abspath("abc")), (True, 3, 1, True))
+    return same(
+        (stat.S_ISLNK(s.st_mode), s.st_size, s.st_nlink, os.path.realpath("link") == os.path.abspath("abc")),
+        (True, 3, 1, True),
+    )
 
 
 # hard links
@@ -146,7 +159,10 @@ def link_of_kind(c: Context, kind: str):
     os.link(name, "second", follow_symlinks=False)
     a, b = os.lstat(name), os.lstat("second")
     os.unlink(name)
-    return same((a.st_ino == b.st_ino, b.st_nlink, os.lstat("second").st_nlink, a.st_mode == b.st_mode), (True, 2, 1, True))
+    return same(
+        (a.st_ino == b.st_ino, b.st_nlink, os.lstat("second").st_nlink, a.st_mode == b.st_mode),
+        (True, 2, 1, True),
+    )
 
 
 @case("link")
@@ -207,16 +223,27 @@ def link_many(c: Context):
 # nodes, FIFOs, sockets
 
 
-@case("mknod", {
-    "chr": (stat.S_IFCHR, 1, 3), "blk": (stat.S_IFBLK, 7, 200), "big_minor": (stat.S_IFCHR, 240, 0xABCDE),
-    "big_major": (stat.S_IFBLK, 4095, 1), "zero": (stat.S_IFCHR, 0, 0),
-    "fifo": (stat.S_IFIFO, 0, 0), "sock": (stat.S_IFSOCK, 0, 0), "reg": (stat.S_IFREG, 0, 0),
-})
+@case(
+    "mknod",
+    {
+        "chr": (stat.S_IFCHR, 1, 3),
+        "blk": (stat.S_IFBLK, 7, 200),
+        "big_minor": (stat.S_IFCHR, 240, 0xABCDE),
+        "big_major": (stat.S_IFBLK, 4095, 1),
+        "zero": (stat.S_IFCHR, 0, 0),
+        "fifo": (stat.S_IFIFO, 0, 0),
+        "sock": (stat.S_IFSOCK, 0, 0),
+        "reg": (stat.S_IFREG, 0, 0),
+    },
+)
 def mknod_keeps_device(c: Context, fmt: int, major: int, minor: int):
     """Type, mode and device number are kept."""
     os.mknod("node", fmt | 0o640, os.makedev(major, minor))
     s = os.lstat("node")
-    return same((stat.S_IFMT(s.st_mode) == fmt, stat.S_IMODE(s.st_mode), s.st_rdev, s.st_size, s.st_nlink), (True, 0o640, os.makedev(major, minor), 0, 1))
+    return same(
+        (stat.S_IFMT(s.st_mode) == fmt, stat.S_IMODE(s.st_mode), s.st_rdev, s.st_size, s.st_nlink),
+        (True, 0o640, os.makedev(major, minor), 0, 1),
+    )
 
 
 @case("mknod", ("file", "dir", "symlink", "fifo", "sock", "chr"))
@@ -239,7 +266,13 @@ def mknod_without_privilege(c: Context):
     os.chmod(".", 0o777)
     got = {
         k: c.as_nobody(lambda f=f, k=k: os.mknod(k, f | 0o644, os.makedev(1, 3)))
-        for k, f in (("chr", stat.S_IFCHR), ("blk", stat.S_IFBLK), ("fifo", stat.S_IFIFO), ("sock", stat.S_IFSOCK), ("reg", stat.S_IFREG))
+        for k, f in (
+            ("chr", stat.S_IFCHR),
+            ("blk", stat.S_IFBLK),
+            ("fifo", stat.S_IFIFO),
+            ("sock", stat.S_IFSOCK),
+            ("reg", stat.S_IFREG),
+        )
     }
     return same(got, {"chr": "EPERM", "blk": "EPERM", "fifo": None, "sock": None, "reg": None})
 
@@ -273,7 +306,12 @@ def fifo_nonblocking(c: Context):
     reader = os.open("p", os.O_RDONLY | os.O_NONBLOCK)
     got.append(os.read(reader, 5))
     writer = os.open("p", os.O_WRONLY | os.O_NONBLOCK)
-    got += [c.errno_of(os.read, reader, 5), os.write(writer, b"ab"), os.read(reader, 5), c.errno_of(os.lseek, reader, 0, 0)]
+    got += [
+        c.errno_of(os.read, reader, 5),
+        os.write(writer, b"ab"),
+        os.read(reader, 5),
+        c.errno_of(os.lseek, reader, 0, 0),
+    ]
     return same(got, ["ENXIO", b"", "EAGAIN", 2, b"ab", "ESPIPE"])
 
 
@@ -298,7 +336,9 @@ def fifo_two_names_one_pipe(c: Context):
     return same(os.read(reader, 9), b"same")
 
 
-@case("socket", {"stream": socket.SOCK_STREAM, "dgram": socket.SOCK_DGRAM, "seqpacket": socket.SOCK_SEQPACKET})
+@case(
+    "socket", {"stream": socket.SOCK_STREAM, "dgram": socket.SOCK_DGRAM, "seqpacket": socket.SOCK_SEQPACKET}
+)
 def unix_socket_works(c: Context, kind: int):
     """bind makes the name, connect finds it, data pass, unlink removes it."""
     server, client = socket.socket(socket.AF_UNIX, kind), socket.socket(socket.AF_UNIX, kind)
@@ -322,7 +362,12 @@ def unix_socket_errors(c: Context):
     first, second = make(), make()
     first.bind("s")
     name = c.file()
-    got = [c.errno_of(second.bind, "s"), c.errno_of(second.bind, name), c.errno_of(make().connect, "s"), c.errno_of(make().connect, name)]
+    got = [
+        c.errno_of(second.bind, "s"),
+        c.errno_of(second.bind, name),
+        c.errno_of(make().connect, "s"),
+        c.errno_of(make().connect, name),
+    ]
     first.listen()
     os.chmod("s", 0o600)
     got.append(c.as_nobody(lambda: make().connect("s")))
@@ -419,7 +464,7 @@ def unlinked_open_in_two_processes(c: Context):
 
 @case("unlink")
 def unlinked_space_comes_back(c: Context):
-    """Free space falls with a 16 MiB file, stays down while it is open without a name, and comes back after."""
+    """A 16 MiB file takes space while it is open without a name, and gives it back after."""
     free = lambda: os.statvfs(".").f_bfree * os.statvfs(".").f_frsize  # noqa: E731
     fd = os.open("big", os.O_RDWR | os.O_CREAT)
     for _ in range(16):

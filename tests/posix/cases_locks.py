@@ -38,7 +38,15 @@ def _from_other(c: Context, name: str, attempt):
     return c.in_child(lambda: attempt(os.open(name, os.O_RDWR)))
 
 
-@case("locks", {"ex_ex": (EX, EX, "EAGAIN"), "ex_sh": (EX, SH, "EAGAIN"), "sh_ex": (SH, EX, "EAGAIN"), "sh_sh": (SH, SH, "OK")})
+@case(
+    "locks",
+    {
+        "ex_ex": (EX, EX, "EAGAIN"),
+        "ex_sh": (EX, SH, "EAGAIN"),
+        "sh_ex": (SH, EX, "EAGAIN"),
+        "sh_sh": (SH, SH, "OK"),
+    },
+)
 def flock_between_processes(c: Context, held: int, wanted: int, want: str):
     name = c.file()
     with c.open(name, os.O_RDWR) as fd:
@@ -104,12 +112,18 @@ def flock_on(c: Context, kind: str):
     """flock does not care for the mode of the descriptor or the kind."""
     name = c.file(b"", 0o444) if kind == "readonly" else c.thing("dir" if kind == "directory" else "fifo")
     with c.open(name, os.O_RDONLY | os.O_NONBLOCK) as one, c.open(name, os.O_RDONLY | os.O_NONBLOCK) as two:
-        return same((c.errno_of(fcntl.flock, one, EX | NB), c.errno_of(fcntl.flock, two, EX | NB)), ("OK", "EAGAIN"))
+        return same(
+            (c.errno_of(fcntl.flock, one, EX | NB), c.errno_of(fcntl.flock, two, EX | NB)), ("OK", "EAGAIN")
+        )
 
 
 RANGES = {
-    "same": ((0, 10), (0, 10), False), "apart": ((0, 10), (10, 10), True), "overlap": ((0, 10), (9, 1), False),
-    "to_eof": ((100, 0), (1 << 40, 1), False), "before_eof_lock": ((100, 0), (0, 100), True), "inside": ((0, 100), (50, 1), False),
+    "same": ((0, 10), (0, 10), False),
+    "apart": ((0, 10), (10, 10), True),
+    "overlap": ((0, 10), (9, 1), False),
+    "to_eof": ((100, 0), (1 << 40, 1), False),
+    "before_eof_lock": ((100, 0), (0, 100), True),
+    "inside": ((0, 100), (50, 1), False),
     "last_byte": ((2**62, 1), (2**62, 1), False),
 }
 
@@ -127,8 +141,17 @@ def ranges(c: Context, api: str, held: tuple, wanted: tuple, free: bool):
 def readers_and_writers(c: Context, api: str):
     name, lock = c.file(), {"posix": _posix, "ofd": _ofd}[api]
     with c.open(name, os.O_RDWR) as fd:
-        got = [lock(fd, "r"), _from_other(c, name, lambda o: lock(o, "r")), _from_other(c, name, lambda o: lock(o, "w"))]
-        got += [lock(fd, "w"), _from_other(c, name, lambda o: lock(o, "r")), lock(fd, "u"), _from_other(c, name, lambda o: lock(o, "w"))]
+        got = [
+            lock(fd, "r"),
+            _from_other(c, name, lambda o: lock(o, "r")),
+            _from_other(c, name, lambda o: lock(o, "w")),
+        ]
+        got += [
+            lock(fd, "w"),
+            _from_other(c, name, lambda o: lock(o, "r")),
+            lock(fd, "u"),
+            _from_other(c, name, lambda o: lock(o, "w")),
+        ]
     return same(got, ["OK", "OK", "EAGAIN", "OK", "EAGAIN", "OK", "OK"])
 
 
@@ -154,9 +177,15 @@ def posix_getlk(c: Context):
     name = c.file()
     with c.open(name, os.O_RDWR) as fd:
         _posix(fd, "w", 10, 5)
-        got = _from_other(c, name, lambda o: (
-            _holder(o, fcntl.F_GETLK, "r", 0, 0), _holder(o, fcntl.F_GETLK, "r", 0, 10), _holder(o, F_OFD_GETLK, "w", 12, 1),
-        ))
+        got = _from_other(
+            c,
+            name,
+            lambda o: (
+                _holder(o, fcntl.F_GETLK, "r", 0, 0),
+                _holder(o, fcntl.F_GETLK, "r", 0, 10),
+                _holder(o, F_OFD_GETLK, "w", 12, 1),
+            ),
+        )
         own = _holder(fd, fcntl.F_GETLK, "w", 0, 0)
     row = (fcntl.F_WRLCK, 10, 5, True)
     return same((got, own), ((row, "free", row), "free"))
@@ -191,7 +220,9 @@ def need_the_right_mode(c: Context):
     """A write lock needs a descriptor for writing, a read lock one for reading."""
     name = c.file()
     with c.open(name, os.O_RDONLY) as r, c.open(name, os.O_WRONLY) as w:
-        got = [lock(fd, kind) for lock in (_posix, _ofd) for fd, kind in ((r, "w"), (w, "r"), (r, "r"), (w, "w"))]
+        got = [
+            lock(fd, kind) for lock in (_posix, _ofd) for fd, kind in ((r, "w"), (w, "r"), (r, "r"), (w, "w"))
+        ]
     return same(got[:4], ["EBADF", "EBADF", "OK", "OK"]), got[4:6]
 
 
@@ -245,7 +276,10 @@ def locks_follow_rename_and_links(c: Context):
         _posix(fd, "w")
         fcntl.flock(fd, EX)
         os.rename(name, "moved")
-        got = [_from_other(c, n, lambda o: (_posix(o, "w"), c.errno_of(fcntl.flock, o, EX | NB))) for n in ("moved", "second")]
+        got = [
+            _from_other(c, n, lambda o: (_posix(o, "w"), c.errno_of(fcntl.flock, o, EX | NB)))
+            for n in ("moved", "second")
+        ]
     return same(got, [("EAGAIN", "EAGAIN")] * 2)
 
 
@@ -264,4 +298,7 @@ def freed_when_the_holder_is_killed(c: Context):
     join = c.start(holder)
     os.read(ready, 1)
     ended = join()
-    return same((ended, _from_other(c, name, lambda o: (_posix(o, "w"), c.errno_of(fcntl.flock, o, EX | NB)))), ("SIGKILL", ("OK", "OK")))
+    return same(
+        (ended, _from_other(c, name, lambda o: (_posix(o, "w"), c.errno_of(fcntl.flock, o, EX | NB)))),
+        ("SIGKILL", ("OK", "OK")),
+    )

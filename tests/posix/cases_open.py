@@ -37,11 +37,21 @@ def flags_on(c: Context, flag: str, kind: str):
     name = c.thing(kind)
     result = c.errno_of(lambda: os.close(os.open(name, FLAGS[flag], 0o644)))
     dictated = {
-        ("creat_excl", "file"): "EEXIST", ("creat_excl", "dir"): "EEXIST", ("creat_excl", "symlink"): "EEXIST",
-        ("wronly", "dir"): "EISDIR", ("rdonly", "absent"): "ENOENT", ("directory", "file"): "ENOTDIR",
-        ("nofollow", "symlink"): "ELOOP", ("rdonly", "symlink"): "ENOENT", ("creat", "symlink"): "OK",
-        ("wronly", "fifo"): "ENXIO", ("rdonly", "sock"): "ENXIO", ("creat", "dir"): "EISDIR",
-        ("path_nofollow", "symlink"): "OK", ("creat_nofollow", "symlink"): "ELOOP", ("trunc", "file"): "OK",
+        ("creat_excl", "file"): "EEXIST",
+        ("creat_excl", "dir"): "EEXIST",
+        ("creat_excl", "symlink"): "EEXIST",
+        ("wronly", "dir"): "EISDIR",
+        ("rdonly", "absent"): "ENOENT",
+        ("directory", "file"): "ENOTDIR",
+        ("nofollow", "symlink"): "ELOOP",
+        ("rdonly", "symlink"): "ENOENT",
+        ("creat", "symlink"): "OK",
+        ("wronly", "fifo"): "ENXIO",
+        ("rdonly", "sock"): "ENXIO",
+        ("creat", "dir"): "EISDIR",
+        ("path_nofollow", "symlink"): "OK",
+        ("creat_nofollow", "symlink"): "ELOOP",
+        ("trunc", "file"): "OK",
     }
     if (flag, kind) in dictated:
         same(result, dictated[flag, kind])
@@ -51,7 +61,14 @@ def flags_on(c: Context, flag: str, kind: str):
     return result, size, os.path.exists("target-of-symlink"), os.path.lexists(name)
 
 
-@case("open", {f"{m:04o}_umask_{u:03o}": (m, u) for m in (0o666, 0o777, 0o000, 0o7777, 0o600) for u in (0, 0o22, 0o77, 0o777)})
+@case(
+    "open",
+    {
+        f"{m:04o}_umask_{u:03o}": (m, u)
+        for m in (0o666, 0o777, 0o000, 0o7777, 0o600)
+        for u in (0, 0o22, 0o77, 0o777)
+    },
+)
 def create_mode(c: Context, mode: int, umask: int):
     """Mode of a new file is mode & ~umask; set-id and sticky bits may be asked for."""
     name = c.path()
@@ -89,7 +106,10 @@ def new_file_stat(c: Context):
     name = c.path()
     os.close(os.open(name, WR | CREAT, 0o640))
     s = os.stat(name)
-    return same((s.st_size, s.st_nlink, s.st_blocks, s.st_uid, s.st_gid, stat.S_ISREG(s.st_mode)), (0, 1, 0, 0, 0, True))
+    return same(
+        (s.st_size, s.st_nlink, s.st_blocks, s.st_uid, s.st_gid, stat.S_ISREG(s.st_mode)),
+        (0, 1, 0, 0, 0, True),
+    )
 
 
 @case("open")
@@ -130,8 +150,11 @@ def path_descriptor(c: Context):
     name = c.file(b"data")
     with c.open(name, os.O_PATH) as fd:
         got = (
-            os.fstat(fd).st_size, c.errno_of(os.read, fd, 1), c.errno_of(os.fchmod, fd, 0o600),
-            c.errno_of(os.ftruncate, fd, 0), os.readlink(f"/proc/self/fd/{fd}").endswith(name),
+            os.fstat(fd).st_size,
+            c.errno_of(os.read, fd, 1),
+            c.errno_of(os.fchmod, fd, 0o600),
+            c.errno_of(os.ftruncate, fd, 0),
+            os.readlink(f"/proc/self/fd/{fd}").endswith(name),
         )
     return same(got, (4, "EBADF", "EBADF", "EBADF", True))
 
@@ -283,7 +306,10 @@ def many_descriptors_of_one_file(c: Context):
     for i, fd in enumerate(fds):
         os.lseek(fd, i % 10, os.SEEK_SET)
     offsets = [os.lseek(fd, 0, os.SEEK_CUR) for fd in fds] == [i % 10 for i in range(200)]
-    writes = {c.errno_of(os.pwrite, fd, b"0", 0) for fd in fds[::2]}, {c.errno_of(os.pwrite, fd, b"0", 0) for fd in fds[1::2]}
+    writes = (
+        {c.errno_of(os.pwrite, fd, b"0", 0) for fd in fds[::2]},
+        {c.errno_of(os.pwrite, fd, b"0", 0) for fd in fds[1::2]},
+    )
     for fd in fds:
         os.close(fd)
     return same((offsets, writes), (True, ({"EBADF"}, {"OK"})))

@@ -12,7 +12,9 @@ from .table import ANY, Unsupported, case
 WHO = {"owner": (NOBODY, 5000), "group": (5000, NOBODY), "supplementary": (5000, 6000), "other": (5000, 5001)}
 SHIFT = {"owner": 6, "group": 3, "supplementary": 3, "other": 0}
 BIT = {"read": 4, "write": 2, "exec": 1}
-MATRIX = {f"{w}_{a}_{'granted' if g else 'denied'}": (w, a, g) for w in WHO for a in BIT for g in (True, False)}
+MATRIX = {
+    f"{w}_{a}_{'granted' if g else 'denied'}": (w, a, g) for w in WHO for a in BIT for g in (True, False)
+}
 
 
 def _mode(who: str, access: str, granted: bool) -> int:
@@ -60,28 +62,41 @@ def directory_access(c: Context, who: str, access: str, granted: bool):
 
 @case("perms")
 def directory_bits_apart(c: Context):
-    """Read without search lists but does not stat; search without read is the other way; write needs search."""
+    """Read without search lists but does not stat, search without read stats; write needs search."""
     got = {}
     for mode in (0o4, 0o1, 0o2, 0o6, 0o3, 0o5):
         top = c.dir()
         os.mkdir(f"{top}/x")
         os.chmod(top, mode)
         got[mode] = [
-            c.as_nobody(lambda t=top: os.listdir(t)), c.as_nobody(lambda t=top: stat.S_ISDIR(os.stat(f"{t}/x").st_mode)),
-            c.as_nobody(lambda t=top: os.mkdir(f"{t}/y")), c.as_nobody(lambda t=top: os.rmdir(f"{t}/x")),
+            c.as_nobody(lambda t=top: os.listdir(t)),
+            c.as_nobody(lambda t=top: stat.S_ISDIR(os.stat(f"{t}/x").st_mode)),
+            c.as_nobody(lambda t=top: os.mkdir(f"{t}/y")),
+            c.as_nobody(lambda t=top: os.rmdir(f"{t}/x")),
         ]
     no = "EACCES"
-    return same(got, {
-        4: [["x"], no, no, no], 1: [no, True, no, no], 2: [no] * 4, 6: [["x"], no, no, no],
-        3: [no, True, None, None], 5: [["x"], True, no, no],
-    })
+    return same(
+        got,
+        {
+            4: [["x"], no, no, no],
+            1: [no, True, no, no],
+            2: [no] * 4,
+            6: [["x"], no, no, no],
+            3: [no, True, None, None],
+            5: [["x"], True, no, no],
+        },
+    )
 
 
 @case("perms")
 def root_reads_and_writes_everything(c: Context):
     name, top = c.file(b"x", 0), c.dir(0)
     os.chown(name, NOBODY, NOBODY)
-    got = [c.errno_of(os.open, name, os.O_RDWR), c.errno_of(os.mkdir, f"{top}/x"), c.errno_of(os.listdir, top)]
+    got = [
+        c.errno_of(os.open, name, os.O_RDWR),
+        c.errno_of(os.mkdir, f"{top}/x"),
+        c.errno_of(os.listdir, top),
+    ]
     got.append(c.errno_of(subprocess.run, [f"./{name}"]))
     return same(got, ["OK", "OK", "OK", "EACCES"])
 
@@ -124,9 +139,12 @@ def link_and_symlink_need_parent_write(c: Context):
     name = c.file(b"", 0o666)
     os.chown(name, NOBODY, NOBODY)
     calls = {
-        "symlink": lambda: os.symlink("x", f"{top}/s"), "link": lambda: os.link(name, f"{top}/l"),
-        "mkfifo": lambda: os.mkfifo(f"{top}/p"), "mkdir": lambda: os.mkdir(f"{top}/d"),
-        "creat": lambda: os.open(f"{top}/c", os.O_CREAT | os.O_WRONLY), "rename": lambda: os.rename(name, f"{top}/r"),
+        "symlink": lambda: os.symlink("x", f"{top}/s"),
+        "link": lambda: os.link(name, f"{top}/l"),
+        "mkfifo": lambda: os.mkfifo(f"{top}/p"),
+        "mkdir": lambda: os.mkdir(f"{top}/d"),
+        "creat": lambda: os.open(f"{top}/c", os.O_CREAT | os.O_WRONLY),
+        "rename": lambda: os.rename(name, f"{top}/r"),
     }
     return same({k: c.as_nobody(call) for k, call in calls.items()}, dict.fromkeys(calls, "EACCES"))
 
@@ -146,7 +164,9 @@ def unlink_needs_parent_not_file(c: Context):
 # chmod
 
 
-@case("chmod", {f"{m:04o}": m for m in (0, 0o1, 0o777, 0o4755, 0o2755, 0o1777, 0o6711, 0o7777, 0o2644, 0o4000)})
+@case(
+    "chmod", {f"{m:04o}": m for m in (0, 0o1, 0o777, 0o4755, 0o2755, 0o1777, 0o6711, 0o7777, 0o2644, 0o4000)}
+)
 def chmod_sets(c: Context, mode: int):
     """All twelve bits are kept, on files, directories, FIFOs and through a descriptor."""
     name, top, fifo, other = c.file(), c.dir(), c.thing("fifo"), c.file()
@@ -163,14 +183,21 @@ def chmod_keeps_type_and_rest(c: Context):
     before = os.stat(name)
     os.chmod(name, 0o123)
     after = os.stat(name)
-    return same((stat.S_ISREG(after.st_mode), after.st_size, after.st_mtime_ns == before.st_mtime_ns, after.st_uid), (True, 3, True, 0))
+    return same(
+        (stat.S_ISREG(after.st_mode), after.st_size, after.st_mtime_ns == before.st_mtime_ns, after.st_uid),
+        (True, 3, True, 0),
+    )
 
 
 @case("chmod")
 def chmod_by_others(c: Context):
     name, own = c.file(b"", 0o777), c.file()
     os.chown(own, NOBODY, NOBODY)
-    got = [c.as_nobody(lambda: os.chmod(name, 0o700)), c.run_as(5, NOBODY, lambda: os.chmod(own, 0o700)), c.as_nobody(lambda: os.chmod(own, 0o700))]
+    got = [
+        c.as_nobody(lambda: os.chmod(name, 0o700)),
+        c.run_as(5, NOBODY, lambda: os.chmod(own, 0o700)),
+        c.as_nobody(lambda: os.chmod(own, 0o700)),
+    ]
     return same((got, c.mode(own)), (["EPERM", "EPERM", None], "0700"))
 
 
@@ -221,10 +248,17 @@ def chown_by_owner(c: Context):
 def chown_by_others(c: Context):
     """-1, -1 passes for anybody on Linux: nothing is asked for."""
     name = c.file(b"", 0o777)
-    return c.as_nobody(lambda: os.chown(name, NOBODY, NOBODY)), c.as_nobody(lambda: os.chown(name, -1, NOBODY)), c.as_nobody(lambda: os.chown(name, -1, -1))
+    return (
+        c.as_nobody(lambda: os.chown(name, NOBODY, NOBODY)),
+        c.as_nobody(lambda: os.chown(name, -1, NOBODY)),
+        c.as_nobody(lambda: os.chown(name, -1, -1)),
+    )
 
 
-@case("chown", {f"{m:04o}_{k}": (m, k) for m in (0o6755, 0o4711, 0o2755, 0o2644, 0o6777) for k in ("root", "owner")})
+@case(
+    "chown",
+    {f"{m:04o}_{k}": (m, k) for m in (0o6755, 0o4711, 0o2755, 0o2644, 0o6777) for k in ("root", "owner")},
+)
 def chown_clears_setid(c: Context, mode: int, who: str):
     """chown of a file clears setuid, and setgid where the group may execute, for root too."""
     name = c.file()
@@ -249,7 +283,15 @@ def chown_keeps_setid_of_directory(c: Context):
 # set-id bits and data
 
 
-@case("setid", {f"{w}_{o}_{m:04o}": (w, o, m) for w in ("root", "nobody", "owner") for o in ("write", "truncate", "pwritev") for m in (0o6777, 0o2766)})
+@case(
+    "setid",
+    {
+        f"{w}_{o}_{m:04o}": (w, o, m)
+        for w in ("root", "nobody", "owner")
+        for o in ("write", "truncate", "pwritev")
+        for m in (0o6777, 0o2766)
+    },
+)
 def cleared_by_change_of_data(c: Context, who: str, how: str, mode: int):
     """A write or truncation by anybody without CAP_FSETID, the owner too, clears setuid and setgid."""
     name = c.file(b"data")
@@ -284,7 +326,10 @@ def program_runs_as_owner(c: Context):
     shutil.copyfile("/usr/bin/id", "id")
     os.chown("id", 4321, 5432)
     os.chmod("id", 0o6755)
-    run = lambda flag: subprocess.run(["./id", flag], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+
+    def run(flag: str) -> str:
+        return subprocess.run(["./id", flag], capture_output=True, text=True, check=True).stdout.strip()
+
     return same((c.as_nobody(lambda: run("-u")), c.as_nobody(lambda: run("-g"))), ("4321", "5432"))
 
 
@@ -298,8 +343,10 @@ def group_is_inherited(c: Context, kind: str):
     os.chown(top, NOBODY, 7777)
     os.chmod(top, 0o2777)
     make = {
-        "file": lambda: os.close(os.open(f"{top}/x", os.O_CREAT | os.O_WRONLY, 0o644)), "dir": lambda: os.mkdir(f"{top}/x", 0o755),
-        "fifo": lambda: os.mkfifo(f"{top}/x", 0o644), "symlink": lambda: os.symlink("t", f"{top}/x"),
+        "file": lambda: os.close(os.open(f"{top}/x", os.O_CREAT | os.O_WRONLY, 0o644)),
+        "dir": lambda: os.mkdir(f"{top}/x", 0o755),
+        "fifo": lambda: os.mkfifo(f"{top}/x", 0o644),
+        "symlink": lambda: os.symlink("t", f"{top}/x"),
     }[kind]
     c.as_nobody(make)
     s = os.lstat(f"{top}/x")

@@ -37,14 +37,17 @@ def lists_everything_once(c: Context, count: int):
 
 @case("readdir")
 def dots_are_there(c: Context):
-    """"." and ".." come once each, with the right inode numbers."""
+    """ "." and ".." come once each, with the right inode numbers."""
     top = c.dir()
     with Dir(top) as stream:
         rows = {name: inode for name, inode, _ in stream}
-    return same((sorted(rows), rows[b"."] == os.stat(top).st_ino, rows[b".."] == os.stat(".").st_ino), ([b".", b".."], True, True))
+    return same(
+        (sorted(rows), rows[b"."] == os.stat(top).st_ino, rows[b".."] == os.stat(".").st_ino),
+        ([b".", b".."], True, True),
+    )
 
 
-@case("readdir", DT)
+@case("readdir", list(DT))
 def type_and_inode(c: Context, kind: str):
     """d_type is right or unknown, d_ino is st_ino."""
     name = c.thing(kind)
@@ -260,9 +263,14 @@ def scandir_stat(c: Context):
     for kind in DT:
         c.thing(kind)
     wrong = [
-        e.name for e in os.scandir(".")
-        if (e.is_dir(follow_symlinks=False), e.is_symlink(), e.inode()) != (
-            stat.S_ISDIR(os.lstat(e.name).st_mode), stat.S_ISLNK(os.lstat(e.name).st_mode), os.lstat(e.name).st_ino)
+        e.name
+        for e in os.scandir(".")
+        if (e.is_dir(follow_symlinks=False), e.is_symlink(), e.inode())
+        != (
+            stat.S_ISDIR(os.lstat(e.name).st_mode),
+            stat.S_ISLNK(os.lstat(e.name).st_mode),
+            os.lstat(e.name).st_ino,
+        )
     ]
     return same(wrong, [])
 

@@ -59,13 +59,17 @@ def exchange_kinds(c: Context, source: str, target: str):
     """RENAME_EXCHANGE swaps any two kinds, a directory and a file too."""
     old, new = c.thing(source), c.thing(target)
     inodes = [os.lstat(n).st_ino if os.path.lexists(n) else 0 for n in (old, new)]
-    result = same(c.errno_of(renameat2, old, new, RENAME_EXCHANGE), "ENOENT" if "absent" in (source, target) else "OK")
+    result = same(
+        c.errno_of(renameat2, old, new, RENAME_EXCHANGE), "ENOENT" if "absent" in (source, target) else "OK"
+    )
     after = [os.lstat(n).st_ino if os.path.lexists(n) else 0 for n in (old, new)]
     same(after, inodes[::-1] if result == "OK" else inodes)
     return result, _look(old), _look(new), os.stat(".").st_nlink
 
 
-@case("rename", {f"{a}-{b}": (a, b) for a in ("file", "dir", "full") for b in ("absent", "dir", "file", "full")})
+@case(
+    "rename", {f"{a}-{b}": (a, b) for a in ("file", "dir", "full") for b in ("absent", "dir", "file", "full")}
+)
 def cross_directory(c: Context, source: str, target: str):
     """Between directories: link counts of both parents, and ".." of what moved."""
     os.mkdir("from")
@@ -162,7 +166,10 @@ def onto_own_ancestor(c: Context, source: str):
 @case("rename")
 def exchange_with_own_ancestor(c: Context):
     os.makedirs("a/b/c")
-    got = [c.errno_of(renameat2, "a", "a/b", RENAME_EXCHANGE), c.errno_of(renameat2, "a/b/c", "a", RENAME_EXCHANGE)]
+    got = [
+        c.errno_of(renameat2, "a", "a/b", RENAME_EXCHANGE),
+        c.errno_of(renameat2, "a/b/c", "a", RENAME_EXCHANGE),
+    ]
     return same(got, ["EINVAL", "EINVAL"])
 
 
@@ -265,6 +272,7 @@ def directory_back_and_forth(c: Context):
 @case("rename")
 def atomic_for_readers(c: Context):
     """While one process replaces a name over and over, another always finds it, whole."""
+
     def put(text: str) -> None:
         with open("tmp", "w") as handle:
             handle.write(text * 500)
@@ -319,7 +327,15 @@ def directory_of_other_owner_changes_parent(c: Context):
     return same(got, ["EACCES", None, None])
 
 
-@case("rename", {f"{d}_{s}_{t}": (d, s, t) for d in ("nobody", "root") for s in ("nobody", "root") for t in ("nobody", "root", "none")})
+@case(
+    "rename",
+    {
+        f"{d}_{s}_{t}": (d, s, t)
+        for d in ("nobody", "root")
+        for s in ("nobody", "root")
+        for t in ("nobody", "root", "none")
+    },
+)
 def sticky(c: Context, directory: str, source: str, target: str):
     """In a sticky directory only the owner of the entry or of the directory renames or replaces."""
     owner = {"nobody": NOBODY, "root": 0}

@@ -3,6 +3,8 @@
 
 import mmap
 import os
+import resource
+import signal
 
 from .context import Context, among, same
 from .native import fallocate
@@ -25,7 +27,14 @@ def up_from_empty(c: Context, size: int):
     return same((s.st_size, s.st_blocks, c.data(name) == bytes(size)), (size, 0, True))
 
 
-@case("truncate", {f"{a}_to_{b}": (a, b) for a in (1, 4095, 4096, 4097, 3 * PAGE + 5, (2 << 20) + 3) for b in (0, 1, 4095, 4096, 4097, 8192)})
+@case(
+    "truncate",
+    {
+        f"{a}_to_{b}": (a, b)
+        for a in (1, 4095, 4096, 4097, 3 * PAGE + 5, (2 << 20) + 3)
+        for b in (0, 1, 4095, 4096, 4097, 8192)
+    },
+)
 def resize(c: Context, old: int, new: int):
     """What is kept stays, what is new is zero."""
     name = c.file(_pattern(old))
@@ -104,7 +113,11 @@ def truncate_on(c: Context, kind: str):
 def bad_arguments(c: Context):
     name = c.file(b"x")
     with c.open(name, os.O_RDONLY) as fd:
-        got = [c.errno_of(os.truncate, name, -1), c.errno_of(os.ftruncate, fd, 0), c.errno_of(os.ftruncate, 9999, 0)]
+        got = [
+            c.errno_of(os.truncate, name, -1),
+            c.errno_of(os.ftruncate, fd, 0),
+            c.errno_of(os.ftruncate, 9999, 0),
+        ]
     return same((got, os.path.getsize(name)), (["EINVAL", "EINVAL", "EBADF"], 1))
 
 
@@ -159,7 +172,7 @@ def blocks_follow_writes(c: Context):
 
 @case("holes")
 def sparse_blocks_are_fewer(c: Context):
-    """Sixteen pages written 1 MiB apart take fewer blocks than the size would, and no less than was written."""
+    """Sixteen pages 16 MiB apart take fewer blocks than the size would, and no less than was written."""
     name = c.file()
     with c.open(name, os.O_RDWR) as fd:
         for i in range(16):
@@ -197,7 +210,10 @@ def checkerboard(c: Context):
         for i in range(0, 256, 2):
             os.pwrite(fd, bytes([i]) * PAGE, i * PAGE)
         data = os.pread(fd, 256 * PAGE, 0)
-    good = all(data[i * PAGE : (i + 1) * PAGE] == (bytes([i]) * PAGE if i % 2 == 0 else bytes(PAGE)) for i in range(255))
+    good = all(
+        data[i * PAGE : (i + 1) * PAGE] == (bytes([i]) * PAGE if i % 2 == 0 else bytes(PAGE))
+        for i in range(255)
+    )
     return same((good, len(data)), (True, 255 * PAGE))
 
 
@@ -238,12 +254,15 @@ def data_and_holes(c: Context, *blocks: int):
 
 @case("seek")
 def edges(c: Context):
-    """At and behind the end SEEK_DATA and SEEK_HOLE are ENXIO; the end is a hole; negative is ENXIO or EINVAL."""
+    """At and behind the end SEEK_DATA and SEEK_HOLE are ENXIO; the end itself is a hole."""
     name = c.file(b"x" * 5000)
     with c.open(name, os.O_RDONLY) as fd:
         got = [
-            c.errno_of(os.lseek, fd, 5000, os.SEEK_DATA), c.errno_of(os.lseek, fd, 5000, os.SEEK_HOLE),
-            c.errno_of(os.lseek, fd, 9999, os.SEEK_DATA), os.lseek(fd, 0, os.SEEK_HOLE), os.lseek(fd, 4999, os.SEEK_DATA),
+            c.errno_of(os.lseek, fd, 5000, os.SEEK_DATA),
+            c.errno_of(os.lseek, fd, 5000, os.SEEK_HOLE),
+            c.errno_of(os.lseek, fd, 9999, os.SEEK_DATA),
+            os.lseek(fd, 0, os.SEEK_HOLE),
+            os.lseek(fd, 4999, os.SEEK_DATA),
         ]
         among(c.errno_of(os.lseek, fd, -1, os.SEEK_DATA), ("ENXIO", "EINVAL"))
     return same(got, ["ENXIO", "ENXIO", "ENXIO", 5000, 4999])
@@ -254,9 +273,16 @@ def set_current_end(c: Context):
     name = c.file(b"x" * 100)
     with c.open(name, os.O_RDWR) as fd:
         got = [
-            os.lseek(fd, 10, os.SEEK_SET), os.lseek(fd, 5, os.SEEK_CUR), os.lseek(fd, -5, os.SEEK_END), os.lseek(fd, 500, os.SEEK_END),
-            os.read(fd, 1), c.errno_of(os.lseek, fd, -1, os.SEEK_SET), c.errno_of(os.lseek, fd, -101, os.SEEK_END),
-            c.errno_of(os.lseek, fd, 0, 99), os.lseek(fd, 0, os.SEEK_CUR), os.fstat(fd).st_size,
+            os.lseek(fd, 10, os.SEEK_SET),
+            os.lseek(fd, 5, os.SEEK_CUR),
+            os.lseek(fd, -5, os.SEEK_END),
+            os.lseek(fd, 500, os.SEEK_END),
+            os.read(fd, 1),
+            c.errno_of(os.lseek, fd, -1, os.SEEK_SET),
+            c.errno_of(os.lseek, fd, -101, os.SEEK_END),
+            c.errno_of(os.lseek, fd, 0, 99),
+            os.lseek(fd, 0, os.SEEK_CUR),
+            os.fstat(fd).st_size,
         ]
     return same(got, [10, 15, 95, 600, b"", "EINVAL", "EINVAL", "EINVAL", 600, 100])
 
@@ -275,7 +301,7 @@ def end_follows_other_writer(c: Context):
 
 @case("efbig", compare=False)
 def beyond_the_largest_file(c: Context):
-    """At 2**63-1 a write of one byte more is EFBIG or EINVAL, and truncate there is refused or taken, never half done."""
+    """At 2**63-1 one byte more is EFBIG or EINVAL; truncate there is refused or taken, never half done."""
     name = c.file(b"start")
     with c.open(name, os.O_RDWR) as fd:
         top = 2**63 - 1
@@ -289,7 +315,7 @@ def beyond_the_largest_file(c: Context):
 
 @case("efbig", compare=False)
 def sixteen_tib(c: Context):
-    """A file grows to nearly 16 TiB or says EFBIG; its last byte can be written and read; it can shrink again."""
+    """A file grows to nearly 16 TiB, its last byte works, and it can shrink again; or EFBIG."""
     name = c.file(b"start")
     size = (1 << 44) - PAGE
     with c.open(name, os.O_RDWR) as fd:
@@ -306,16 +332,18 @@ def sixteen_tib(c: Context):
 @case("efbig")
 def file_size_limit_of_process(c: Context):
     """RLIMIT_FSIZE: a write stops at the limit, then EFBIG with SIGXFSZ; truncate beyond likewise."""
-    import resource
-    import signal
-
     name = c.file()
 
     def limited():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         with c.open(name, os.O_RDWR) as fd:
-            return os.write(fd, b"x" * 20_000), c.errno_of(os.write, fd, b"y"), c.errno_of(os.ftruncate, fd, 10_001), os.fstat(fd).st_size
+            return (
+                os.write(fd, b"x" * 20_000),
+                c.errno_of(os.write, fd, b"y"),
+                c.errno_of(os.ftruncate, fd, 10_001),
+                os.fstat(fd).st_size,
+            )
 
     return same(c.in_child(limited), (10_000, "EFBIG", "EFBIG", 10_000))
 

@@ -16,10 +16,19 @@ NS = 10**9
 # utimensat
 
 
-@case("utimens", {
-    "epoch": (0, 0), "one_ns": (0, 1), "odd": (1234567890, 123456789), "last_ns": (1, 999_999_999), "y2033": (2_000_000_000, 7),
-    "y2038": (2**31, 5), "y2106": (2**32 - 1, 3), "y2200": (7_258_118_400, 987_654_321),
-})
+@case(
+    "utimens",
+    {
+        "epoch": (0, 0),
+        "one_ns": (0, 1),
+        "odd": (1234567890, 123456789),
+        "last_ns": (1, 999_999_999),
+        "y2033": (2_000_000_000, 7),
+        "y2038": (2**31, 5),
+        "y2106": (2**32 - 1, 3),
+        "y2200": (7_258_118_400, 987_654_321),
+    },
+)
 def set_exact(c: Context, seconds: int, nanoseconds: int):
     """Times are kept to the ns, from the epoch to the year 2200."""
     got = []
@@ -31,7 +40,10 @@ def set_exact(c: Context, seconds: int, nanoseconds: int):
     return same(got, [(seconds * NS + nanoseconds, seconds * NS + nanoseconds // 2)] * 3)
 
 
-@case("utimens", {"minus_one": (-1, 0), "half": (-1, 500_000_000), "y1950": (-631_152_000, 1), "y1901": (-(2**31), 0)})
+@case(
+    "utimens",
+    {"minus_one": (-1, 0), "half": (-1, 500_000_000), "y1950": (-631_152_000, 1), "y1901": (-(2**31), 0)},
+)
 def set_before_epoch(c: Context, seconds: int, nanoseconds: int):
     """Negative times are kept too."""
     name = c.file()
@@ -106,7 +118,10 @@ def symlink_alone(c: Context):
     os.symlink("nowhere", "link")
     utimensat("link", (3, 4), (5, 6), follow=False)
     s = os.lstat("link")
-    return same((s.st_atime_ns, s.st_mtime_ns, c.errno_of(utimensat, "link", (0, 0), (0, 0))), (3 * NS + 4, 5 * NS + 6, "ENOENT"))
+    return same(
+        (s.st_atime_ns, s.st_mtime_ns, c.errno_of(utimensat, "link", (0, 0), (0, 0))),
+        (3 * NS + 4, 5 * NS + 6, "ENOENT"),
+    )
 
 
 @case("utimens")
@@ -126,7 +141,10 @@ def order_of_creation(c: Context):
     os.close(os.open(name, os.O_CREAT | os.O_WRONLY))
     second = os.stat(name)
     same(second.st_atime_ns == second.st_mtime_ns == second.st_ctime_ns, True, "equal at creation")
-    return same((second.st_mtime_ns > first.st_mtime_ns, second.st_mtime_ns <= time.time_ns() + NS // 50), (True, True))
+    return same(
+        (second.st_mtime_ns > first.st_mtime_ns, second.st_mtime_ns <= time.time_ns() + NS // 50),
+        (True, True),
+    )
 
 
 # what moves on the object itself

@@ -39,8 +39,11 @@ def create_and_replace(c: Context, space: str):
     """XATTR_CREATE wants it absent, XATTR_REPLACE present, both at once or neither."""
     key, name = _need(c, space) + "k", c.file()
     got = [
-        c.errno_of(os.setxattr, name, key, b"1", REPLACE), c.errno_of(os.setxattr, name, key, b"2", CREATE),
-        c.errno_of(os.setxattr, name, key, b"3", CREATE), c.errno_of(os.setxattr, name, key, b"4", REPLACE), os.getxattr(name, key),
+        c.errno_of(os.setxattr, name, key, b"1", REPLACE),
+        c.errno_of(os.setxattr, name, key, b"2", CREATE),
+        c.errno_of(os.setxattr, name, key, b"3", CREATE),
+        c.errno_of(os.setxattr, name, key, b"4", REPLACE),
+        os.getxattr(name, key),
         c.errno_of(os.setxattr, name, key, b"5", 8),
     ]
     return same(got, ["ENODATA", "OK", "EEXIST", "OK", b"4", "EINVAL"])
@@ -58,12 +61,21 @@ def lengths_and_erange(c: Context, space: str):
     key, name = _need(c, space) + "k", c.file()
     os.setxattr(name, key, b"x" * 100)
     size = len(key) + 1
-    got = [getxattr(name, key, 0), c.errno_of(getxattr, name, key, 99), getxattr(name, key, 100), getxattr(name, key, 999)]
+    got = [
+        getxattr(name, key, 0),
+        c.errno_of(getxattr, name, key, 99),
+        getxattr(name, key, 100),
+        getxattr(name, key, 999),
+    ]
     got += [listxattr(name, 0), c.errno_of(listxattr, name, size - 1), listxattr(name, size)]
     return same(got, [100, "ERANGE", 100, 100, size, "ERANGE", size])
 
 
-@case("xattr", {f"{s}_{n}": (s, n) for s in SPACES for n in (0, 1, 7, 8, 63, 64, 255, 256, 1000, 2000, 3000)}, may_lack=OLD_TMPFS)
+@case(
+    "xattr",
+    {f"{s}_{n}": (s, n) for s in SPACES for n in (0, 1, 7, 8, 63, 64, 255, 256, 1000, 2000, 3000)},
+    may_lack=OLD_TMPFS,
+)
 def size_kept(c: Context, space: str, size: int):
     """Values up to 3000 bytes are taken by every file system."""
     key, name = _need(c, space) + "k", c.file()
@@ -109,10 +121,16 @@ def bad_names(c: Context):
 
 @case("xattr")
 def bytes_in_names(c: Context):
-    name, keys = c.file(), ["trusted.ключ", "trusted.a b", "trusted.=", "trusted.x.y.z", "trusted.A", "trusted.a"]
+    name, keys = (
+        c.file(),
+        ["trusted.ключ", "trusted.a b", "trusted.=", "trusted.x.y.z", "trusted.A", "trusted.a"],
+    )
     for key in keys:
         os.setxattr(name, key, key.encode())
-    return same((sorted(os.listxattr(name)) == sorted(keys), all(os.getxattr(name, k) == k.encode() for k in keys)), (True, True))
+    return same(
+        (sorted(os.listxattr(name)) == sorted(keys), all(os.getxattr(name, k) == k.encode() for k in keys)),
+        (True, True),
+    )
 
 
 @case("xattr", ("file", "dir", "symlink", "fifo", "sock", "chr"))
@@ -128,7 +146,8 @@ def user_on_kind(c: Context, kind: str):
     _need(c, "user")
     name = c.thing(kind)
     calls = [
-        c.errno_of(os.setxattr, name, "user.k", b"v", follow_symlinks=False), c.errno_of(os.getxattr, name, "user.k", follow_symlinks=False),
+        c.errno_of(os.setxattr, name, "user.k", b"v", follow_symlinks=False),
+        c.errno_of(os.getxattr, name, "user.k", follow_symlinks=False),
         c.errno_of(os.removexattr, name, "user.k", follow_symlinks=False),
     ]
     return same(calls, ["OK"] * 3 if kind in ("file", "dir") else ["EPERM", "ENODATA", "EPERM"])
@@ -141,8 +160,10 @@ def trusted_without_privilege(c: Context):
     os.chown(name, 65534, 65534)
     os.setxattr(name, "trusted.k", b"v")
     got = [
-        c.as_nobody(lambda: os.getxattr(name, "trusted.k")), c.as_nobody(lambda: os.setxattr(name, "trusted.k", b"w")),
-        c.as_nobody(lambda: os.removexattr(name, "trusted.k")), c.as_nobody(lambda: [k for k in os.listxattr(name) if not k.startswith("trusted.")]),
+        c.as_nobody(lambda: os.getxattr(name, "trusted.k")),
+        c.as_nobody(lambda: os.setxattr(name, "trusted.k", b"w")),
+        c.as_nobody(lambda: os.removexattr(name, "trusted.k")),
+        c.as_nobody(lambda: [k for k in os.listxattr(name) if not k.startswith("trusted.")]),
     ]
     return same((got, os.getxattr(name, "trusted.k")), (["ENODATA", "EPERM", "EPERM", []], b"v"))
 
@@ -152,7 +173,10 @@ def security_without_privilege(c: Context):
     """Anybody reads security.*, only CAP_SYS_ADMIN sets it."""
     name = c.file(b"", 0o777)
     os.setxattr(name, "security.k", b"v")
-    got = [c.as_nobody(lambda: os.getxattr(name, "security.k")), c.as_nobody(lambda: os.setxattr(name, "security.k", b"w"))]
+    got = [
+        c.as_nobody(lambda: os.getxattr(name, "security.k")),
+        c.as_nobody(lambda: os.setxattr(name, "security.k", b"w")),
+    ]
     return same(got, [b"v", "EPERM"])
 
 
@@ -164,7 +188,12 @@ def user_permissions(c: Context):
     for mode in (0o600, 0o604, 0o602, 0o606):
         name = c.file(b"", mode)
         os.setxattr(name, "user.k", b"v")
-        got.append((c.as_nobody(lambda n=name: os.getxattr(n, "user.k")), c.as_nobody(lambda n=name: os.setxattr(n, "user.k", b"w"))))
+        got.append(
+            (
+                c.as_nobody(lambda n=name: os.getxattr(n, "user.k")),
+                c.as_nobody(lambda n=name: os.setxattr(n, "user.k", b"w")),
+            )
+        )
     sticky = c.dir(0o1777)
     got.append(c.as_nobody(lambda: os.setxattr(sticky, "user.k", b"w")))
     return same(got, [("EACCES", "EACCES"), (b"v", "EACCES"), ("EACCES", None), (b"v", None), "EPERM"])
@@ -191,19 +220,26 @@ def grow_and_shrink(c: Context):
     good = []
     for size in (1, 100, 2000, 3, 1500, 0, 2500, 64):
         os.setxattr(name, "trusted.k", b"z" * size)
-        good.append(len(os.getxattr(name, "trusted.k")) == size and os.getxattr(name, "trusted.stays") == b"neighbour" * 20)
+        good.append(
+            len(os.getxattr(name, "trusted.k")) == size
+            and os.getxattr(name, "trusted.stays") == b"neighbour" * 20
+        )
     return same(all(good), True)
 
 
 @case("xattr")
 def follows_the_inode(c: Context):
-    """Attributes go along with rename and hard links, not with a symlink, and not to a new file of the name."""
+    """Attributes go along with rename and hard links, not with symlinks or a new file of the name."""
     name = c.file()
     os.setxattr(name, "trusted.k", b"v")
     os.link(name, "hard")
     os.symlink(name, "soft")
     os.rename(name, "moved")
-    got = [os.getxattr("moved", "trusted.k"), os.getxattr("hard", "trusted.k"), c.errno_of(os.getxattr, "soft", "trusted.k", follow_symlinks=False)]
+    got = [
+        os.getxattr("moved", "trusted.k"),
+        os.getxattr("hard", "trusted.k"),
+        c.errno_of(os.getxattr, "soft", "trusted.k", follow_symlinks=False),
+    ]
     os.unlink("hard")
     with open("hard", "w"):
         pass
@@ -217,7 +253,9 @@ def through_descriptor_of_unlinked(c: Context):
         os.setxattr(fd, "trusted.a", b"1")
         os.unlink(name)
         os.setxattr(fd, "trusted.b", b"2")
-        return same((sorted(os.listxattr(fd)), os.getxattr(fd, "trusted.a")), (["trusted.a", "trusted.b"], b"1"))
+        return same(
+            (sorted(os.listxattr(fd)), os.getxattr(fd, "trusted.a")), (["trusted.a", "trusted.b"], b"1")
+        )
 
 
 @case("xattr")

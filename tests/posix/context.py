@@ -24,11 +24,14 @@ from .table import CaseFailed, Unsupported
 NOBODY = 65534
 TICK = 0.012  # s: longer than one tick of the kernel's coarse clock at 100 Hz
 
+# errno.errorcode has one name for each number, and not always the one that manual pages use
+COMMON_NAME = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK", errno.EAGAIN: "EAGAIN"}
+
 
 def errno_name(error: OSError) -> str:
     if error.errno is None:
         return type(error).__name__
-    return "EOPNOTSUPP" if error.errno == errno.EOPNOTSUPP else errno.errorcode.get(error.errno, str(error.errno))
+    return COMMON_NAME.get(error.errno) or errno.errorcode.get(error.errno, str(error.errno))
 
 
 def same(got: Any, want: Any, what: str = "") -> Any:
@@ -39,7 +42,7 @@ def same(got: Any, want: Any, what: str = "") -> Any:
 
 
 def among(got: Any, allowed: Iterable[Any], what: str = "") -> None:
-    """Raise CaseFailed unless `got` is one of the allowed answers; returns nothing, since answers may differ."""
+    """Raise CaseFailed unless `got` is allowed; returns nothing, since such answers may differ."""
     choices = tuple(allowed)
     if got not in choices:
         raise CaseFailed(f"{what + ': ' if what else ''}got {got!r}, must be one of {choices!r}")

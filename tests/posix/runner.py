@@ -2,7 +2,7 @@
 """Runs a case on a mount within a time limit and compares it with the oracle.
 
 Limits: every run is a child in a session of its own with its own directory on the mount; a run that does not
-end is killed with its children, and a hang is an outcome like another. Never touches anything that it did not make.
+end is killed with its children: a hang is an outcome like another. Touches nothing that it did not make.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def run_case(case: Case, mount: str, timeout: float = TIMEOUT) -> Outcome:
     reader, writer = os.pipe()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # on forking with threads: they do not matter here
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # on forking with threads: they do not matter here
             pid = os.fork()
         if pid == 0:
             os.setsid()
@@ -191,7 +193,9 @@ def oracle_mount() -> Iterator[str]:
         options = "size=1g,mode=0755"
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", options, "posix-oracle", place],
-            check=True, capture_output=True, text=True,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         try:
             yield place
