@@ -79,3 +79,17 @@ def touch_write(fs, ino: int) -> None:
     """Modification and change time after a write over blocks that were there."""
     now = fs.clock()
     fs.store_times(ino, _MTIME, _TIMES.pack(now, now))
+
+
+def drop_privileges(fs, ino: int) -> None:
+    """Take setuid, setgid and file capabilities away, as a write by somebody without CAP_FSETID does."""
+    inode = fs.inodes.read(ino)
+    mode = file.killed_privileges(inode.mode)
+    if mode == inode.mode and not inode.xattr_pfn:
+        return
+    if mode == inode.mode and xattr.CAPABILITY not in xattr.load(fs, inode):
+        return
+    with fs.begin() as tx:
+        edit = tx.inode(ino)
+        edit.mode = mode
+        xattr.without_capability(tx, fs, edit)
