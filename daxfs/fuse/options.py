@@ -100,16 +100,16 @@ def split(text: str) -> list[str]:
     return [re.sub(r"\\([,\\])", r"\1", word) for word in re.findall(r"(?:\\.|[^,\\]|\\$)+", text)]
 
 
-def parse(text: str, config: MountConfig | None = None) -> MountConfig:
-    """*config* (or a new one) with the options of *text* put in; later ones win.
+def parse(text: str, sloppy: bool = False) -> MountConfig:
+    """The options of *text*; later ones win. *sloppy*: unknown ones are ignored, as mount -s says.
 
     UsageError names an unknown option, a wrong value, or a feature that this version does not have.
     """
-    config = config or MountConfig(flags=default_flags(os.geteuid()))
+    config = MountConfig(flags=default_flags(os.geteuid()))
     for word in split(text):
         name, equals, value = word.partition("=")
         if not (_plain(config, name) if not equals else _valued(config, name, value)):
-            if SWALLOWED_VALUE.match(word) or (word in SWALLOWED):
+            if SWALLOWED_VALUE.match(word) or word in SWALLOWED or (sloppy and not _known(name)):
                 config.ignored.append(word)
                 continue
             _refuse(name, bool(equals))
@@ -189,13 +189,19 @@ def _count(name: str, value: str) -> int:
     return 1
 
 
+def _known(name: str) -> bool:
+    """True for a name of an option, with or without a value."""
+    valued = {*CHOICES, *COUNTS, *IDS, "fsname", "subtype", "log_file"}
+    plain = {"ro", "rw", "nodiratime", "diratime", "lazytime", "nolazytime", "debug", "remount", "defaults"}
+    return name in valued or name in plain or name in FLAGS or name in ATIME
+
+
 def _refuse(name: str, equals: bool) -> None:
-    if name in CHOICES or name in COUNTS or name in IDS or name in ("fsname", "subtype", "log_file"):
+    if not equals and _known(name):
         raise UsageError(f"mount option {name!r} needs a value: {name}=…")
     if name == "max_read":
         raise UsageError("mount option 'max_read' can't be had: pyfuse3 does not mount with it")
-    known = name in FLAGS or name in ATIME or name in ("ro", "rw", "nodiratime", "lazytime", "debug", "remount")
-    if equals and known:
+    if equals and _known(name):
         raise UsageError(f"mount option {name!r} takes no value")
     raise UsageError(f"unknown mount option {name!r}; see mount.daxfs(8)")
 
