@@ -74,7 +74,7 @@ def say(prog: str, text: str) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from ``4096``, ``64M``, ``1.5 GiB``, ``1TB``: powers of 1024 whatever the spelling. UsageError."""
+    """Bytes from ``4096``, ``64M``, ``1.5 GiB``, ``1TB``: powers of 1024, however spelt. UsageError."""
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]?)(?:i?b)?\s*", text, re.IGNORECASE)
     if not found:
         raise UsageError(f"{text!r} is no size; write bytes, or 64M, 1G, 1T")

@@ -53,7 +53,7 @@ def start_log(config: MountConfig, foreground: bool) -> None:
 
 def start(config: MountConfig, serve: Callable, status_of: Callable[[OSError], int],
           answers: Callable[[], None]) -> int:
-    """Fork; the child runs ``serve(config, ready)``. The parent returns an exit status when the mount answers.
+    """Fork; the child runs ``serve(config, ready)``. The parent returns a status when the mount answers.
 
     *answers*: called in the parent once the child is ready; an OSError means that the mount does not answer.
     """
@@ -69,7 +69,8 @@ def start(config: MountConfig, serve: Callable, status_of: Callable[[OSError], i
         text = pipe.readline()
     if not text.endswith(b"\n"):
         _, status = os.waitpid(pid, 0)
-        how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {os.waitstatus_to_exitcode(status)}"
+        code = os.waitstatus_to_exitcode(status)
+        how = f"signal {-code}" if code < 0 else f"status {code}"
         raise OSError(5, f"the daemon ended with {how} before the mount answered")
     reply = json.loads(text)
     if "error" in reply:
@@ -102,7 +103,8 @@ def _child(config: MountConfig, serve: Callable, status_of: Callable, writer: in
         serve(config, ready)
         status = 0
     except BaseException as exc:
-        problem = exc if isinstance(exc, OSError) else OSError(5, f"internal error: {type(exc).__name__}: {exc}")
+        internal = f"internal error: {type(exc).__name__}: {exc}"
+        problem = exc if isinstance(exc, OSError) else OSError(5, internal)
         status = status_of(problem)
         if told:
             logging.getLogger("daxfs").error("%s: ended: %s", config.mountpoint, common.sentence(problem))

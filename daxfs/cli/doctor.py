@@ -81,10 +81,10 @@ def kernel(root: Path) -> Finding:
 def passthrough(root: Path) -> Finding:
     text = _read(root / "proc/sys/kernel/osrelease") or platform.release()
     version = tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+    why = "direct mappings of files; not used by this version"
     if version >= (6, 9):
-        return Finding("FUSE passthrough", True, f"kernel {'.'.join(map(str, version))} has it",
-                       "direct mappings of files; not used by this version")
-    return Finding("FUSE passthrough", None, "no, it came with 6.9", "direct mappings; not used by this version")
+        return Finding("FUSE passthrough", True, f"kernel {'.'.join(map(str, version))} has it", why)
+    return Finding("FUSE passthrough", None, "no, it came with 6.9", why)
 
 
 def fuse_uring(root: Path) -> Finding:
@@ -106,7 +106,8 @@ def cpu(root: Path) -> Finding:
         return Finding("CPU", None, value, "stores reach real pmem only if lines can be written back",
                        "on this CPU only emulated regions and granularity=page make sense")
     slow = "clwb" not in line and "clflushopt" not in line
-    return Finding("CPU", None if slow else True, value, "clwb and clflushopt run in parallel, clflush one by one")
+    return Finding("CPU", None if slow else True, value,
+                   "clwb and clflushopt run in parallel, clflush one by one")
 
 
 def tmpfs_huge(root: Path) -> Finding:
@@ -117,7 +118,7 @@ def tmpfs_huge(root: Path) -> Finding:
         return Finding("tmpfs huge pages", None, "not in this kernel", why)
     if found[1] == "deny":
         return Finding("tmpfs huge pages", None, "denied for all tmpfs", why,
-                       "echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled (then each mount decides)")
+                       "echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled (each mount decides)")
     huge = [m.mountpoint for m in mountinfo.mounts(str(root / "proc/self/mountinfo")) if m.fstype == "tmpfs"
             and any(re.fullmatch("huge=(always|advise|within_size)", o) for o in m.super_options)]
     if found[1] == "force" or huge:
@@ -143,7 +144,8 @@ def pmem(root: Path) -> Finding:
     if blocks or dax:
         return Finding("pmem, devdax", True, ", ".join(f"/dev/{name}" for name in blocks + dax), why)
     return Finding("pmem, devdax", None, "no device", why,
-                   "regions are emulated here: not power-fail safe (memmap=2G!4G as a boot parameter emulates one)")
+                   "regions are emulated here: not power-fail safe (the boot parameter memmap=2G!4G makes a "
+                   "device of ordinary memory)")
 
 
 def hugetlb(root: Path) -> Finding:
@@ -165,7 +167,8 @@ def allow_other(root: Path) -> Finding:
 
 def _tool(name: str, package: str, why: str) -> Finding:
     found = common.find_tool(name)
-    return Finding(name, True if found else None, found or "missing", why, "" if found else f"apt install {package}")
+    todo = "" if found else f"apt install {package}"
+    return Finding(name, True if found else None, found or "missing", why, todo)
 
 
 def tools(root: Path) -> list[Finding]:
@@ -174,8 +177,8 @@ def tools(root: Path) -> list[Finding]:
             _tool("blkid", "util-linux", "mkfs.daxfs refuses to overwrite what blkid knows")]
 
 
-PROBES = (kernel, fuse_device, fusermount, admin, allow_other, passthrough, fuse_uring, cpu, tmpfs_huge, hugetlb,
-          map_sync, pmem, tools)
+PROBES = (kernel, fuse_device, fusermount, admin, allow_other, passthrough, fuse_uring, cpu, tmpfs_huge,
+          hugetlb, map_sync, pmem, tools)
 
 
 def examine(root: str = "/") -> list[Finding]:

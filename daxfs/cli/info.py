@@ -44,7 +44,8 @@ def command(source, as_json):
 
 def look(text: str) -> dict:
     """All facts. Damage is in ``problems``; DaxfsError where there is nothing to look at."""
-    if os.path.isdir(text) and not os.path.lexists(os.path.join(text, "region")) or os.path.ismount(text):
+    pool = os.path.lexists(os.path.join(text, "region"))
+    if os.path.ismount(text) or (os.path.isdir(text) and not pool):
         return mounted(control.ask_path(text, {"get": "info"}))
     sources = options.source_list(text)
     mount = mount_of(sources)
@@ -177,7 +178,8 @@ def rows(found: dict) -> list[tuple[str, str]]:
             ("journal", common.show_size(found["journal_bytes"]))]
     space = found["space"]
     if space:
-        out.append(("data", f"{common.show_size(space['bytes'])}, {common.show_size(space['free_bytes'])} free"))
+        size, free = common.show_size(space["bytes"]), common.show_size(space["free_bytes"])
+        out.append(("data", f"{size}, {free} free"))
         out.append(("inodes", f"{space['inodes']}, {space['free_inodes']} free"))
     if "clean" in found:
         out.append(("mounts", f"{found['mount_count']}, last {_when(found['last_mount_ns'])}"))
@@ -193,4 +195,5 @@ def _state(found: dict) -> str:
         return f"mounted {how} on {have['mountpoint']} by pid {have['pid']}"
     if found["clean"]:
         return "clean"
-    return f"not unmounted cleanly: {found.get('to_replay', '?')} records to replay, {found.get('orphans', '?')} orphans"
+    replay, orphans = found.get("to_replay", "?"), found.get("orphans", "?")
+    return f"not unmounted cleanly: {replay} records to replay, {orphans} orphans"

@@ -86,7 +86,7 @@ def region_path(source: str) -> str:
 def look_at(source: str, wanted: int | None) -> str:
     """What *source* holds already, for the refusal; "" where nothing of value was found.
 
-    SourceError: it is missing and no size given, a device or larger file with a size given, or in use by others.
+    SourceError: missing and no size given, a device or larger file with a size given, or in use by others.
     """
     path = region_path(source)
     try:
@@ -98,7 +98,7 @@ def look_at(source: str, wanted: int | None) -> str:
     if not stat.S_ISREG(st.st_mode) and wanted is not None:
         raise SourceError(f"{source}: has its own size; --size is for files")
     if wanted is not None and st.st_size > wanted:
-        raise SourceError(f"{path}: has {st.st_size} bytes already; --size makes or grows a file, never shrinks")
+        raise SourceError(f"{path}: has {st.st_size} bytes already; --size never shrinks a file")
     loop = loop_device(st) if stat.S_ISREG(st.st_mode) else ""
     if loop:
         raise SourceError(f"{path}: busy: it stands behind {loop}")
@@ -138,7 +138,7 @@ def own_magic(path: str) -> str:
 
 def signature(path: str, st: os.stat_result) -> str:
     """What blkid(8) finds on *path*, "" for nothing."""
-    if stat.S_ISCHR(st.st_mode) or not st.st_size and stat.S_ISREG(st.st_mode):
+    if stat.S_ISCHR(st.st_mode) or (not st.st_size and stat.S_ISREG(st.st_mode)):
         return ""
     blkid = common.find_tool("blkid")
     if not blkid:
@@ -150,7 +150,8 @@ def signature(path: str, st: os.stat_result) -> str:
         return "signatures of several file systems"
     if done.returncode:
         return f"something that blkid can't read (it ended with {done.returncode})"
-    tags = dict(line.split("=", 1) for line in done.stdout.decode(errors="replace").splitlines() if "=" in line)
+    lines = done.stdout.decode(errors="replace").splitlines()
+    tags = dict(line.split("=", 1) for line in lines if "=" in line)
     if "TYPE" in tags:
         return f"{tags['TYPE']}" + (f" (UUID {tags['UUID']})" if "UUID" in tags else "")
     return f"a {tags['PTTYPE']} partition table" if "PTTYPE" in tags else ""

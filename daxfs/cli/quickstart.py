@@ -22,9 +22,10 @@ from daxfs.errors import DaxfsError
 from daxfs.fuse import mountinfo
 
 ROOT_BASE = "/run/daxfs-quickstart"
-FIO = ("--name=quickstart --size=16M --bs=4k --rw=randrw --ioengine=psync --direct=1 --runtime=2 --time_based "
-       "--verify=crc32c --verify_state_save=0 --unlink=1 --output-format=json")
-XFS_IO = ("pwrite -S 0xda 0 1m", "fsync", "pread -v 0 16", "mmap 0 64k", "mwrite -S 0xfe 4096 100", "msync -s")
+FIO = ("--name=quickstart --size=16M --bs=4k --rw=randrw --ioengine=psync --direct=1 --runtime=2 "
+       "--time_based --verify=crc32c --verify_state_save=0 --unlink=1 --output-format=json")
+XFS_IO = ("pwrite -S 0xda 0 1m", "fsync", "pread -v 0 16", "mmap 0 64k", "mwrite -S 0xfe 4096 100",
+          "msync -s")
 
 
 def base() -> Path:
@@ -41,7 +42,7 @@ def read_state() -> dict | None:
     except FileNotFoundError:
         return None
     except ValueError as exc:
-        raise DaxfsError(f"{base()}/state.json is damaged: {exc}; umount and remove {base()} by hand") from exc
+        raise DaxfsError(f"{base()}/state.json is damaged; umount and remove {base()} by hand") from exc
     return state
 
 
@@ -86,8 +87,8 @@ def begin(directory: str | None, size: int) -> None:
         save(state)
         (home / "memory").mkdir()
         if state["tmpfs"]:
-            show(["mount", "-t", "tmpfs", "-o", f"size={size + (1 << 20)},mode=0700,huge=always", "daxfs-quickstart",
-                  str(home / "memory")])
+            options = f"size={size + (1 << 20)},mode=0700,huge=always"
+            show(["mount", "-t", "tmpfs", "-o", options, "daxfs-quickstart", home / "memory"])
         if not os.path.isdir(state["directory"]):
             os.makedirs(state["directory"])
             state["made_directory"] = True
@@ -110,7 +111,8 @@ def show(args: list, output: bool = True) -> str:
     """Say a command line, run it, show what it says (*output*); its stdout. DaxfsError if it fails."""
     args = [str(arg) for arg in args]
     click.echo(f"$ {shlex.join([os.path.basename(args[0]), *args[1:]])}")
-    done = subprocess.run(args, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(args, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                          check=False)
     text = (done.stdout if output or done.returncode else "") + (done.stderr if done.returncode else "")
     for line in text.splitlines():
         click.echo(f"  {line}", err=bool(done.returncode))
@@ -146,7 +148,7 @@ def fio_summary(text: str) -> list[str]:
     """A line for reads and one for writes from fio's JSON; what can't be read is left out."""
     try:
         job = json.loads(text[text.index("{") :])["jobs"][0]
-        return [f"{way}: {job[way]['iops']:.0f} a second, each {common.show_time(job[way]['clat_ns']['mean'])}, verified"
+        return [f"{way}: {job[way]['iops']:.0f} a second, each {common.show_time(job[way]['clat_ns']['mean'])}"
                 for way in ("read", "write")]
     except (ValueError, KeyError, IndexError, TypeError):
         return []

@@ -23,8 +23,8 @@ WIDTH = 80
 @click.command("stat")
 @click.argument("directory", metavar="DIR", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch one on each line.")
-@click.option("-w", "--watch", metavar="SECONDS", type=click.FloatRange(0.1, 3600), is_flag=False, flag_value=1.0,
-              help="Show it again every SECONDS (default 1), until Ctrl-C or unmounted.")
+@click.option("-w", "--watch", metavar="SECONDS", type=click.FloatRange(0.1, 3600), is_flag=False,
+              flag_value=1.0, help="Show it again every SECONDS (default 1), until Ctrl-C or unmounted.")
 def command(directory, as_json, watch):
     """Counters of the region mounted at DIR: operations and their latencies,
     faults, dirty and flushed bytes, journal, space.
@@ -116,7 +116,7 @@ def operations(facts: dict, before: dict | None, seconds: float) -> Table:
     busiest = sorted(facts["operations"].items(), key=lambda item: -item[1]["total_ns"])
     for name, one in busiest:
         old = (before or {}).get("operations", {}).get(name, {"count": 0})
-        per_second = [f"{(one['count'] - old['count']) / seconds:.0f}" if seconds > 0 else "-"] if rate else []
+        per_second = [f"{(one['count'] - old['count']) / seconds:.0f}" if seconds else "-"] if rate else []
         table.add_row(
             name, str(one["count"]), *per_second, str(one["errors"] or "-"),
             show_time(one["total_ns"] / max(one["count"], 1)), show_time(quantile(one["histogram"], 0.5)),
@@ -156,7 +156,8 @@ def layers(facts: dict) -> Table:
     }
     table = Table.grid(padding=(0, 4, 1, 0))
     cells = [_plain("tracker", facts["tracker"]), _plain("flush", facts["flush"]),
-             _plain("journal", facts["journal"]), _plain("space", known), _plain("inodes", facts.get("inodes", {}))]
+             _plain("journal", facts["journal"]), _plain("space", known),
+             _plain("inodes", facts.get("inodes", {}))]
     for left, right in zip(cells[::2], cells[1::2] + [Text("")], strict=False):
         table.add_row(left, right)
     return table

@@ -178,7 +178,8 @@ def ask_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10) -> dic
         except TimeoutError:
             raise DaxfsError(f"{mount.mountpoint}: no answer in {timeout:g} s", errno.ETIMEDOUT) from None
         except PermissionError:
-            raise DaxfsError(f"{mount.mountpoint}: only root and the mount's owner may ask", errno.EPERM) from None
+            raise DaxfsError(f"{mount.mountpoint}: only root and the mount's owner may ask",
+                             errno.EPERM) from None
         if "error" in reply:
             raise DaxfsError(f"{mount.mountpoint}: {reply['error']}", reply.get("errno", errno.EIO))
         return reply

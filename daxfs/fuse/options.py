@@ -29,7 +29,7 @@ LATER = {"dax": ("always",), "track": ("extent", "pmd", "none"), "transport": ("
 COUNTS = ("flushers", "threads")  # one of each is what this version has
 IDS = ("uid", "gid")
 
-# Pairs of mount(8) that libfuse hands to the kernel: name -> (flag, value). "suid" and "dev" start True for root.
+# What libfuse hands to the kernel: name -> (flag, value). "suid" and "dev" start True for root.
 FLAGS = {
     "suid": ("suid", True), "nosuid": ("suid", False), "dev": ("dev", True), "nodev": ("dev", False),
     "exec": ("exec", True), "noexec": ("exec", False), "sync": ("sync", True), "async": ("sync", False),

@@ -49,7 +49,8 @@ class Session:
         self.region = Region.open(config.sources, mode, config.granularity, config.flush)
         self.fs = metafs.mount(self.region, config.readonly)
         self._set_times(config)
-        changes = {name: getattr(config, name) for name in ("uid", "gid") if getattr(config, name) is not None}
+        owner = {"uid": config.uid, "gid": config.gid}
+        changes = {name: value for name, value in owner.items() if value is not None}
         if changes:
             self._own_root(changes)
         if self.fs.replayed:
