@@ -209,7 +209,7 @@ def render(findings: list[Finding]) -> Table:
     return table
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="What this host can and can't do.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object with a list of findings.")
 def command(as_json):
     """What this host can and can't do, why it matters, and what to do. Exit

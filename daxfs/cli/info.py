@@ -25,7 +25,7 @@ from daxfs.region import Region
 from daxfs.source import is_pool, open_source, pmd_possible
 
 
-@click.command("info")
+@click.command("info", short_help="What a region is, mounted or not.")
 @click.argument("source", metavar="SOURCE|DIR", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(source, as_json):

@@ -45,7 +45,7 @@ def is_ours(link: Path, name: str) -> bool:
     return link.is_symlink() and os.path.basename(os.readlink(link)) == name
 
 
-@click.command("install-links")
+@click.command("install-links", short_help="Names for mount(8), mkfs(8) and fsck(8).")
 @click.option("--remove", is_flag=True, help="Remove them again.")
 @click.option("--sbin", metavar="DIR", default="/sbin", show_default=True, help="For mount, mkfs and fsck.")
 @click.option("--bin", "bin_", metavar="DIR", default="/usr/local/bin", show_default=True, help="For daxfs.")

@@ -64,7 +64,8 @@ def make(sources: list[str], foreign: list[str], wish: dict, quiet: bool) -> Non
         for path in foreign:
             wipe(path)
         with common.progress("formatting", quiet) as show:
-            mkfs.make(region, sb, show)
+            # Whoever makes the region is to be able to use it: the root directory is theirs.
+            mkfs.make(region, sb, show, owner=(os.geteuid(), os.getegid()))
         if not quiet:
             for line in summary(region, sb):
                 click.echo(line)

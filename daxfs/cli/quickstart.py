@@ -51,7 +51,7 @@ def is_mounted(path: str) -> bool:
     return mount is not None and mount.fstype in mountinfo.TYPES
 
 
-@click.command("quickstart")
+@click.command("quickstart", short_help="An emulated region, mounted and tried.")
 @click.argument("directory", metavar="[DIR]", required=False, type=click.Path())
 @click.option("-s", "--size", metavar="SIZE", default="256M", show_default=True, help="Size of the region.")
 @click.option("--undo", is_flag=True, help="Unmount it and remove all that quickstart made.")
@@ -148,7 +148,7 @@ def fio_summary(text: str) -> list[str]:
     """A line for reads and one for writes from fio's JSON; what can't be read is left out."""
     try:
         job = json.loads(text[text.index("{") :])["jobs"][0]
-        return [f"{way}: {job[way]['iops']:.0f} a second, each {common.show_time(job[way]['clat_ns']['mean'])}"
+        return [f"{way}: {job[way]['iops']:.0f}/s, each {common.show_time(job[way]['clat_ns']['mean'])}"
                 for way in ("read", "write")]
     except (ValueError, KeyError, IndexError, TypeError):
         return []

@@ -20,7 +20,7 @@ from daxfs.fuse import control
 WIDTH = 80
 
 
-@click.command("stat")
+@click.command("stat", short_help="Counters of a mounted region.")
 @click.argument("directory", metavar="DIR", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch one on each line.")
 @click.option("-w", "--watch", metavar="SECONDS", type=click.FloatRange(0.1, 3600), is_flag=False,

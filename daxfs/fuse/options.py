@@ -46,6 +46,8 @@ SWALLOWED = frozenset(
     "nonempty default_permissions nosymfollow symfollow".split()
 )
 SWALLOWED_VALUE = re.compile(r"(x-|X-)|(comment|user|owner|group|uhelper|helper)=")
+# What a FUSE mount shows as its options, and mount(8) therefore hands on when it is remounted.
+SHOWN_VALUE = re.compile(r"(user_id|group_id|rootmode|max_read|blksize)=[0-9]+$")
 
 
 @dataclass
@@ -106,8 +108,11 @@ def parse(text: str, sloppy: bool = False) -> MountConfig:
     UsageError names an unknown option, a wrong value, or a feature that this version does not have.
     """
     config = MountConfig(flags=default_flags(os.geteuid()))
-    for word in split(text):
+    words = split(text)
+    for word in words:
         name, equals, value = word.partition("=")
+        if "remount" in words and SHOWN_VALUE.match(word):
+            continue
         if not (_plain(config, name) if not equals else _valued(config, name, value)):
             if SWALLOWED_VALUE.match(word) or word in SWALLOWED or (sloppy and not _known(name)):
                 config.ignored.append(word)

@@ -57,8 +57,11 @@ def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None
     return sb
 
 
-def make(region, sb: Superblock, progress=lambda done, total: None) -> None:
-    """Format: whatever superblock was there goes first, the new one comes last."""
+def make(region, sb: Superblock, progress=lambda done, total: None, owner=(0, 0)) -> None:
+    """Format: whatever superblock was there goes first, the new one comes last.
+
+    *owner*: uid and gid of the root directory.
+    """
     zero = bytes(PAGE_SIZE)
     old = [0, sb.backup_pfn] + [start for _, start, _ in sb.sources[1:]]
     for pfn in old:
@@ -69,7 +72,7 @@ def make(region, sb: Superblock, progress=lambda done, total: None) -> None:
     journal.format()
     progress(1, 3)
     region.nt_store(L.STATE_PFN << PAGE_SHIFT, state_page(sb.seed, L.INODE_CHUNK))
-    _root(region, sb)
+    _root(region, sb, owner)
     progress(2, 3)
     write(region, sb)
     progress(3, 3)
@@ -90,13 +93,14 @@ def state_line(seed: int, limit: int) -> bytes:
     return L.sealed(line, 4, seed)
 
 
-def _root(region, sb: Superblock) -> None:
+def _root(region, sb: Superblock, owner: tuple[int, int]) -> None:
     """The first chunk of the inode table with the root directory and its first block."""
     base = sb.inode_pfn << PAGE_SHIFT
     region.nt_fill(base, 0, L.INODE_CHUNK * L.INODE_SIZE)
     root = InodeEdit(L.ROOT_INO, base + L.ROOT_INO * L.INODE_SIZE, bytearray(L.INODE_SIZE), fresh=True)
     root.magic, root.ino, root.generation = L.INODE_MAGIC, L.ROOT_INO, 1
     root.mode, root.nlink, root.parent = 0o040755, 2, L.ROOT_INO
+    root.uid, root.gid = owner
     root.atime = root.mtime = root.ctime = root.btime = sb.created
     root.size, root.blocks, root.nextents = PAGE_SIZE, 1, 1
     root.inline = L.EXTENT_CODEC.pack(0, 1, sb.data_pfn | 2 << L.EXTENT_STATE_SHIFT)
