@@ -77,7 +77,7 @@ def group_check(ctx):
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("direct", "ino", "in_group", "noatime", "node")
+    __slots__ = ("direct", "in_group", "ino", "noatime", "node")
 
     def __init__(self, ino: int, node, flags: int = 0, in_group=None):
         self.ino, self.node = ino, node
