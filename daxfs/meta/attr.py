@@ -85,7 +85,7 @@ def touch_write(fs, ino: int) -> None:
 
 
 def drop_privileges(fs, ino: int, in_group, capability: bool) -> None:
-    """What a write by somebody without CAP_FSETID takes away: setuid, setgid, (*capability*) file capabilities.
+    """What a write by somebody without CAP_FSETID takes away: setuid, setgid, maybe file capabilities.
 
     *in_group(gid)* says whether the writer is in that group; asked only where it matters.
     """

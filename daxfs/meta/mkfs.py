@@ -25,7 +25,7 @@ def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None
     pages = first.size // PAGE_SIZE
     if pages < L.MIN_REGION_PAGES:
         raise DaxfsError(
-            f"{first.path}: {first.size} bytes; the first source needs at least {L.MIN_REGION_PAGES * PAGE_SIZE}",
+            f"{first.path}: {first.size} bytes; a first source needs {L.MIN_REGION_PAGES * PAGE_SIZE}",
             errno.ENOSPC,
         )
     if len(region.sources) > L.MAX_SOURCES:
