@@ -133,6 +133,11 @@ cdef class Flush:
     def granularity(self):
         return GRANULARITIES[self.t.granularity]
 
+    @property
+    def table(self):
+        """Address of the ``struct daxfs_flush`` (native/flush.h), for C callers; valid as long as this object."""
+        return <uintptr_t>self.t
+
     def __repr__(self):
         return f"Flush(granularity={self.granularity!r}, kind={self.kind!r}, nt={self.nt!r})"
 

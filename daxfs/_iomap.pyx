@@ -108,7 +108,7 @@ def file_facts(int fd):
 
 
 def map_sync_works(int fd, uint64_t length=4096):
-    """True if a mapping with MAP_SYNC of *fd* succeeds: its stores need cache lines flushed and nothing else."""
+    """True if *fd* can be mapped with MAP_SYNC: then stores need cache lines flushed and nothing else."""
     cdef void *p = mmap(NULL, length, PROT_READ, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0)
     if p == MAP_FAILED:
         return False
@@ -117,7 +117,7 @@ def map_sync_works(int fd, uint64_t length=4096):
 
 
 cdef class RangeTable:
-    """The ranges of a region: pfn to address in O(log ranges), with entry, exit and kill (SEEDS S2, S6, S9)."""
+    """The ranges of a region: pfn to address in O(log ranges); entry, exit and kill (SEEDS S2, S6, S9)."""
 
     def __cinit__(self):
         memset(&self.t, 0, sizeof(self.t))
@@ -126,7 +126,7 @@ cdef class RangeTable:
         free(self.t.r)
 
     def add(self, uint64_t pfn_start, uint64_t pfn_end, uintptr_t addr, uint64_t flags=0):
-        """Add [pfn_start, pfn_end) at *addr* with pfn_t flags. ValueError if empty, too high or overlapping."""
+        """Add [pfn_start, pfn_end) at *addr* with pfn_t flags. ValueError: empty, too high, overlapping."""
         cdef int rc = range_add(&self.t, pfn_start, pfn_end, <char *>addr, flags)
         if rc == -ENOMEM:
             raise MemoryError
@@ -136,7 +136,7 @@ cdef class RangeTable:
             raise ValueError(f"no range: pages {pfn_start}..{pfn_end}, flags {flags:#x}")
 
     def lookup(self, pfn):
-        """(address, pages to the end of its range, pfn_t flags) of *pfn*. CorruptError outside every range."""
+        """(address, pages to the end of its range, pfn_t flags) of *pfn*; CorruptError outside all ranges."""
         cdef uint64_t p = _pfn(pfn)
         cdef const range_entry *r = range_lookup(&self.t, p)
         if r == NULL:
@@ -428,7 +428,7 @@ cdef class Stores:
         return 0
 
     def store(self, offset, data):
-        """Ordinary store of a bytes-like object; aligned 8 bytes are one atomic store. Durable after persist."""
+        """Ordinary store of a buffer; aligned 8 bytes are one atomic store. Durable after persist."""
         cdef Py_buffer view
         cdef char *p
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -477,7 +477,7 @@ cdef class Stores:
         range_exit(&self.table.t)
 
     def drain(self):
-        """Wait until all that was flushed or stored by nt_store before is durable. The caller names the order."""
+        """Wait until all that was flushed or nt_stored before is durable. The caller names the order."""
         if range_enter(&self.table.t):
             raise fail(EIO, "the region is being closed")
         self._drain()
@@ -491,7 +491,7 @@ cdef class Stores:
                 self.bound.t.flush(self.bound.t, p, length)
         else:
             self.bound.t.flush(self.bound.t, p, length)
-        # Orders the stores of this range, and all that was queued earlier, before whatever the caller does next.
+        # Orders this range, and all that was queued earlier, before what the caller stores next.
         self._drain()
         self._done()
 
@@ -528,7 +528,8 @@ cdef class FileMap:
 
     Extents are tuples (pgoff, pages, pfn_t, type, slot) with type UNWRITTEN or MAPPED; holes are not
     stored. Methods that change take the lock exclusively unless this thread already holds it so (lock()),
-    those that read take it shared. The lock must not be taken shared twice by one thread.
+    those that read take it shared. A thread that holds it shared must not ask for it again, in either way:
+    a writer that waits in between would stop both for ever.
     """
 
     def __cinit__(self):
@@ -593,7 +594,7 @@ cdef class FileMap:
         return type(self).__basicsize__ + self.m.cap * sizeof(iomap)
 
     def lookup(self, uint64_t pgoff):
-        """(type, pgoff, pages, pfn_t, slot) of the piece that starts at *pgoff*; a hole has pfn and slot 0."""
+        """(type, pgoff, pages, pfn_t, slot) of the piece from *pgoff* on; a hole has pfn and slot 0."""
         cdef iomap out
         cdef bint taken = self._shared()
         filemap_lookup(&self.m, pgoff, &out)
@@ -632,7 +633,7 @@ cdef class FileMap:
                 self.unlock()
 
     def splice(self, size_t index, size_t count, list extents not None):
-        """Replace *count* extents from *index* on by *extents*. ValueError (nothing changed) if they don't fit."""
+        """Replace *count* extents from *index* on; ValueError, and nothing changed, if they don't fit."""
         cdef size_t n
         cdef iomap *e = _extents(extents, &n)
         cdef bint taken = self._exclusive()
@@ -646,7 +647,7 @@ cdef class FileMap:
             raise ValueError(f"extents {extents} don't fit at {index} instead of {count}")
 
     def load(self, list extents not None):
-        """Replace all extents. ValueError (nothing changed) if they are out of order, overlap or are too large."""
+        """Replace all extents; ValueError, and nothing changed, if out of order, overlapping or too large."""
         cdef bint taken = self._exclusive()
         try:
             self.splice(0, self.m.n, extents)

@@ -103,7 +103,7 @@ def _detect_devdax(rdev: int, sysfs: Path) -> Detected:
     except OSError:
         subsystem = ""
     if subsystem != "dax":
-        raise UsageError("not a devdax device; a source is a file, a pool directory, a block or devdax device")
+        raise UsageError("no devdax device; a source is a file, a pool directory, a block or devdax device")
     if not any(part.startswith("ndbus") for part in device.resolve().parts):
         return Detected("cache_line", "devdax", True,
                         "the devdax device stands on no NVDIMM bus, so its memory is volatile")

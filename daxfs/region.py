@@ -105,7 +105,10 @@ class Region(Stores):
             if private and source.kind == "devdax":
                 raise SourceError(f"{source.path}: devdax can't be mapped privately; open it read-only",
                                   errno.EOPNOTSUPP) from exc
-            raise SourceError(f"{source.path}: can't be mapped: {exc.strerror}", exc.errno) from exc
+            hint = ""
+            if exc.errno == errno.ENOMEM and source.kind == "file" and source.unit > PAGE_SIZE:
+                hint = f"; free huge pages of {source.unit} are missing (/proc/sys/vm/nr_hugepages)"
+            raise SourceError(f"{source.path}: can't be mapped: {exc.strerror}{hint}", exc.errno) from exc
         self.table.add(source.pfn_start, source.pfn_end, address, source.pfn_flags)
 
     def __enter__(self) -> "Region":
@@ -230,6 +233,8 @@ class Region(Stores):
             self.window.close()
         except BufferError:
             self.window.detach()
+            for source in self.sources:
+                source.unlock()
         for source in self.sources:
             source.close()
 

@@ -60,6 +60,13 @@ class Source:
         """DEV where no ordinary RAM stands behind it; MAP too, since Linux gives it page structs."""
         return PFN_DEV | PFN_MAP if self.detected.medium in ("fsdax", "devdax") else 0
 
+    def unlock(self) -> None:
+        """Give the lock back although a mapping, which counts as an opener, still refers to the descriptor.
+
+        Not part of close: a process that was forked off would lose the lock that it shares.
+        """
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
     def close(self) -> None:
         """Close the descriptors, which gives the lock back. Twice is fine."""
         for fd in (self.fd, self.dir_fd):
@@ -229,6 +236,8 @@ def create_file(path: str, size: int) -> str:
             os.ftruncate(fd, size)
     except SourceError:
         raise
+    except OverflowError as exc:
+        raise SourceError(f"{name}: no file can have {size} bytes", errno.EFBIG) from exc
     except OSError as exc:
         raise SourceError(f"{name}: can't make {size} bytes: {exc.strerror}", exc.errno) from exc
     finally:

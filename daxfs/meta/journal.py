@@ -195,7 +195,7 @@ class Journal:
         body = encode(entries, self.head, self.seed)
         length = len(body)
         if length > self.limit:
-            raise fail(errno.ENOSPC, f"the operation needs a journal record of {length} bytes, more than {self.limit}")
+            raise fail(errno.ENOSPC, f"a journal record of {length} bytes is more than the limit {self.limit}")
         room = self.size - self.head % self.size
         skip = room if room < length else 0
         if self.head + skip + length - self.tail > self.size:

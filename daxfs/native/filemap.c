@@ -31,6 +31,8 @@ const struct range *range_lookup(const struct range_table *t, uint64_t pfn)
 {
 	size_t i;
 
+	if (pfn & DAXFS_PFN_NEITHER)	/* damaged: don't take its low bits for a frame */
+		return NULL;
 	pfn &= DAXFS_PFN_MASK;
 	i = range_find(t, pfn);
 	if (i == t->n || t->r[i].pfn_start > pfn)
@@ -144,7 +146,7 @@ static int splice_check(const struct iomap *e, size_t n, uint64_t floor, uint64_
 			return -EINVAL;
 		if (!e[i].len || e[i].len > ceiling - e[i].pgoff)
 			return -EINVAL;
-		if (e[i].len > DAXFS_PFN_MASK + 1 - frame)
+		if ((e[i].pfn & DAXFS_PFN_NEITHER) || e[i].len > DAXFS_PFN_MASK + 1 - frame)
 			return -EINVAL;
 		floor = e[i].pgoff + e[i].len;
 		*pages += e[i].len;

@@ -21,6 +21,7 @@
 
 #define DAXFS_PAGE_SHIFT 12
 #define DAXFS_PFN_MASK ((UINT64_C(1) << 48) - 1)
+#define DAXFS_PFN_NEITHER (UINT64_C(0xfff) << 48)	/* neither frame nor flag: always clear */
 #define DAXFS_MAX_PGOFF (UINT64_C(1) << 32)	/* 16 TiB in pages */
 
 struct range {

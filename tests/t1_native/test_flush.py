@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -198,6 +199,62 @@ def test_counters_lose_nothing_between_threads():
     assert f.counters()["flush_lines"] == 1000 * source.size // 64
 
 
+class Table(ctypes.Structure):
+    """struct daxfs_flush of native/flush.h, as far as the tests look into it."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("store", "nt_store", "nt_fill", "flush", "drain")),
+        *((name, ctypes.c_int) for name in ("kind", "nt_kind", "granularity")),
+        *((name, ctypes.c_uint64) for name in ("n_store", "store_bytes", "n_nt", "nt_bytes")),
+        *((name, ctypes.c_uint64) for name in ("n_flush", "flush_lines", "n_drain")),
+        ("error", ctypes.c_int),
+        ("lines", ctypes.c_void_p),
+    ]
+
+
+def recording(f):
+    """Let the write-back of lines only be recorded; (list of lines, what keeps the callback alive)."""
+    queued = []
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_size_t, ctypes.c_size_t)(
+        lambda line, n: queued.extend(line + 64 * i for i in range(n)))
+    table = Table.from_address(f.table)
+    assert table.kind == FLUSH_KINDS.index(f.kind) and table.nt_kind == NT_KINDS.index(f.nt)
+    table.lines = ctypes.cast(callback, ctypes.c_void_p).value
+    return queued, callback
+
+
+def edges(addr, length, nt):
+    """The lines that an nt_store writes through the cache and must therefore queue."""
+    out = []
+    for line in range(addr & ~63, addr + length, 64):
+        piece = (max(line, addr), min(line + 64, addr + length))
+        n = piece[1] - piece[0]
+        words = n <= 32 and piece[0] % 8 == 0 and n % 8 == 0
+        if nt == "generic" or (n < 64 and not words):
+            out.append(line)
+    return out
+
+
+@pytest.mark.parametrize("nt", HAVE["nt"])
+@pytest.mark.parametrize("call", ["nt_store", "nt_fill"])
+def test_edge_lines_are_queued_and_no_others(nt, call):
+    """An edge line that is not written back is lost in a crash: the classic error of non-temporal copies."""
+    f, region = Flush("cache_line", HAVE["flush"][0], nt), aligned(4096)
+    queued, _keep = recording(f)
+    data = noise(1024)
+    for offset in range(64):
+        for length in [*range(1, 140), 192, 193, 1000]:
+            a = region.ctypes.data + offset
+            if call == "nt_store":
+                f.nt_store(a, data[:length])
+            else:
+                f.nt_fill(a, 7, length)
+            assert queued == edges(a, length, nt), (offset, length)
+            queued.clear()
+    f.flush(region.ctypes.data + 60, 10)
+    assert queued == [region.ctypes.data, region.ctypes.data + 64]
+
+
 def test_choice_can_be_read_back():
     for g, kind, nt in TABLES:
         f = Flush(g, kind, nt)
@@ -316,6 +373,11 @@ def test_msync_error_is_kept_until_it_is_read():
         f.check()
     assert e.value.errno == errno.ENOMEM
     f.check()                           # told once
+    Table.from_address(f.table).error = errno.EIO
+    f.flush(a + PAGE, 8)                # the first failure is the one that is told
+    with pytest.raises(OSError) as e:
+        f.check()
+    assert e.value.errno == errno.EIO
     assert libc.munmap(a, PAGE) == 0
 
 
@@ -343,3 +405,29 @@ def test_portable_half_stands_alone(tmp_path):
     nt_store(ctypes.addressof(t), region.ctypes.data + 5, source.ctypes.data, 1000)
     drain(ctypes.addressof(t))
     assert np.array_equal(region[5:1005], source[:1000]) and not region[1005:].any() and not region[:5].any()
+
+
+def test_long_calls_let_other_threads_run():
+    """With no forced switches, the main thread gets on before the fill ends only if it gave up the GIL."""
+    f, region = Flush(), aligned(64 << 20)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        for _ in range(50):             # the scheduler may be late: once is proof enough
+            started, done = threading.Event(), threading.Event()
+
+            def fill(started=started, done=done):
+                started.set()
+                f.nt_fill(region.ctypes.data, 1, region.size)
+                done.set()
+
+            t = threading.Thread(target=fill)
+            t.start()
+            started.wait()
+            overlapped = not done.is_set()
+            t.join()
+            if overlapped:
+                break
+    finally:
+        sys.setswitchinterval(interval)
+    assert overlapped

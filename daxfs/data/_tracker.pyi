@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: MIT
+from daxfs._iomap import FileMap
+
+POLICIES: tuple[str, ...]
+
+class Tracker:
+    name: str
+    def attach(self, f: FileMap) -> None: ...
+    def dirty_pages(self, f: FileMap) -> int: ...
+
+class PteTracker(Tracker): ...
