@@ -19,13 +19,13 @@ KINDS = {"mem": L.MAP_MEM, "dev": L.MAP_DEV}
 MAP_CHUNK_PAGES = 1 << 15  # file pages that one chunk of a dirty bitmap covers
 
 
-def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None, map_kind="mem") -> Superblock:
+def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None, map_kind="mem"):
     """The superblock for *region* (sizes from its sources). UsageError, or ENOSPC where it is too small."""
     first = region.sources[0]
     pages = first.size // PAGE_SIZE
     if pages < L.MIN_REGION_PAGES:
         raise DaxfsError(
-            f"{first.path}: {first.size} bytes; the first source needs {L.MIN_REGION_PAGES * PAGE_SIZE} or more",
+            f"{first.path}: {first.size} bytes; a first source needs {L.MIN_REGION_PAGES * PAGE_SIZE}",
             errno.ENOSPC,
         )
     if len(region.sources) > L.MAX_SOURCES:
@@ -53,7 +53,8 @@ def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None
     sb.data_pfn = -(-end // PMD_PAGES) * PMD_PAGES
     sb.backup_pfn = pages - 1
     if sb.data_pfn + 64 > sb.backup_pfn:
-        raise DaxfsError(f"{inodes} inodes leave no room for data in {first.path}: use fewer (--inodes)", errno.ENOSPC)
+        message = f"{inodes} inodes leave no room for data in {first.path}: use fewer (--inodes)"
+        raise DaxfsError(message, errno.ENOSPC)
     return sb
 
 
