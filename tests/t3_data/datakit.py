@@ -77,6 +77,13 @@ class Kit(regions.Maker):
         dax = io.dax
         return FileIo(again, write="nt" if dax.nt else "cached", drain="write" if dax.drain_write else "fsync")
 
+    def on_image(self, image: np.ndarray) -> FileIo:
+        """A data path on a region with these bytes, mounted as after a power failure."""
+        path = self.path()
+        with open(path, "wb") as out:
+            out.write(image)
+        return FileIo(self._mounted(self.open(path)))
+
     def crashed(self, io: FileIo) -> FileIo:
         """A data path on what a killed daemon would leave now."""
         return FileIo(self.crash_copy(io.fs))
@@ -120,12 +127,12 @@ _DRAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 class Recorder:
     """Notes every call on a region's table as (what, offset in the region, length); drains as ("drain", 0, 0).
 
-    ``on_drain``: called after each drain, for copies of the region as a crash would leave it.
+    ``watch(what, offset, length)``: called at each call, of a drain before it is done, of the others after.
     """
 
     def __init__(self, region: Region):
         self.log: list[tuple[str, int, int]] = []
-        self.on_drain = None
+        self.watch = None
         self.flush: Flush = region.flush
         self.base = region.address
         self.table = Table.from_address(self.flush.table)
@@ -139,13 +146,13 @@ class Recorder:
         real = self.real[name]
 
         def call(table, *args):
+            entry = (name, args[0] - self.base, args[-1]) if args else ("drain", 0, 0)
+            self.log.append(entry)
+            if self.watch and not args:
+                self.watch(*entry)
             real(table, *args)
-            if name == "drain":
-                self.log.append(("drain", 0, 0))
-                if self.on_drain:
-                    self.on_drain()
-            else:
-                self.log.append((name, args[0] - self.base, args[-1]))
+            if self.watch and args:
+                self.watch(*entry)
 
         return call
 
@@ -162,3 +169,40 @@ class Recorder:
         """What was noted since the last take."""
         log, self.log = self.log, []
         return log
+
+
+class Media:
+    """What is surely durable: lines that were flushed or stored past the cache, and drained.
+
+    Use as `Recorder.watch`. ``sure``: the bytes of the region as a power failure may leave them at
+    worst; ``queued``: lines [(offset, bytes)] that the next drain makes durable, and that may be already.
+    ``on_drain(media)``: called before each drain takes effect.
+    """
+
+    def __init__(self, region: Region, on_drain=None):
+        self.array = region.array
+        self.sure = region.array.copy()
+        self.queued: list[tuple[int, np.ndarray]] = []
+        self.on_drain = on_drain
+
+    def __call__(self, what: str, offset: int, length: int) -> None:
+        if what in ("nt_store", "nt_fill", "flush") and length:
+            first, last = offset & ~63, (offset + length + 63) & ~63
+            self.queued.append((first, self.array[first:last].copy()))
+        elif what == "drain":
+            if self.on_drain:
+                self.on_drain(self)
+            apply(self.sure, self.queued)
+            self.queued = []
+
+    def images(self, keep=lambda offset: True):
+        """The media at worst, with all that is queued, and with what *keep(offset)* picks of it."""
+        for chosen in ([], self.queued, [line for line in self.queued if keep(line[0])]):
+            image = self.sure.copy()
+            apply(image, chosen)
+            yield image
+
+
+def apply(image: np.ndarray, lines) -> None:
+    for offset, data in lines:
+        image[offset : offset + len(data)] = data
