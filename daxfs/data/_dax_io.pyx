@@ -124,7 +124,7 @@ cdef class DaxIo:
         return 0
 
     def scatter(self, FileMap f not None, uint64_t pos, uint64_t size):
-        """[(pfn_t, bytes)] of the mapped pieces of [pos, pos + size), whole pages, SG_LAST on the last (S3)."""
+        """[(pfn_t, bytes)] of the mapped pieces of [pos, pos + size), whole pages, SG_LAST at the end (S3)."""
         cdef iomap m
         cdef uint64_t at = pos >> SHIFT, end = (pos + size + PAGE - 1) >> SHIFT
         out = []
@@ -181,8 +181,9 @@ cdef class DaxIo:
             at = m.pgoff + m.len
         return True
 
-    cdef int _copy_in(self, FileMap f, uint64_t pos, uint64_t size, const char *source, bint nt) noexcept nogil:
-        """Copy over mapped pages, past the cache (*nt*) or through it and marked. Under the exclusive lock."""
+    cdef int _copy_in(self, FileMap f, uint64_t pos, uint64_t size, const char *source,
+                      bint nt) noexcept nogil:
+        """Copy over mapped pages, past the cache (*nt*) or through it, marked. Under the exclusive lock."""
         cdef iomap m
         cdef uint64_t n, off, avail, pages
         cdef char *target
@@ -203,7 +204,7 @@ cdef class DaxIo:
                 self.ops.nt_store(self.ops, target + off, source, n)
             else:
                 pages = (off + n + PAGE - 1) >> SHIFT
-                # Marked before the store: a flush between the two may find it clean, never the other way round.
+                # Marked before the store: a flush between the two finds it clean at worst, never lost.
                 err = self.tracker.mark(f, m.pgoff, pages, m.pfn)
                 if err:
                     range_exit(self.table)

@@ -109,7 +109,7 @@ def test_threads_share_the_slots(region):
         for _ in range(4000):
             at = rng.randrange(4) * CHUNK + n
             dirty.set(at, 1)
-            if list(dirty.runs())[0][0] % CHUNK != n:
+            if next(dirty.runs())[0] % CHUNK != n:
                 wrong.append(n)
             if rng.random() < 0.4:
                 dirty.clear(0, 4 * CHUNK)
@@ -130,20 +130,21 @@ def test_after_kill_and_close_nothing_is_touched(kit):
     dirty, empty = DirtyMap(arena), DirtyMap(arena)
     dirty.set(0, 2 * CHUNK)
     region.kill()
-    for call in (
-        lambda: dirty.set(0, 1),
-        lambda: dirty.clear(0, 1),
-        lambda: dirty.find_run(0),
-        lambda: list(dirty.runs()),
-        lambda: dirty.count_range(0, 5),
-        lambda: 3 in dirty,
+    for call, *args in (
+        (DirtyMap.set, 0, 1),
+        (DirtyMap.clear, 0, 1),
+        (DirtyMap.find_run, 0),
+        (lambda each: list(each.runs()),),
+        (DirtyMap.count_range, 0, 5),
+        (DirtyMap.__contains__, 3),
     ):
         with pytest.raises(OSError) as caught:
-            call()
+            call(dirty, *args)
         assert caught.value.errno == errno.EIO
     empty.clear(0, 5)  # nothing is there: no question to the region
     region.close()  # unmaps: a touch would end the process
     assert dirty.count == 2 * CHUNK
+    caught = None  # it holds the frames that hold the map
     del dirty, empty
     gc.collect()
     assert arena.used == 0

@@ -20,7 +20,7 @@ SPANS = [(0, 50), (60, 130)]  # pages that can be written over
 
 
 class Dirty(RuleBasedStateMachine):
-    """The recording table says what was stored and what was flushed; the tracker has to agree, to the page."""
+    """The recording table says what was stored and what was flushed; the tracker must agree, to the page."""
 
     def __init__(self):
         super().__init__()
