@@ -144,7 +144,7 @@ def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), **optio
     for source in (path, *more):
         create_file(source, size)
     with deterministic(), Region.open([path, *more]) as region:
-        mkfs.make(region, mkfs.plan(region, label=b"frozen", uuid=UUID, **options))
+        mkfs.make(region, mkfs.plan(region, **{"label": b"frozen", "uuid": UUID, **options}))
         mounted = steady(fs.mount(region))
         fill(mounted)
         if orphan:
