@@ -10,6 +10,7 @@ import os
 from contextlib import contextmanager
 from unittest import mock
 
+from daxfs.errors import CorruptError
 from daxfs.meta import dir as directory
 from daxfs.meta import file, fs, mkfs, namespace, xattr
 from daxfs.region import Region, create_file
@@ -75,8 +76,10 @@ def write(mounted, ino: int, pos: int, data: bytes) -> None:
 
 
 def read(mounted, ino: int) -> bytes:
-    """All of a file."""
+    """All of a file. CorruptError where damage made it larger than any that is made here."""
     node = mounted.node(ino)
+    if node.map.size > 64 * MIB:
+        raise CorruptError(f"inode {ino}: {node.map.size} bytes")
     out = bytearray(node.map.size)
     for pgoff, pages, pfn, kind, _ in node.map.extents():
         if kind == 2:
