@@ -161,7 +161,12 @@ def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), **optio
 
 
 def tree(mounted, ino: int = 1, path: bytes = b"") -> dict[bytes, tuple]:
-    """path -> (mode, uid, gid, nlink, size, mtime, content or target or None, xattrs) of everything."""
+    """path -> (mode, uid, gid, nlink, size, mtime, content or target or None, xattrs) of everything.
+
+    CorruptError where a directory is inside itself.
+    """
+    if path.count(b"/") > 20:
+        raise CorruptError(f"inode {ino}: too deep")
     inode = mounted.inodes.read(ino)
     kind = inode.mode & 0o170000
     data = None
