@@ -160,7 +160,8 @@ cdef class CachedFaults:
         a.kind = WRITE if write else READ
         a.vma_start, a.pte_entry, a.sync = 0, False, False
         a.zero_page, a.pmd, a.size = True, self.pmd, size
-        a.vma_end = (size + PAGE - 1) >> SHIFT
+        # A mapping of the whole file at its best: it does not end before the 2 MiB that hold the end of file.
+        a.vma_end = ((size + PAGE - 1) >> SHIFT | COLOUR) + 1
         while at < end:
             _whole(f, at, &whole)
             a.pgoff = a.address = at

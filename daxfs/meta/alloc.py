@@ -126,7 +126,7 @@ class Allocator:
         return None
 
     def _fit(self, pages: int) -> int:
-        """Start of a run with room for *pages* (small ones first: large ones stay whole); else the largest."""
+        """Start of a run with room for *pages* (small ones first, large ones stay whole); or the largest."""
         low = pages.bit_length() - 1
         for tries, start in enumerate(self.classes[low]):
             if tries == STREAM_TRIES:

@@ -178,7 +178,7 @@ def _unlinked(tx, fs, edit, now: int, links: int = 1) -> None:
 
 def unlink(fs, parent: int, name: bytes) -> int:
     """Remove a name of a non-directory; returns the inode's number. EISDIR for a directory."""
-    dir_inode, node = _dir(fs, parent)
+    _, node = _dir(fs, parent)
     found = _find(fs, node, name)
     inode = _target(fs, parent, name, found[0])
     if inode.mode & S_IFMT == S_IFDIR:
@@ -197,7 +197,7 @@ def rmdir(fs, parent: int, name: bytes) -> int:
     """Remove an empty directory; returns its number. ENOTEMPTY, ENOTDIR."""
     if name in (b".", b".."):
         raise fail(errno.EINVAL if name == b"." else errno.ENOTEMPTY)
-    dir_inode, node = _dir(fs, parent)
+    _, node = _dir(fs, parent)
     found = _find(fs, node, name)
     inode, child = _dir(fs, found[0])
     if not directory.is_empty(fs, child):

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""Reads, writes and fsync of regular files: meta's blocks and dax_io's copies in the right order.
+
+A write that needs blocks: meta takes them (`prepare_write`), dax_io fills them and
+drains, meta publishes them in one record. So a record never makes a block reachable
+whose data are not durable. Metadata thread; no suspension point.
+"""
+
+from ..meta import attr, file
+from ._dax_io import DaxIo
+from ._tracker import PteTracker
+
+TRACKERS = {"pte": PteTracker}
+
+
+class FileIo:
+    """The data path of one mounted file system.
+
+    ``read``, ``write`` and ``fsync`` take a `meta.extent.Node` (from
+    `FileSystem.open`) and return or take plain bytes-like objects.
+    """
+
+    def __init__(self, fs, track: str = "pte", write: str = "nt", drain: str = "write"):
+        self.fs = fs
+        self.tracker = TRACKERS[track]()
+        self.dax = DaxIo(fs.region, self.tracker, write, drain)
+
+    def opened(self, node) -> None:
+        """Call once for each open, before the first write."""
+        self.tracker.attach(node.map)
+
+    def read(self, node, pos: int, size: int, noatime: bool = False):
+        """Up to *size* bytes at *pos* (see `DaxIo.read`: a view must be used up before anything changes)."""
+        data = self.dax.read(node.map, pos, size)
+        if not noatime:
+            attr.touch_read(self.fs, node.ino)
+        return data
+
+    def write(self, node, pos: int, data) -> int:
+        """Write *data* at *pos*; bytes written, fewer where space runs out. ENOSPC, EFBIG, EROFS."""
+        if not len(data):
+            return 0
+        if not self.dax.write(node.map, pos, data):
+            attr.touch_write(self.fs, node.ino)
+            return len(data)
+        plan = file.prepare_write(self.fs, node, pos, len(data))
+        try:
+            if plan.length < len(data):
+                data = memoryview(data)[: plan.length]
+            self.dax.fill(node.map, pos, data, plan.pieces, plan.fresh)
+        except BaseException:
+            plan.tx.abort()
+            raise
+        plan.commit(self.fs.clock())
+        return plan.length
+
+    def fsync(self, node) -> int:
+        """Make data, size and times of *node* durable; returns the pages that had to be flushed."""
+        pages = self.dax.writeback(node.map) if node.map.dirty is not None else 0
+        self.fs.sync_inode(node.ino)
+        return pages
+
+    def release(self, node) -> None:
+        """A handle closes. Dirty pages stay dirty in the FileMap; the last close writes them back.
+
+        The Node, and its tracker with it, may go after the last close, so nothing
+        may be left dirty then.
+        """
+        if node.opens == 1 and not self.fs.readonly and node.map.dirty is not None and node.map.dirty.count:
+            self.dax.writeback(node.map)
+        self.fs.release(node)
+
+    def snapshot(self) -> dict:
+        """Counters for reports."""
+        return {
+            "policy": self.tracker.name,
+            "write": "nt" if self.dax.nt else "cached",
+            "drain": "write" if self.dax.drain_write else "fsync",
+            "dirtied_bytes": self.dax.dirtied_pages * 4096,
+            "flushed_bytes": self.dax.flushed_pages * 4096,
+            "writebacks": self.dax.writebacks,
+            "dirty_bytes": 4096 * sum(self.tracker.dirty_pages(node.map) for node in self.fs.nodes.values()),
+        }

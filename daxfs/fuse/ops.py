@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: MIT
+"""The pyfuse3 handlers: they translate and return, and hold no meaning of their own.
+
+Every handler is a synchronous method turned into a coroutine by `handler`, which
+counts, times and maps errors: an OSError to its errno, anything else to EIO with
+a log line (an exception that is no FUSEError would end pyfuse3's loop). The one
+suspension point is before a retry after ENOSPC, outside any transaction.
+FUSEError appears in this file alone.
+"""
+
+import errno
+import functools
+import logging
+import os
+from time import perf_counter_ns
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+
+from .. import layout as L
+from ..data.file_io import FileIo
+from ..fault._decision import CachedFaults
+from ..meta import attr, namespace, xattr
+from ..meta.file import killed_privileges
+from ..meta.namespace import Creds
+from .stats import Stats
+
+log = logging.getLogger(__name__)
+
+# Nobody but this kernel changes the file system, and it forgets what its own requests change.
+TIMEOUT = 3600.0
+ENOSPC_RETRIES = 20
+
+
+def handler(method):
+    """A pyfuse3 handler from a synchronous method."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    async def run(self, *args):
+        counter = self.counters[name]
+        start = perf_counter_ns()
+        try:
+            return method(self, *args)
+        except OSError as error:
+            counter.errors += 1
+            if error.errno == errno.ENOSPC and self.fs.orphans:
+                return await self.retry(method, args)
+            raise self.failed(name, error) from None
+        except Exception as error:
+            counter.errors += 1
+            log.exception("%s: unexpected %s", name, type(error).__name__)
+            raise FUSEError(errno.EIO) from None
+        finally:
+            counter.add(perf_counter_ns() - start)
+
+    run.is_handler = True
+    return run
+
+
+def group_check(ctx):
+    """A function that says whether the caller of this request is in a group."""
+    gid, pid = ctx.gid, ctx.pid
+
+    def check(group: int) -> bool:
+        if group == gid:
+            return True
+        try:
+            return group in pyfuse3.get_sup_groups(pid)
+        except (OSError, RuntimeError):
+            return False  # the process is gone
+
+    return check
+
+
+class Handle:
+    """An open file or directory."""
+
+    __slots__ = ("direct", "in_group", "ino", "noatime", "node")
+
+    def __init__(self, ino: int, node, flags: int = 0, in_group=None):
+        self.ino, self.node = ino, node
+        self.direct = bool(flags & os.O_DIRECT)
+        self.noatime = bool(flags & os.O_NOATIME)
+        self.in_group = in_group  # None: the opener may write and leave setuid and setgid set
+
+
+class Operations(pyfuse3.Operations):
+    """One mount. *fs*: meta.fs.FileSystem; *files*: data.file_io.FileIo; *faults*: CachedFaults."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(self, fs, files, faults, stats):
+        super().__init__()
+        self.fs, self.files, self.faults, self.stats = fs, files, faults, stats
+        names = [name for name in dir(type(self)) if hasattr(getattr(type(self), name), "is_handler")]
+        self.counters = {name: stats.operation(name) for name in names}
+        self.handles: dict[int, Handle] = {}
+        self.next_handle = 1
+
+    # -- errors ----------------------------------------------------------------------------
+
+    def failed(self, name: str, error: OSError) -> FUSEError:
+        """The FUSEError for an OSError; what is no ordinary answer is logged too."""
+        code = error.errno or errno.EIO
+        if code in (errno.EIO, errno.EUCLEAN):
+            log.error("%s: %s", name, error)
+        return FUSEError(code)
+
+    async def retry(self, method, args):
+        """After ENOSPC: the kernel may be about to forget unlinked inodes that still hold space."""
+        for attempt in range(ENOSPC_RETRIES):
+            await trio.sleep(0.001 * attempt)
+            try:
+                return method(self, *args)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise self.failed(method.__name__, error) from None
+                if not self.fs.orphans:
+                    break
+            except Exception as error:
+                log.exception("%s: unexpected %s", method.__name__, type(error).__name__)
+                raise FUSEError(errno.EIO) from None
+        raise FUSEError(errno.ENOSPC)
+
+    # -- attributes ------------------------------------------------------------------------
+
+    def entry(self, inode) -> EntryAttributes:
+        """The attributes of a meta.inode.Inode as pyfuse3 wants them."""
+        out = EntryAttributes()
+        out.st_ino = inode.ino
+        out.generation = inode.generation
+        out.entry_timeout = TIMEOUT
+        # A direct write may drop these bits behind the kernel's back.
+        out.attr_timeout = 0 if inode.mode & 0o6000 else TIMEOUT
+        out.st_mode = inode.mode
+        out.st_nlink = inode.nlink
+        out.st_uid = inode.uid
+        out.st_gid = inode.gid
+        out.st_rdev = inode.rdev
+        out.st_size = inode.size
+        out.st_blocks = inode.blocks * 8
+        out.st_atime_ns = inode.atime
+        out.st_mtime_ns = inode.mtime
+        out.st_ctime_ns = inode.ctime
+        return out
+
+    def told(self, inode) -> EntryAttributes:
+        """`entry`, counted: the kernel will forget it some day."""
+        self.fs.remember(inode.ino)
+        return self.entry(inode)
+
+    @handler
+    def lookup(self, parent, name, ctx):
+        inode = namespace.lookup(self.fs, parent, name)
+        if inode is not None:
+            return self.told(inode)
+        absent = EntryAttributes()
+        absent.st_ino = 0
+        absent.entry_timeout = TIMEOUT
+        return absent
+
+    async def forget(self, inodes):
+        for ino, count in inodes:
+            try:
+                self.fs.forget(ino, count)
+            except Exception:
+                log.exception("forget: inode %d", ino)
+
+    @handler
+    def getattr(self, ino, ctx):
+        return self.entry(self.fs.inodes.read(ino))
+
+    @handler
+    def setattr(self, ino, new, fields, fh, ctx):
+        changes = {}
+        if fields.update_mode:
+            changes["mode"] = new.st_mode
+        if fields.update_uid:
+            changes["uid"] = new.st_uid
+        if fields.update_gid:
+            changes["gid"] = new.st_gid
+        if fields.update_size:
+            changes["size"] = new.st_size
+        if fields.update_atime:
+            changes["atime"] = new.st_atime_ns
+        if fields.update_mtime:
+            changes["mtime"] = new.st_mtime_ns
+        if fields.update_size and ctx.uid:
+            inode = self.fs.inodes.read(ino)
+            mode = changes.get("mode", inode.mode & 0o7777) | inode.mode & namespace.S_IFMT
+            if mode & 0o6000:
+                changes["mode"] = killed_privileges(mode, group_check(ctx)(inode.gid)) & 0o7777
+        attr.setattr(self.fs, ino, changes)
+        return self.entry(self.fs.inodes.read(ino))
+
+    # -- names -----------------------------------------------------------------------------
+
+    @handler
+    def readlink(self, ino, ctx):
+        target = namespace.readlink(self.fs, ino)
+        attr.touch_read(self.fs, ino)
+        return target
+
+    @handler
+    def mknod(self, parent, name, mode, rdev, ctx):
+        return self.told(namespace.create(self.fs, parent, name, mode, Creds(ctx.uid, ctx.gid), rdev))
+
+    @handler
+    def mkdir(self, parent, name, mode, ctx):
+        mode = mode & 0o7777 | namespace.S_IFDIR
+        return self.told(namespace.create(self.fs, parent, name, mode, Creds(ctx.uid, ctx.gid)))
+
+    @handler
+    def symlink(self, parent, name, target, ctx):
+        creds = Creds(ctx.uid, ctx.gid)
+        mode = namespace.S_IFLNK | 0o777
+        return self.told(namespace.create(self.fs, parent, name, mode, creds, target=target))
+
+    @handler
+    def link(self, ino, parent, name, ctx):
+        return self.told(namespace.link(self.fs, ino, parent, name))
+
+    @handler
+    def unlink(self, parent, name, ctx):
+        namespace.unlink(self.fs, parent, name)
+
+    @handler
+    def rmdir(self, parent, name, ctx):
+        namespace.rmdir(self.fs, parent, name)
+
+    @handler
+    def rename(self, parent, name, new_parent, new_name, flags, ctx):
+        namespace.rename(self.fs, parent, name, new_parent, new_name, flags)
+
+    # -- files -----------------------------------------------------------------------------
+
+    def _new_handle(self, handle: Handle) -> int:
+        fh = self.next_handle
+        self.next_handle += 1
+        self.handles[fh] = handle
+        return fh
+
+    def _opened(self, ino: int, flags: int, ctx) -> FileInfo:
+        """A handle on a file. O_DIRECT means direct I/O: each read and write is a request."""
+        node = self.fs.open(ino)
+        self.files.opened(node)
+        handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None)
+        # A read that must move the access time has to arrive here, so the cache is dropped before it.
+        keep = not attr.atime_due(self.fs, ino)
+        return FileInfo(fh=self._new_handle(handle), direct_io=handle.direct, keep_cache=keep)
+
+    @handler
+    def open(self, ino, flags, ctx):
+        if flags & os.O_ACCMODE and self.fs.readonly:
+            raise OSError(errno.EROFS, "read-only")
+        self.fs.inodes.read(ino)
+        if flags & os.O_TRUNC:
+            attr.setattr(self.fs, ino, {"size": 0})
+        return self._opened(ino, flags, ctx)
+
+    @handler
+    def create(self, parent, name, mode, flags, ctx):
+        mode = mode & 0o7777 | namespace.S_IFREG
+        inode = namespace.create(self.fs, parent, name, mode, Creds(ctx.uid, ctx.gid))
+        return self._opened(inode.ino, flags, ctx), self.told(inode)
+
+    @handler
+    def read(self, fh, pos, size):
+        handle = self.handles[fh]
+        if not handle.direct:
+            self.faults.request(handle.node.map, pos, size, False)
+        return self.files.read(handle.node, pos, size, handle.noatime)
+
+    @handler
+    def write(self, fh, pos, data):
+        handle = self.handles[fh]
+        if not handle.direct:
+            self.faults.request(handle.node.map, pos, len(data), True)
+        if handle.in_group is not None:
+            # The kernel leaves to us: all of it for direct I/O, setgid without group execute in any case.
+            attr.drop_privileges(self.fs, handle.ino, handle.in_group, handle.direct)
+        return self.files.write(handle.node, pos, data)
+
+    @handler
+    def flush(self, fh):
+        """close(2) promises nothing; errors of write-back have been told to the writes themselves."""
+
+    @handler
+    def release(self, fh):
+        self.files.release(self.handles.pop(fh).node)
+
+    @handler
+    def fsync(self, fh, datasync):
+        self.files.fsync(self.handles[fh].node)
+
+    # -- directories -----------------------------------------------------------------------
+
+    @handler
+    def opendir(self, ino, ctx):
+        return self._new_handle(Handle(ino, self.fs.open(ino)))
+
+    @handler
+    def readdir(self, fh, start, token):
+        fs, ino = self.fs, self.handles[fh].ino
+        for name, child, _, cookie in namespace.readdir(fs, ino, start):
+            try:
+                inode = fs.inodes.read(child)
+            except OSError:
+                log.error("directory %d: %r names inode %d, which is not in use", ino, name, child)
+                continue
+            if not pyfuse3.readdir_reply(token, name, self.entry(inode), cookie):
+                break
+            if name not in (b".", b".."):
+                fs.remember(child)
+        if not start:
+            attr.touch_read(fs, ino, directory=True)
+
+    @handler
+    def releasedir(self, fh):
+        self.fs.release(self.handles.pop(fh).node)
+
+    @handler
+    def fsyncdir(self, fh, datasync):
+        """What directory operations did is durable when they return; left are its times."""
+        self.fs.sync_inode(self.handles[fh].ino)
+
+    # -- the rest --------------------------------------------------------------------------
+
+    @handler
+    def statfs(self, ctx):
+        space = self.fs.statfs()
+        out = pyfuse3.StatvfsData()
+        out.f_bsize = out.f_frsize = 4096
+        out.f_blocks = space["blocks"]
+        out.f_bfree = out.f_bavail = space["bfree"]
+        out.f_files = space["files"]
+        out.f_ffree = out.f_favail = space["ffree"]
+        out.f_namemax = L.NAME_MAX
+        return out
+
+    @handler
+    def setxattr(self, ino, name, value, ctx):
+        keeps_sgid = group_check(ctx) if ctx.uid else (lambda gid: True)
+        xattr.put(self.fs, ino, name, value, keeps_sgid=keeps_sgid)
+
+    @handler
+    def getxattr(self, ino, name, ctx):
+        return xattr.get(self.fs, ino, name)
+
+    @handler
+    def listxattr(self, ino, ctx):
+        return xattr.names(self.fs, ino)
+
+    @handler
+    def removexattr(self, ino, name, ctx):
+        xattr.remove(self.fs, ino, name)
+
+
+def make_operations(fs, config) -> Operations:
+    """The handlers for a mounted *fs*; ``.stats`` is what `daxfs stat` shows.
+
+    *config*: with ``track``, ``write`` and ``drain`` (options of mount.daxfs).
+    """
+    files = FileIo(fs, config.track, config.write, config.drain)
+    faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
+    return Operations(fs, files, faults, Stats(fs, files, faults))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""Fixtures for tests on real mounts, and the guards around them.
+
+``--target DIR`` runs the t4 tests in DIR, any mount point, instead of on daxfs.
+Nothing here imports daxfs: the commands are used as installed.
+"""
+
+import itertools
+import os
+import shutil
+from pathlib import Path
+
+import mounts
+import pytest
+
+_numbers = itertools.count()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--target", metavar="DIR", help="run the t4 tests in DIR instead of on a daxfs mount")
+
+
+def pytest_configure():
+    mounts.end_on_sigterm()
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("mount") is None or item.config.getoption("--target"):
+        return
+    reason = mounts.why_no_mounts()
+    if reason:
+        pytest.skip(reason)
+
+
+def pytest_sessionfinish(session):
+    """A daxfs mount that the session made and left behind fails it, and is taken away."""
+    mounts.close_all()
+    left = mounts.left_mounts()
+    for path in left:
+        mounts.run(["umount", "-l", path], check=False)
+    if left:
+        session.exitstatus = 1
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter:
+            reporter.write_line(f"mounts left behind by the tests: {', '.join(left)}", red=True)
+
+
+@pytest.fixture(autouse=True)
+def daemon_log_guard():
+    """An ERROR line or a traceback in a daemon's log fails the test in which it appeared.
+
+    Autouse, so it is set up first and looks last, after the factories closed their regions.
+    """
+    yield
+    _fail_on_complaints()
+
+
+def _fail_on_complaints():
+    complaints = mounts.take_complaints()
+    if complaints:
+        pytest.fail("unexpected in the daemon's log:\n" + "\n".join(complaints), pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def mounted():
+    """One mounted region of 256 MiB for the whole module."""
+    with mounts.MountedRegion(256 * mounts.MIB, options="allow_other") as region:
+        yield region.mount()
+    _fail_on_complaints()
+
+
+def _factory(and_mount: bool):
+    made = []
+
+    def make(size=64 * mounts.MIB, **kwargs) -> mounts.MountedRegion:
+        region = mounts.MountedRegion(size, **kwargs)
+        made.append(region)
+        return region.mount() if and_mount else region
+
+    return made, make
+
+
+@pytest.fixture
+def region_factory():
+    """Call it for a formatted region that is not mounted; all are closed after the test."""
+    made, make = _factory(and_mount=False)
+    yield make
+    for region in made:
+        region.close()
+
+
+@pytest.fixture
+def mount_factory():
+    """Call it for a formatted and mounted region; all are closed after the test."""
+    made, make = _factory(and_mount=True)
+    yield make
+    for region in made:
+        region.close()
+
+
+@pytest.fixture
+def target(request):
+    """An empty directory to work in: on the module's daxfs mount, or under ``--target``."""
+    base = request.config.getoption("--target")
+    root = Path(base) if base else request.getfixturevalue("mounted").path
+    path = root / f"t{os.getpid()}-{next(_numbers)}"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def reopen(request):
+    """Call it to forget everything that is not on the media: umount and mount, nothing under --target."""
+    if request.config.getoption("--target"):
+        return lambda: None
+    region = request.getfixturevalue("mounted")
+    return region.remount

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: MIT
+"""Real daxfs mounts for tests and benchmarks: made, remounted, killed and always cleaned up.
+
+Everything goes through the installed commands (mkfs.daxfs, mount.daxfs,
+fsck.daxfs, daxfs) beside ``sys.executable``, as a user would type them; this
+module imports nothing of daxfs. Not thread-safe: one thread makes and closes
+regions. It signals only processes that it mounted itself, told apart from a
+reused pid by their start time.
+"""
+
+import atexit
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MIB = 1 << 20
+PREFIX = f"daxfs-test-{os.getpid()}-"
+FS_TYPE = "fuse.daxfs"
+BAD_LOG_LINE = re.compile(r"\b(ERROR|CRITICAL)\b|^Traceback \(most recent call last\)|^\w+Error: ")
+
+_numbers = itertools.count()
+_live: list["MountedRegion"] = []
+_log_complaints: list[str] = []
+
+
+class CommandError(RuntimeError):
+    """A command ended with another status than the caller demanded; the text holds its output."""
+
+
+def command(name: str) -> str:
+    """Path of an installed command beside this interpreter. CommandError where it is missing."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise CommandError(f"{path} is missing: build and install daxfs first (make build)")
+    return str(path)
+
+
+def run(args, timeout: float = 120, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
+    """Run *args* with output in files, not pipes: a daemon that keeps stdout open can't hang the caller.
+
+    CommandError on a time-out, and on a status other than 0 if *check*.
+    """
+    args = [str(arg) for arg in args]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        try:
+            status = subprocess.run(args, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                    timeout=timeout, check=False, **kwargs).returncode
+        except subprocess.TimeoutExpired as exc:
+            raise CommandError(f"{' '.join(args)}: no end after {timeout} s") from exc
+        out.seek(0)
+        err.seek(0)
+        done = subprocess.CompletedProcess(args, status, out.read(), err.read())
+    if check and status != 0:
+        raise CommandError(f"{' '.join(args)}: status {status}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def why_no_mounts() -> str | None:
+    """The reason why this host or user can't make mounts, or None."""
+    if not os.path.exists("/dev/fuse"):
+        return "no /dev/fuse: load the fuse module or pass the device into the container"
+    if os.geteuid() != 0:
+        return "not root: mount tests need it"
+    return None
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def mounts_of(path) -> list[str]:
+    """File system types mounted at *path*, oldest first (empty: not a mount point)."""
+    wanted = os.path.abspath(path)
+    with open("/proc/self/mounts") as file:
+        rows = [line.split() for line in file]
+    return [row[2] for row in rows if _unescape(row[1]) == wanted]
+
+
+def left_mounts() -> list[str]:
+    """Mount points of daxfs on our directories or of our sources that are still there."""
+    with open("/proc/self/mounts") as file:
+        rows = [line.split() for line in file]
+    return [_unescape(row[1]) for row in rows
+            if row[2] in (FS_TYPE, "daxfs") and (PREFIX in row[0] or PREFIX in row[1])]
+
+
+def start_time(pid: int) -> int | None:
+    """Start time of a running process in clock ticks; None if it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+class MountedRegion:
+    """A region source of its own with a mount point of its own.
+
+    *kind* is ``file`` (sparse file on /dev/shm), ``pool`` (pool directory
+    there) or ``path`` with *source* given (never removed). *size* in bytes.
+    *mkfs* are further arguments of mkfs.daxfs, *options* the default mount
+    options. Made formatted; ``mount()`` mounts it. A context manager.
+    """
+
+    def __init__(self, size: int = 256 * MIB, kind: str = "file", source=None, mkfs=(), options: str = ""):
+        name = f"{PREFIX}{next(_numbers)}"
+        base = Path("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
+        self.size = size
+        self.options = options
+        self.given = source is not None
+        ending = "pool" if kind == "pool" else "region"
+        self.source = Path(source) if self.given else base / f"{name}.{ending}"
+        self.path = Path(tempfile.gettempdir()) / f"{name}.mnt"
+        self.log_file = Path(tempfile.gettempdir()) / f"{name}.log"
+        self.pid: int | None = None
+        self._started: int | None = None
+        self._log_pos = 0
+        self._expected: list[re.Pattern] = []
+        self.closed = False
+        _live.append(self)
+        try:
+            self.path.mkdir()
+            if kind == "file" and not self.given:
+                with open(self.source, "xb") as file:
+                    file.truncate(size)
+            self.mkfs(*mkfs, pool=kind == "pool")
+        except BaseException:
+            self.close()
+            raise
+
+    def mkfs(self, *args, pool: bool = False) -> subprocess.CompletedProcess:
+        """Format the source, anew if it was formatted."""
+        size = ["--size", str(self.size)] if pool else []
+        source = f"{self.source}/" if pool else self.source
+        return run([command("mkfs.daxfs"), "--force", *size, *args, source])
+
+    def mount(self, options: str | None = None, timeout: float = 60) -> "MountedRegion":
+        """Mount with *options* (default: those given at construction) and learn the daemon's pid."""
+        if options is not None:
+            self.options = options
+        run(self.mount_command(), timeout=timeout)
+        if mounts_of(self.path) != [FS_TYPE]:
+            raise CommandError(f"mount.daxfs returned, but {self.path} is {mounts_of(self.path)}")
+        return self.adopt()
+
+    def adopt(self) -> "MountedRegion":
+        """Learn the pid of the daemon behind the mount."""
+        self.pid = int(self.stat()["pid"])
+        self._started = start_time(self.pid)
+        return self
+
+    def mount_command(self) -> list[str]:
+        """The command line that ``mount()`` runs."""
+        options = ",".join(part for part in (self.options, f"log_file={self.log_file}") if part)
+        return [command("mount.daxfs"), str(self.source), str(self.path), "-o", options]
+
+    def stat(self) -> dict:
+        """What ``daxfs stat --json`` says."""
+        return json.loads(run([command("daxfs"), "stat", "--json", self.path], timeout=30).stdout)
+
+    def fsck(self, *args) -> subprocess.CompletedProcess:
+        """Run fsck.daxfs on the source; the status is the caller's to judge."""
+        return run([command("fsck.daxfs"), *args, self.source], check=False)
+
+    def daemon_alive(self) -> bool:
+        """True while the daemon that ``mount()`` started runs."""
+        return self.pid is not None and self._started is not None and start_time(self.pid) == self._started
+
+    def _wait_gone(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.daemon_alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        self.pid = self._started = None
+        return True
+
+    def umount(self, timeout: float = 30) -> None:
+        """Unmount and wait until the daemon has let go of the source. Retries while it is busy."""
+        deadline = time.monotonic() + timeout
+        while mounts_of(self.path):
+            done = run(["umount", self.path], check=False)
+            if done.returncode != 0 and time.monotonic() > deadline:
+                raise CommandError(f"umount {self.path}: {done.stderr}")
+            if done.returncode != 0:
+                time.sleep(0.1)
+        if not self._wait_gone(timeout):
+            raise CommandError(f"the daemon {self.pid} still runs {timeout} s after umount of {self.path}")
+
+    def remount(self, options: str | None = None) -> "MountedRegion":
+        """umount, then mount again: a fresh daemon that knows only what is on the media."""
+        self.umount()
+        return self.mount(options)
+
+    def kill(self) -> None:
+        """SIGKILL the daemon, wait until it is gone, detach the dead mount."""
+        self._signal_daemon()
+        self._detach()
+
+    def _signal_daemon(self) -> None:
+        if self.daemon_alive():
+            # The start time was compared just now, so the pid is ours.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        if not self._wait_gone(20):
+            raise CommandError(f"the daemon {self.pid} survived SIGKILL for 20 s")
+
+    def _detach(self) -> None:
+        for _ in mounts_of(self.path):
+            run(["umount", "-l", self.path], check=False)
+
+    def kill_mount_in_progress(self, delay: float) -> bool:
+        """Start mount.daxfs and SIGKILL it and its children after *delay* seconds.
+
+        For a kill during replay. True if the mount was not yet answering then.
+        """
+        with tempfile.TemporaryFile() as sink:
+            proc = subprocess.Popen(self.mount_command(), stdin=subprocess.DEVNULL, stdout=sink,
+                                    stderr=sink, start_new_session=True)
+            time.sleep(delay)
+            early = proc.poll() is None
+            for pid in self._mount_processes(proc.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            proc.wait()
+        self._detach()
+        deadline = time.monotonic() + 20
+        while self._mount_processes(proc.pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return early
+
+    def _mount_processes(self, leader: int) -> list[int]:
+        """Processes that carry our mount point as an argument, and *leader* while it lives.
+
+        The daemon may have left the session of mount.daxfs, so its argument
+        vector, which names a directory that only this object uses, tells it.
+        """
+        found = []
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or int(entry) == os.getpid() or start_time(int(entry)) is None:
+                continue
+            with contextlib.suppress(OSError):
+                argv = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                if os.fsencode(self.path) in argv or int(entry) == leader:
+                    found.append(int(entry))
+        return found
+
+    def expect_log(self, pattern: str) -> None:
+        """Lines that match *pattern* are no reason to fail the test."""
+        self._expected.append(re.compile(pattern))
+
+    def new_log_errors(self) -> list[str]:
+        """Log lines of level ERROR or above, and tracebacks, since the last call."""
+        try:
+            with open(self.log_file, "rb") as file:
+                file.seek(self._log_pos)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        self._log_pos += len(text)
+        bad = [line for line in text.decode(errors="replace").splitlines() if BAD_LOG_LINE.search(line)]
+        return [line for line in bad if not any(pattern.search(line) for pattern in self._expected)]
+
+    def close(self) -> None:
+        """Unmount (lazily and with SIGKILL if it must be) and remove what was made. May be called twice."""
+        if self.closed:
+            return
+        self.closed = True
+        _live.remove(self)
+        try:
+            self.umount(timeout=10)
+        except CommandError as exc:
+            _log_complaints.append(f"{self.path}: unclean end: {exc}")
+            self._signal_daemon()
+            self._detach()
+        _log_complaints.extend(f"{self.log_file.name}: {line}" for line in self.new_log_errors())
+        self.log_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+        if self.given:
+            return
+        if self.source.is_dir():
+            shutil.rmtree(self.source, ignore_errors=True)
+        else:
+            self.source.unlink(missing_ok=True)
+
+    def __enter__(self) -> "MountedRegion":
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.close()
+
+
+def take_complaints() -> list[str]:
+    """Unexpected log lines and unclean ends of all regions, live and closed, since the last call."""
+    found = _log_complaints[:]
+    _log_complaints.clear()
+    for region in _live:
+        found.extend(f"{region.log_file.name}: {line}" for line in region.new_log_errors())
+    return found
+
+
+def close_all() -> None:
+    """Close every region that is still open; also runs at interpreter exit."""
+    for region in _live[:]:
+        with contextlib.suppress(Exception):
+            region.close()
+
+
+def end_on_sigterm() -> None:
+    """Make SIGTERM end this program as Control-C does, so that the clean-up above runs."""
+    def interrupt(_signum, _frame):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+atexit.register(close_all)
