@@ -16,7 +16,9 @@ MASKED = [(USER_OBJ, 7, 0), (GROUP_OBJ, 7, 0), (MASK, 5, 0), (OTHER, 0, 0)]
 
 def test_known_bytes():
     """What `setfacl -m u:1000:rw` writes, by hand: version 2, then tag, permission, id."""
-    value = bytes.fromhex("02000000" "01000600ffffffff" "02000600e8030000" "04000400ffffffff" "10000600ffffffff" "20000400ffffffff")
+    value = bytes.fromhex(
+        "0200000001000600ffffffff02000600e803000004000400ffffffff10000600ffffffff20000400ffffffff"
+    )
     none = 0xFFFFFFFF
     entries = [(1, 6, none), (2, 6, 1000), (4, 4, none), (16, 6, none), (32, 4, none)]
     assert acl.parse(value) == entries and acl.pack(entries) == value
@@ -46,7 +48,9 @@ def test_wrong_acls_are_refused(entries):
     assert caught.value.errno == errno.EINVAL
 
 
-@pytest.mark.parametrize("value", [b"", b"\2\0\0", b"\1\0\0\0", b"\2\0\0\0" + bytes(7), b"\2\0\0\0" + bytes(9)])
+@pytest.mark.parametrize(
+    "value", [b"", b"\2\0\0", b"\1\0\0\0", b"\2\0\0\0" + bytes(7), b"\2\0\0\0" + bytes(9)]
+)
 def test_wrong_bytes_are_refused(value):
     with pytest.raises(DaxfsError):
         acl.parse(value)
@@ -54,7 +58,12 @@ def test_wrong_bytes_are_refused(value):
 
 @pytest.mark.parametrize(
     "entries, mode, plain",
-    [(MINIMAL, 0o640, True), (FULL, 0o761, False), (MASKED, 0o750, False), ([(1, 0, 0), (4, 0, 0), (32, 7, 0)], 0o007, True)],
+    [
+        (MINIMAL, 0o640, True),
+        (FULL, 0o761, False),
+        (MASKED, 0o750, False),
+        ([(1, 0, 0), (4, 0, 0), (32, 7, 0)], 0o007, True),
+    ],
 )
 def test_equivalent_mode(entries, mode, plain):
     assert acl.equivalent_mode(entries) == (mode, plain)

@@ -221,10 +221,13 @@ class NamespaceMachine(RuleBasedStateMachine):
         over = (to.names or {}).get(new)
         if (thing and self.tree.inside(thing, to)) or (flags == 2 and over and self.tree.inside(over, where)):
             return
-        if self.both(
-            lambda: self.tree.rename(where, name, to, new, flags),
-            lambda: ns.rename(self.fs, where.ino, name, to.ino, new, flags),
-        ) and thing is not over:
+        if (
+            self.both(
+                lambda: self.tree.rename(where, name, to, new, flags),
+                lambda: ns.rename(self.fs, where.ino, name, to.ino, new, flags),
+            )
+            and thing is not over
+        ):
             now = self.fs.clock.now
             thing.ctime = where.mtime = where.ctime = to.mtime = to.ctime = now
             if over:

@@ -204,7 +204,9 @@ def test_replay_never_writes_over_data_in_reused_pages(fs, crash_copy, kind):
     if kind == "xattr":
         xattr.remove(fs, fs.file, b"user.a")
     else:
-        (ns.rmdir if kind == "directory" else ns.unlink)(fs, ROOT, {"symlink": b"s", "directory": b"d"}.get(kind, b"f"))
+        (ns.rmdir if kind == "directory" else ns.unlink)(
+            fs, ROOT, {"symlink": b"s", "directory": b"d"}.get(kind, b"f")
+        )
     node = write_file(fs, b"big", fs.alloc.free_pages - 4, 0xAB)
     copy = crash_copy(fs)
     oracle.check(copy)

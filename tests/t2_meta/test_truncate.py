@@ -73,7 +73,8 @@ sizes = st.integers(0, 20 * PAGE_SIZE) | st.integers(0, 20).map(lambda n: n * PA
 @settings(max_examples=60)
 @given(
     ops=st.lists(
-        st.tuples(st.just("truncate"), sizes, st.just(0)) | st.tuples(st.just("write"), sizes, st.integers(1, 9000)),
+        st.tuples(st.just("truncate"), sizes, st.just(0))
+        | st.tuples(st.just("write"), sizes, st.integers(1, 9000)),
         min_size=1,
         max_size=12,
     )

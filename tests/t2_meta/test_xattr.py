@@ -162,7 +162,9 @@ def test_unlink_frees_the_run(small_fs):
     assert fs.alloc.free_pages + fs.alloc.held == free
 
 
-@pytest.mark.parametrize("offset, data", [(0, b"\0"), (8, b"\1"), (16, b"\x63"), (48, b"\xff\xff\xff"), (70, b"?")])
+@pytest.mark.parametrize(
+    "offset, data", [(0, b"\0"), (8, b"\1"), (16, b"\x63"), (48, b"\xff\xff\xff"), (70, b"?")]
+)
 def test_damaged_run_is_refused(small_fs, offset, data):
     fs, ino = small_fs, make(small_fs)
     xattr.put(fs, ino, b"user.abc", b"value")
@@ -172,7 +174,9 @@ def test_damaged_run_is_refused(small_fs, offset, data):
         xattr.get(fs, ino, b"user.abc")
 
 
-@pytest.mark.parametrize("space, name_len, value_len, count", [(9, 3, 5, 1), (1, 200, 5, 1), (1, 3, 4000, 1), (1, 3, 5, 9)])
+@pytest.mark.parametrize(
+    "space, name_len, value_len, count", [(9, 3, 5, 1), (1, 200, 5, 1), (1, 3, 4000, 1), (1, 3, 5, 9)]
+)
 def test_wrong_entries_under_a_right_checksum(small_fs, space, name_len, value_len, count):
     fs, ino = small_fs, make(small_fs)
     xattr.put(fs, ino, b"user.abc", b"value")
