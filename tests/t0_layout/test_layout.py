@@ -34,13 +34,15 @@ OFFSETS = {
     "ENTRY": {"place": 0, "length": 8, "kind": 12},
     "EXTENT": {"pgoff": 0, "len": 4, "pfn": 8},
     "INODE": {
-        "size": 0, "atime": 8, "mtime": 16, "ctime": 24, "hot_reserved": 32, "magic": 64, "crc": 68, "ino": 72,
+        "size": 0, "atime": 8, "mtime": 16, "ctime": 24, "hot_reserved": 32, "magic": 64, "crc": 68,
+        "ino": 72,
         "generation": 80, "mode": 84, "uid": 88, "gid": 92, "nlink": 96, "flags": 100, "rdev": 104,
         "btime": 112, "parent": 120, "blocks": 128, "ext_root": 136, "xattr_pfn": 144, "xattr_pages": 152,
         "nextents": 156, "inline": 160,
     },
     "BLOCK": {
-        "magic": 0, "crc": 4, "kind": 8, "generation": 12, "owner": 16, "index": 24, "self_pfn": 32, "next": 40,
+        "magic": 0, "crc": 4, "kind": 8, "generation": 12, "owner": 16, "index": 24, "self_pfn": 32,
+        "next": 40,
         "length": 48, "count": 52, "reserved": 56,
     },
     "DIRENT": {"ino": 0, "rec_len": 8, "name_len": 10, "type": 12, "reserved": 13},
@@ -48,7 +50,8 @@ OFFSETS = {
 }  # fmt: skip
 CONSTANTS = {
     "FORMAT_REV": 1, "SB_MAGIC": b"DAXFS\r\n\x1a", "SOURCE_MAGIC": b"DAXSRC\r\n", "JOURNAL_MAGIC": 0x4A584144,
-    "RECORD_MAGIC": 0x52584144, "STATE_MAGIC": 0x53584144, "INODE_MAGIC": 0x49584144, "BLOCK_MAGIC": 0x42584144,
+    "RECORD_MAGIC": 0x52584144, "STATE_MAGIC": 0x53584144, "INODE_MAGIC": 0x49584144,
+    "BLOCK_MAGIC": 0x42584144,
     "COMPAT_KNOWN": 0, "RO_COMPAT_KNOWN": 0, "INCOMPAT_KNOWN": 0, "MAX_SOURCES": 64, "MAX_FILE_SIZE": 1 << 44,
     "MAX_REGION_PAGES": 1 << 32, "NAME_MAX": 255, "LINK_MAX": 65000, "SYMLINK_MAX": 4095, "ROOT_INO": 1,
     "LABEL_MAX": 64, "SUPERBLOCK_PFN": 0, "STATE_PFN": 1, "INODE_SIZE": 256, "INODES_PER_PAGE": 16,
