@@ -122,7 +122,7 @@ cdef class DaxIo:
         return 0
 
     def scatter(self, FileMap f not None, uint64_t pos, uint64_t size):
-        """[(pfn_t, bytes)] of the mapped pieces of [pos, pos + size), whole pages, SG_LAST on the last (S3)."""
+        """[(pfn_t, bytes)] of the pieces in [pos, pos + size), whole pages, SG_LAST on the last (S3)."""
         cdef iomap m
         cdef uint64_t at = pos >> SHIFT, end = (pos + size + PAGE - 1) >> SHIFT
         out = []
@@ -195,7 +195,7 @@ cdef class DaxIo:
                 self.ops.nt_store(self.ops, target + off, source, n)
             else:
                 pages = (off + n + PAGE - 1) >> SHIFT
-                # Marked before the store: a flush between the two may find it clean, never the other way round.
+                # Marked before the store: a flush between the two may find it clean, never the other way.
                 if self.tracker.mark(f, m.pgoff, pages, m.pfn):
                     range_exit(self.table)
                     return -ENOMEM
