@@ -167,7 +167,7 @@ INLINE_SIZE = 96
 FLAG_TRUNCATING = 1  # blocks beyond size are being freed in several transactions
 FLAGS_KNOWN = FLAG_TRUNCATING
 
-# Header of each metadata block outside the fixed areas. It says whose it is, so that a swapped one is noticed.
+# Header of each metadata block outside the fixed areas: it says whose it is, so a swapped one is noticed.
 BLOCK = np.dtype(
     [
         ("magic", "<u4"),

@@ -29,14 +29,15 @@ class FileIo:
         """Call once for each open, before the first write."""
         self.tracker.attach(node.map)
 
-    def read(self, node, pos: int, size: int):
+    def read(self, node, pos: int, size: int, noatime: bool = False):
         """Up to *size* bytes at *pos* (see `DaxIo.read`: a view must be used up before anything changes)."""
         data = self.dax.read(node.map, pos, size)
-        attr.touch_read(self.fs, node.ino)
+        if not noatime:
+            attr.touch_read(self.fs, node.ino)
         return data
 
     def write(self, node, pos: int, data) -> int:
-        """Write *data* at *pos*; bytes written, less than asked where space runs out. ENOSPC, EFBIG, EROFS."""
+        """Write *data* at *pos*; bytes written, fewer where space runs out. ENOSPC, EFBIG, EROFS."""
         if not len(data):
             return 0
         if not self.dax.write(node.map, pos, data):

@@ -22,6 +22,7 @@ from .. import layout as L
 from ..data.file_io import FileIo
 from ..fault._decision import CachedFaults
 from ..meta import attr, namespace, xattr
+from ..meta.file import killed_privileges
 from ..meta.namespace import Creds
 from .stats import Stats
 
@@ -58,13 +59,31 @@ def handler(method):
     return run
 
 
+def group_check(ctx):
+    """A function that says whether the caller of this request is in a group."""
+    gid, pid = ctx.gid, ctx.pid
+
+    def check(group: int) -> bool:
+        if group == gid:
+            return True
+        try:
+            return group in pyfuse3.get_sup_groups(pid)
+        except (OSError, RuntimeError):
+            return False  # the process is gone
+
+    return check
+
+
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("direct", "ino", "keeps_suid", "node")
+    __slots__ = ("direct", "in_group", "ino", "noatime", "node")
 
-    def __init__(self, ino: int, node, direct: bool = False, keeps_suid: bool = False):
-        self.ino, self.node, self.direct, self.keeps_suid = ino, node, direct, keeps_suid
+    def __init__(self, ino: int, node, flags: int = 0, in_group=None):
+        self.ino, self.node = ino, node
+        self.direct = bool(flags & os.O_DIRECT)
+        self.noatime = bool(flags & os.O_NOATIME)
+        self.in_group = in_group  # None: the opener may write and leave setuid and setgid set
 
 
 class Operations(pyfuse3.Operations):
@@ -77,9 +96,8 @@ class Operations(pyfuse3.Operations):
     def __init__(self, fs, files, faults, stats):
         super().__init__()
         self.fs, self.files, self.faults, self.stats = fs, files, faults, stats
-        self.counters = {
-            name: stats.operation(name) for name in dir(type(self)) if hasattr(getattr(type(self), name), "is_handler")
-        }
+        names = [name for name in dir(type(self)) if hasattr(getattr(type(self), name), "is_handler")]
+        self.counters = {name: stats.operation(name) for name in names}
         self.handles: dict[int, Handle] = {}
         self.next_handle = 1
 
@@ -171,6 +189,11 @@ class Operations(pyfuse3.Operations):
             changes["atime"] = new.st_atime_ns
         if fields.update_mtime:
             changes["mtime"] = new.st_mtime_ns
+        if fields.update_size and ctx.uid:
+            inode = self.fs.inodes.read(ino)
+            mode = changes.get("mode", inode.mode & 0o7777) | inode.mode & namespace.S_IFMT
+            if mode & 0o6000:
+                changes["mode"] = killed_privileges(mode, group_check(ctx)(inode.gid)) & 0o7777
         attr.setattr(self.fs, ino, changes)
         return self.entry(self.fs.inodes.read(ino))
 
@@ -193,8 +216,9 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def symlink(self, parent, name, target, ctx):
+        creds = Creds(ctx.uid, ctx.gid)
         mode = namespace.S_IFLNK | 0o777
-        return self.told(namespace.create(self.fs, parent, name, mode, Creds(ctx.uid, ctx.gid), target=target))
+        return self.told(namespace.create(self.fs, parent, name, mode, creds, target=target))
 
     @handler
     def link(self, ino, parent, name, ctx):
@@ -221,12 +245,13 @@ class Operations(pyfuse3.Operations):
         return fh
 
     def _opened(self, ino: int, flags: int, ctx) -> FileInfo:
-        """A handle on a file. O_DIRECT means direct I/O: each read and write is a request, nothing is cached."""
+        """A handle on a file. O_DIRECT means direct I/O: each read and write is a request."""
         node = self.fs.open(ino)
         self.files.opened(node)
-        direct = bool(flags & os.O_DIRECT)
-        fh = self._new_handle(Handle(ino, node, direct, keeps_suid=ctx.uid == 0))
-        return FileInfo(fh=fh, direct_io=direct, keep_cache=True)
+        handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None)
+        # A read that must move the access time has to arrive here, so the cache is dropped before it.
+        keep = not attr.atime_due(self.fs, ino)
+        return FileInfo(fh=self._new_handle(handle), direct_io=handle.direct, keep_cache=keep)
 
     @handler
     def open(self, ino, flags, ctx):
@@ -248,16 +273,16 @@ class Operations(pyfuse3.Operations):
         handle = self.handles[fh]
         if not handle.direct:
             self.faults.request(handle.node.map, pos, size, False)
-        return self.files.read(handle.node, pos, size)
+        return self.files.read(handle.node, pos, size, handle.noatime)
 
     @handler
     def write(self, fh, pos, data):
         handle = self.handles[fh]
         if not handle.direct:
             self.faults.request(handle.node.map, pos, len(data), True)
-        elif not handle.keeps_suid:
-            # For direct I/O the kernel leaves it to us to drop setuid, setgid and capabilities.
-            attr.drop_privileges(self.fs, handle.ino)
+        if handle.in_group is not None:
+            # The kernel leaves to us: all of it for direct I/O, setgid without group execute in any case.
+            attr.drop_privileges(self.fs, handle.ino, handle.in_group, handle.direct)
         return self.files.write(handle.node, pos, data)
 
     @handler
@@ -319,7 +344,8 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def setxattr(self, ino, name, value, ctx):
-        xattr.put(self.fs, ino, name, value)
+        keeps_sgid = group_check(ctx) if ctx.uid else (lambda gid: True)
+        xattr.put(self.fs, ino, name, value, keeps_sgid=keeps_sgid)
 
     @handler
     def getxattr(self, ino, name, ctx):

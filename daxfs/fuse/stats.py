@@ -73,6 +73,9 @@ class Stats:
                 "replayed": fs.replayed,
             },
             "space": {"page_size": 4096, **fs.statfs(), "quarantined": fs.alloc.held},
-            "inodes": {"open": sum(n.opens > 0 for n in fs.nodes.values()), "known_to_kernel": len(fs.lookups),
-                       "orphans": len(fs.orphans)},
+            "inodes": {
+                "open": sum(n.opens > 0 for n in fs.nodes.values()),
+                "known_to_kernel": len(fs.lookups),
+                "orphans": len(fs.orphans),
+            },
         }

@@ -10,6 +10,8 @@ Placement (DESIGN.md section 5): a run goes on where the file's last one ended i
 that is free; 2 MiB and more start where physical and file offset agree modulo
 2 MiB, and so does the beginning of what looks like a stream (64 KiB and more),
 so that a PMD fault can succeed (`dax_pmd` colour rule in the kernel's fs/dax.c).
+For 2 MiB and more the colour and one whole run weigh more than the file's last
+place, and where no run holds all of it, each piece of 2 MiB has its colour yet.
 
 One thread: the metadata thread.
 """
@@ -20,6 +22,8 @@ from ..errors import CorruptError, fail
 from ..pfn import PMD_PAGES
 
 STREAM_PAGES = 16  # from here on a first allocation is placed as if it will grow
+STREAM_TRIES = 8  # runs of a size class that are looked at for a stream,
+HUGE_TRIES = 512  # and for 2 MiB and more (a run with 2 MiB to spare fits at the first try)
 _CLASSES = 64
 
 
@@ -90,21 +94,31 @@ class Allocator:
 
     def _one(self, pages: int, pgoff: int, goal: int | None) -> tuple[int, int, int]:
         """(start of the free run, pfn in it, pages) for the next piece."""
-        if goal is not None and (run := self.starts.get(goal)) is not None:
+        run = self.starts.get(goal, 0) if goal is not None else 0
+        huge = pages >= PMD_PAGES
+        if run and (not huge or (run >= pages and (goal - pgoff) % PMD_PAGES == 0)):
             return goal, goal, min(run, pages)
         if pages >= STREAM_PAGES:
-            found = self._aligned(pages, pgoff)
+            found = self._aligned(pages, pgoff, HUGE_TRIES if huge else STREAM_TRIES)
             if found is not None:
                 return found
         start = self._fit(pages)
-        return start, start, min(self.starts[start], pages)
+        run = self.starts[start]
+        skip = (pgoff - start) % PMD_PAGES
+        if huge and run < pages and run - skip >= PMD_PAGES:
+            # Up to a whole 2 MiB of the file, so that the next piece can have its colour too.
+            return start, start + skip, (run - skip) - (pgoff + run - skip) % PMD_PAGES
+        return start, start, min(run, pages)
 
-    def _aligned(self, pages: int, pgoff: int) -> tuple[int, int, int] | None:
-        """A place where pfn and pgoff agree modulo 2 MiB, with all pages behind it, or None."""
+    def _aligned(self, pages: int, pgoff: int, most: int) -> tuple[int, int, int] | None:
+        """A place where pfn and pgoff agree modulo 2 MiB, with all pages behind it, or None.
+
+        Looks at *most* runs of each size class.
+        """
         want = max(pages, PMD_PAGES)
         for k in range(want.bit_length() - 1, _CLASSES):
             for tries, start in enumerate(self.classes[k]):
-                if tries == 8:
+                if tries == most:
                     break
                 first = start + (pgoff - start) % PMD_PAGES
                 if first + pages <= start + self.starts[start]:
@@ -112,10 +126,10 @@ class Allocator:
         return None
 
     def _fit(self, pages: int) -> int:
-        """Start of a run with room for *pages*, small ones first so that large ones stay whole; else the largest."""
+        """Start of a run with room for *pages* (small ones first, large ones stay whole); or the largest."""
         low = pages.bit_length() - 1
         for tries, start in enumerate(self.classes[low]):
-            if tries == 8:
+            if tries == STREAM_TRIES:
                 break
             if self.starts[start] >= pages:
                 return start

@@ -4,7 +4,6 @@
 import errno
 import struct
 
-from .. import layout as L
 from ..errors import fail
 from . import file, xattr
 from .inode import PLACE_OF
@@ -12,6 +11,7 @@ from .inode import PLACE_OF
 _DAY = 86400 * 10**9
 _TIMES = struct.Struct("<qq")
 _TIME = struct.Struct("<q")
+_THREE = struct.Struct("<qqq")
 _MTIME, _ATIME = PLACE_OF["mtime"], PLACE_OF["atime"]
 MIN_TIME, MAX_TIME = -(1 << 63), (1 << 63) - 1
 
@@ -62,17 +62,20 @@ class _Apply:
             edit.mtime = min(max(changes["mtime"], MIN_TIME), MAX_TIME)
 
 
-def touch_read(fs, ino: int, directory: bool = False) -> None:
-    """The access time after a read, by the mount's policy (relatime as mount(8) has it)."""
+def atime_due(fs, ino: int, directory: bool = False) -> bool:
+    """True where a read would have to change the access time, by the mount's policy (mount(8))."""
     if fs.readonly or fs.atime == "noatime" or (directory and fs.nodiratime):
-        return
-    now = fs.clock()
-    place = fs.inodes.place(ino)
-    if fs.atime == "relatime":
-        atime, mtime, ctime = struct.unpack_from("<qqq", fs.mem, place + _ATIME)
-        if atime > mtime and atime > ctime and now - atime < _DAY:
-            return
-    fs.store_times(ino, _ATIME, _TIME.pack(now))
+        return False
+    if fs.atime == "strictatime":
+        return True
+    atime, mtime, ctime = _THREE.unpack_from(fs.mem, fs.inodes.place(ino) + _ATIME)
+    return atime <= mtime or atime <= ctime or fs.clock() - atime >= _DAY
+
+
+def touch_read(fs, ino: int, directory: bool = False) -> None:
+    """The access time after a read."""
+    if atime_due(fs, ino, directory):
+        fs.store_times(ino, _ATIME, _TIME.pack(fs.clock()))
 
 
 def touch_write(fs, ino: int) -> None:
@@ -81,15 +84,20 @@ def touch_write(fs, ino: int) -> None:
     fs.store_times(ino, _MTIME, _TIMES.pack(now, now))
 
 
-def drop_privileges(fs, ino: int) -> None:
-    """Take setuid, setgid and file capabilities away, as a write by somebody without CAP_FSETID does."""
-    inode = fs.inodes.read(ino)
-    mode = file.killed_privileges(inode.mode)
-    if mode == inode.mode and not inode.xattr_pfn:
+def drop_privileges(fs, ino: int, in_group, capability: bool) -> None:
+    """What a write by somebody without CAP_FSETID takes away: setuid, setgid, maybe file capabilities.
+
+    *in_group(gid)* says whether the writer is in that group; asked only where it matters.
+    """
+    mode = fs.inodes.mode(ino)
+    if not mode & 0o6000 and not capability:
         return
-    if mode == inode.mode and xattr.CAPABILITY not in xattr.load(fs, inode):
+    inode = fs.inodes.read(ino)
+    killed = file.killed_privileges(mode, not mode & 0o2000 or in_group(inode.gid))
+    if killed == mode and not (capability and xattr.CAPABILITY in xattr.load(fs, inode)):
         return
     with fs.begin() as tx:
         edit = tx.inode(ino)
-        edit.mode = mode
-        xattr.without_capability(tx, fs, edit)
+        edit.mode = killed
+        if capability:
+            xattr.without_capability(tx, fs, edit)

@@ -15,15 +15,18 @@ from . import extent
 
 EXTENTS_PER_STEP = 1000  # a truncation that frees more is done in several transactions
 RESERVE = 2  # pages that file data may not take: an extent block and a directory block
-SUID_SGID = 0o6000
 
 
-def killed_privileges(mode: int) -> int:
-    """*mode* without setuid, and without setgid where group execute is set (a write by a non-owner)."""
+def killed_privileges(mode: int, in_group: bool = True) -> int:
+    """*mode* of a regular file after a change by somebody without CAP_FSETID.
+
+    Setuid goes; setgid goes where group execute is set or the caller is not in
+    the group (the kernel's ``setattr_should_drop_sgid``).
+    """
     if mode & 0o170000 != 0o100000:
         return mode
     mode &= ~0o4000
-    return mode & ~0o2000 if mode & 0o010 else mode
+    return mode & ~0o2000 if mode & 0o010 or not in_group else mode
 
 
 class WritePlan:
@@ -71,10 +74,11 @@ class WritePlan:
             goal = pfn + 1 if kind != extent.HOLE else None
         for pgoff, pages, pfn, kind in extent.holes(self.node, self.first, self.last):
             if kind == extent.HOLE:
+                at = pgoff
                 for start, got in self.tx.alloc(pages, pgoff, goal):
-                    self.pieces.append((pgoff, got, start, extent.MAPPED))
-                    self.fresh.append((pgoff, got, start))
-                    pgoff += got
+                    self.pieces.append((at, got, start, extent.MAPPED))
+                    self.fresh.append((at, got, start))
+                    at += got
                     goal = start + got
                 continue
             self.pieces.append((pgoff, pages, pfn, extent.MAPPED))

@@ -22,6 +22,7 @@ PLACE_OF = {name: offset for name, offset in F.offset.items() if offset < L.INOD
 
 _unpack = F.unpack_from
 _make = Inode._make
+_mode, _MODE = F.codec["mode"].unpack_from, F.offset["mode"]
 
 
 class InodeTable:
@@ -52,6 +53,10 @@ class InodeTable:
         if not inode.mode or inode.ino != ino:
             raise fail(errno.ESTALE)
         return inode
+
+    def mode(self, ino: int) -> int:
+        """The mode alone, of a number known to be in use."""
+        return _mode(self.mem, self.base + ino * L.INODE_SIZE + _MODE)[0]
 
     def raw(self, ino: int) -> bytearray:
         """A copy of the inode's 256 bytes."""

@@ -188,20 +188,24 @@ class Journal:
     def commit(self, entries) -> int:
         """Make *entries* durable as one atom, then store them in place. Returns the lsn.
 
-        Costs one drain. An OSError of a source (msync) is raised before anything
-        is stored in place. ENOSPC where the record is larger than half of the ring.
+        Costs one drain, and one more where a lap of the ring ends. An OSError of a
+        source (msync) is raised before anything is stored in place. ENOSPC where the
+        record is larger than half of the ring.
         """
         region = self.region
         body = encode(entries, self.head, self.seed)
         length = len(body)
         if length > self.limit:
-            raise fail(errno.ENOSPC, f"the operation needs a journal record of {length} bytes, more than {self.limit}")
+            raise fail(errno.ENOSPC, f"a journal record of {length} bytes is needed, {self.limit} is the most")
         room = self.size - self.head % self.size
         skip = room if room < length else 0
         if self.head + skip + length - self.tail > self.size:
             self.settle()
         if skip:
             region.nt_store(self.ring + self.head % self.size, self._skip(room))
+            # Orders the skip before the record behind it: a record that reached the media without
+            # the skip would look like damage, or come to life once the log has got to its lsn.
+            region.drain()
             self.head += room
             body = encode(entries, self.head, self.seed)
         lsn = self.head

@@ -19,13 +19,13 @@ KINDS = {"mem": L.MAP_MEM, "dev": L.MAP_DEV}
 MAP_CHUNK_PAGES = 1 << 15  # file pages that one chunk of a dirty bitmap covers
 
 
-def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None, map_kind="mem") -> Superblock:
+def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None, map_kind="mem"):
     """The superblock for *region* (sizes from its sources). UsageError, or ENOSPC where it is too small."""
     first = region.sources[0]
     pages = first.size // PAGE_SIZE
     if pages < L.MIN_REGION_PAGES:
         raise DaxfsError(
-            f"{first.path}: {first.size} bytes; the first source needs {L.MIN_REGION_PAGES * PAGE_SIZE} or more",
+            f"{first.path}: {first.size} bytes; a first source needs {L.MIN_REGION_PAGES * PAGE_SIZE}",
             errno.ENOSPC,
         )
     if len(region.sources) > L.MAX_SOURCES:
@@ -53,12 +53,16 @@ def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None
     sb.data_pfn = -(-end // PMD_PAGES) * PMD_PAGES
     sb.backup_pfn = pages - 1
     if sb.data_pfn + 64 > sb.backup_pfn:
-        raise DaxfsError(f"{inodes} inodes leave no room for data in {first.path}: use fewer (--inodes)", errno.ENOSPC)
+        message = f"{inodes} inodes leave no room for data in {first.path}: use fewer (--inodes)"
+        raise DaxfsError(message, errno.ENOSPC)
     return sb
 
 
-def make(region, sb: Superblock, progress=lambda done, total: None) -> None:
-    """Format: whatever superblock was there goes first, the new one comes last."""
+def make(region, sb: Superblock, progress=lambda done, total: None, owner=(0, 0)) -> None:
+    """Format: whatever superblock was there goes first, the new one comes last.
+
+    *owner*: uid and gid of the root directory.
+    """
     zero = bytes(PAGE_SIZE)
     old = [0, sb.backup_pfn] + [start for _, start, _ in sb.sources[1:]]
     for pfn in old:
@@ -69,7 +73,7 @@ def make(region, sb: Superblock, progress=lambda done, total: None) -> None:
     journal.format()
     progress(1, 3)
     region.nt_store(L.STATE_PFN << PAGE_SHIFT, state_page(sb.seed, L.INODE_CHUNK))
-    _root(region, sb)
+    _root(region, sb, owner)
     progress(2, 3)
     write(region, sb)
     progress(3, 3)
@@ -90,13 +94,14 @@ def state_line(seed: int, limit: int) -> bytes:
     return L.sealed(line, 4, seed)
 
 
-def _root(region, sb: Superblock) -> None:
+def _root(region, sb: Superblock, owner: tuple[int, int]) -> None:
     """The first chunk of the inode table with the root directory and its first block."""
     base = sb.inode_pfn << PAGE_SHIFT
     region.nt_fill(base, 0, L.INODE_CHUNK * L.INODE_SIZE)
     root = InodeEdit(L.ROOT_INO, base + L.ROOT_INO * L.INODE_SIZE, bytearray(L.INODE_SIZE), fresh=True)
     root.magic, root.ino, root.generation = L.INODE_MAGIC, L.ROOT_INO, 1
     root.mode, root.nlink, root.parent = 0o040755, 2, L.ROOT_INO
+    root.uid, root.gid = owner
     root.atime = root.mtime = root.ctime = root.btime = sb.created
     root.size, root.blocks, root.nextents = PAGE_SIZE, 1, 1
     root.inline = L.EXTENT_CODEC.pack(0, 1, sb.data_pfn | 2 << L.EXTENT_STATE_SHIFT)

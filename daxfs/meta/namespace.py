@@ -170,7 +170,7 @@ def _unlinked(tx, fs, edit, now: int, links: int = 1) -> None:
 
 def unlink(fs, parent: int, name: bytes) -> int:
     """Remove a name of a non-directory; returns the inode's number. EISDIR for a directory."""
-    dir_inode, node = _dir(fs, parent)
+    _, node = _dir(fs, parent)
     found = directory.lookup(fs, node, name)
     if found is None:
         raise fail(errno.ENOENT)
@@ -191,7 +191,7 @@ def rmdir(fs, parent: int, name: bytes) -> int:
     """Remove an empty directory; returns its number. ENOTEMPTY, ENOTDIR."""
     if name in (b".", b".."):
         raise fail(errno.EINVAL if name == b"." else errno.ENOTEMPTY)
-    dir_inode, node = _dir(fs, parent)
+    _, node = _dir(fs, parent)
     found = directory.lookup(fs, node, name)
     if found is None:
         raise fail(errno.ENOENT)

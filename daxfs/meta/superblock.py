@@ -75,7 +75,10 @@ class Superblock:
 
 
 def parse(page: bytes) -> Superblock:
-    """A superblock from its 4096 bytes. FormatError where there is none or of another kind, CorruptError where damaged."""
+    """A superblock from its 4096 bytes.
+
+    FormatError where there is none or one of another revision, CorruptError where it is damaged.
+    """
     sb = np.frombuffer(page, L.SUPERBLOCK, 1)[0]
     if page[:8] != L.SB_MAGIC:
         raise FormatError("no daxfs superblock")
@@ -87,7 +90,8 @@ def parse(page: bytes) -> Superblock:
     if out.format_rev != L.FORMAT_REV:
         raise FormatError(f"format revision {out.format_rev}, this daxfs knows revision {L.FORMAT_REV}")
     if out.incompat & ~L.INCOMPAT_KNOWN:
-        raise FormatError(f"unknown incompatible features {out.incompat & ~L.INCOMPAT_KNOWN:#x}: use a newer daxfs")
+        unknown = out.incompat & ~L.INCOMPAT_KNOWN
+        raise FormatError(f"unknown incompatible features {unknown:#x}: use a newer daxfs")
     if not 1 <= out.nsources <= L.MAX_SOURCES:
         raise CorruptError(f"superblock: {out.nsources} sources")
     for entry in sb["sources"][: out.nsources]:
@@ -130,7 +134,8 @@ def read(region) -> Superblock:
             raise
         name = region.sources[0].path
         if page[:8] == L.SOURCE_MAGIC:
-            raise SourceError(f"{name}: not the first source of its region; give the sources in order") from None
+            message = f"{name}: swapped: not the first source of its region; give the sources in order"
+            raise SourceError(message) from None
         if find_backup(region) is not None:
             raise CorruptError(f"{name}: superblock lost, its backup is good: run fsck.daxfs") from None
         raise FormatError(f"{name}: not a daxfs region (run mkfs.daxfs first)") from None

@@ -82,9 +82,9 @@ class BlockEdit:
         yield base, bytes(self.buf[: L.BLOCK_SIZE])
         done = L.BLOCK_SIZE
         for start, end in sorted(self.ranges):
-            start = max(start, done)
-            if start < end:
-                yield base + start, bytes(self.buf[start:end])
+            first = max(start, done)
+            if first < end:
+                yield base + first, bytes(self.buf[first:end])
                 done = end
 
 

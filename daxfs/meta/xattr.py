@@ -89,9 +89,8 @@ def store(tx, fs, edit, attrs: dict) -> None:
     if len(runs) != 1:
         raise fail(errno.ENOSPC, "no run of free pages for the extended attributes")
     pfn = runs[0][0]
-    L.BLOCK_FIELDS.struct.pack_into(
-        raw, 0, L.BLOCK_MAGIC, 0, L.BLOCK_XATTR, edit.generation, edit.number, 0, pfn, 0, len(raw), len(attrs), 0
-    )
+    head = (L.BLOCK_MAGIC, 0, L.BLOCK_XATTR, edit.generation, edit.number, 0, pfn, 0, len(raw), len(attrs), 0)
+    L.BLOCK_FIELDS.struct.pack_into(raw, 0, *head)
     tx.raw(pfn << PAGE_SHIFT, L.sealed(raw, 4, fs.seed))
     edit.xattr_pfn, edit.xattr_pages = pfn, pages
     edit.blocks += pages
@@ -112,8 +111,11 @@ def names(fs, ino: int) -> list[bytes]:
     return [_NAMES[space] + rest for space, rest in load(fs, fs.inodes.read(ino))]
 
 
-def put(fs, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-    """setxattr(2). EEXIST, ENODATA by *flags*; E2BIG over 64 KiB; an ACL changes the mode with it."""
+def put(fs, ino: int, name: bytes, value: bytes, flags: int = 0, keeps_sgid=lambda gid: True) -> None:
+    """setxattr(2). EEXIST, ENODATA by *flags*; E2BIG over 64 KiB; an ACL changes the mode with it.
+
+    *keeps_sgid(gid)*: whether the caller may leave setgid set for that group (as chmod(2) asks).
+    """
     if len(value) > VALUE_MAX:
         raise fail(errno.E2BIG)
     key = key_of(name)
@@ -127,6 +129,8 @@ def put(fs, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         edit = tx.inode(ino)
         if key[0] in (L.XATTR_ACL_ACCESS, L.XATTR_ACL_DEFAULT):
             _put_acl(edit, attrs, key, acl.parse(value))
+            if key[0] == L.XATTR_ACL_ACCESS and edit.mode & 0o2000 and not keeps_sgid(edit.gid):
+                edit.mode &= ~0o2000
         else:
             attrs[key] = value
         edit.ctime = fs.clock()

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+"""daxfs doctor: what this host can and can't do for daxfs, why that matters, and what to do.
+
+Limits: looks, changes nothing. Each probe is a function that returns a Finding; all paths are under
+``root`` so that tests can show it another host.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from daxfs import _flush
+from daxfs.cli import common
+from daxfs.cli.stat import console
+from daxfs.fuse import mountinfo
+
+CAP_SYS_ADMIN = 21
+
+
+@dataclass
+class Finding:
+    """ok: True, False (daxfs does not work without it), or None (works, but with less)."""
+
+    name: str
+    ok: bool | None
+    value: str
+    why: str
+    todo: str = ""
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text().strip()
+    return ""
+
+
+def fuse_device(root: Path) -> Finding:
+    path = root / "dev/fuse"
+    why = "the kernel hands requests over through it"
+    if not path.exists():
+        return Finding("/dev/fuse", False, "missing", why,
+                       "modprobe fuse; a container needs --device /dev/fuse --cap-add SYS_ADMIN")
+    if not os.access(path, os.R_OK | os.W_OK):
+        return Finding("/dev/fuse", False, "not readable and writable for you", why, f"chmod a+rw {path}")
+    return Finding("/dev/fuse", True, "there", why)
+
+
+def fusermount(root: Path) -> Finding:
+    found = common.find_tool("fusermount3")
+    if os.geteuid() == 0:
+        return Finding("fusermount3", True if found else None, found or "missing",
+                       "mounting by others than root, and auto_unmount", "" if found else "apt install fuse3")
+    return Finding("fusermount3", bool(found), found or "missing", "mounts for users other than root",
+                   "" if found else "apt install fuse3")
+
+
+def admin(root: Path) -> Finding:
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", _read(root / "proc/self/status"), re.MULTILINE)
+    capable = bool(found and int(found[1], 16) >> CAP_SYS_ADMIN & 1)
+    return Finding("CAP_SYS_ADMIN", True if capable else None, "yes" if capable else "no",
+                   "mounting without fusermount3, quickstart's own tmpfs with huge pages",
+                   "" if capable else "run as root, or use fusermount3 and /dev/shm")
+
+
+def kernel(root: Path) -> Finding:
+    text = _read(root / "proc/sys/kernel/osrelease") or platform.release()
+    version = tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+    good = version >= (5, 4)
+    return Finding("kernel", good, text, "FUSE as libfuse 3.14 and later expects it",
+                   "" if good else "5.4 or later is needed")
+
+
+def passthrough(root: Path) -> Finding:
+    text = _read(root / "proc/sys/kernel/osrelease") or platform.release()
+    version = tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+    why = "direct mappings of files; not used by this version"
+    if version >= (6, 9):
+        return Finding("FUSE passthrough", True, f"kernel {'.'.join(map(str, version))} has it", why)
+    return Finding("FUSE passthrough", None, "no, it came with 6.9", why)
+
+
+def fuse_uring(root: Path) -> Finding:
+    why = "the fast transport; not used by this version"
+    value = _read(root / "sys/module/fuse/parameters/enable_uring")
+    if not value:
+        return Finding("FUSE over io_uring", None, "not in this kernel, it came with 6.14", why)
+    if value in ("Y", "1"):
+        return Finding("FUSE over io_uring", True, "enabled", why)
+    return Finding("FUSE over io_uring", None, "there, but off", why,
+                   "echo Y > /sys/module/fuse/parameters/enable_uring")
+
+
+def cpu(root: Path) -> Finding:
+    have = _flush.available()
+    line = [kind for kind in have["flush"] if kind in ("clwb", "clflushopt", "clflush")]
+    value = f"flush: {' '.join(line) or 'none'}; non-temporal: {' '.join(have['nt'])}"
+    if not line:
+        return Finding("CPU", None, value, "stores reach real pmem only if lines can be written back",
+                       "on this CPU only emulated regions and granularity=page make sense")
+    slow = "clwb" not in line and "clflushopt" not in line
+    return Finding("CPU", None if slow else True, value,
+                   "clwb and clflushopt run in parallel, clflush one by one")
+
+
+def tmpfs_huge(root: Path) -> Finding:
+    why = "2 MiB mappings of emulated regions: 512 times fewer faults"
+    text = _read(root / "sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    found = re.search(r"\[(\w+)\]", text)
+    if not found:
+        return Finding("tmpfs huge pages", None, "not in this kernel", why)
+    if found[1] == "deny":
+        return Finding("tmpfs huge pages", None, "denied for all tmpfs", why,
+                       "echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled (each mount decides)")
+    huge = [m.mountpoint for m in mountinfo.mounts(str(root / "proc/self/mountinfo")) if m.fstype == "tmpfs"
+            and any(re.fullmatch("huge=(always|advise|within_size)", o) for o in m.super_options)]
+    if found[1] == "force" or huge:
+        return Finding("tmpfs huge pages", True, ", ".join(huge) or "forced for all tmpfs", why)
+    return Finding("tmpfs huge pages", None, "no tmpfs is mounted with them", why,
+                   "mount -t tmpfs -o huge=always tmpfs DIR, or daxfs quickstart")
+
+
+def map_sync(root: Path) -> Finding:
+    why = "real pmem below a pool directory: ext4 or XFS mounted with dax"
+    found = [m.mountpoint for m in mountinfo.mounts(str(root / "proc/self/mountinfo"))
+             if m.fstype in ("ext4", "xfs", "ext2")
+             and any(re.fullmatch("dax(=always|=inode)?", o) for o in m.super_options + m.options)]
+    if found:
+        return Finding("fsdax mounts", True, ", ".join(found), why)
+    return Finding("fsdax mounts", None, "none", why, "mount -o dax /dev/pmemN DIR, where there is pmem")
+
+
+def pmem(root: Path) -> Finding:
+    blocks = sorted(p.name for p in (root / "sys/block").glob("pmem*"))
+    dax = sorted(p.name for p in (root / "sys/bus/dax/devices").glob("dax*"))
+    why = "memory that keeps its content without power, or CXL memory"
+    if blocks or dax:
+        return Finding("pmem, devdax", True, ", ".join(f"/dev/{name}" for name in blocks + dax), why)
+    return Finding("pmem, devdax", None, "no device", why,
+                   "regions are emulated here: not power-fail safe (the boot parameter memmap=2G!4G makes a "
+                   "device of ordinary memory)")
+
+
+def hugetlb(root: Path) -> Finding:
+    why = "a source on hugetlbfs has 2 MiB pages for certain"
+    free = _read(root / "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    if free and int(free):
+        return Finding("hugetlb pages", True, f"{free} of 2 MiB free", why)
+    return Finding("hugetlb pages", None, "none of 2 MiB free" if free else "not in this kernel", why,
+                   "sysctl vm.nr_hugepages=N" if free else "")
+
+
+def allow_other(root: Path) -> Finding:
+    why = "-o allow_other for users other than root"
+    if re.search(r"^\s*user_allow_other\b", _read(root / "etc/fuse.conf"), re.MULTILINE):
+        return Finding("user_allow_other", True, "in /etc/fuse.conf", why)
+    return Finding("user_allow_other", None, "not in /etc/fuse.conf", why,
+                   "echo user_allow_other >> /etc/fuse.conf")
+
+
+def _tool(name: str, package: str, why: str) -> Finding:
+    found = common.find_tool(name)
+    todo = "" if found else f"apt install {package}"
+    return Finding(name, True if found else None, found or "missing", why, todo)
+
+
+def tools(root: Path) -> list[Finding]:
+    return [_tool("fio", "fio", "quickstart's job, the tests and benchmarks"),
+            _tool("xfs_io", "xfsprogs", "quickstart's job and the tests"),
+            _tool("blkid", "util-linux", "mkfs.daxfs refuses to overwrite what blkid knows")]
+
+
+PROBES = (kernel, fuse_device, fusermount, admin, allow_other, passthrough, fuse_uring, cpu, tmpfs_huge,
+          hugetlb, map_sync, pmem, tools)
+
+
+def examine(root: str = "/") -> list[Finding]:
+    """All findings; a probe that fails is a finding too."""
+    out: list[Finding] = []
+    for probe in PROBES:
+        try:
+            found = probe(Path(root))
+        except (OSError, ValueError) as exc:
+            found = Finding(probe.__name__, None, f"can't be found out: {exc}", "")
+        out += found if isinstance(found, list) else [found]
+    return out
+
+
+def render(findings: list[Finding]) -> Table:
+    """One row each: mark, name, then what was found, why it matters and what to do."""
+    marks = {True: Text("ok", "green"), None: Text("-", "yellow"), False: Text("NO", "bold red")}
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=2)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for one in findings:
+        text = Text(one.value)
+        text.append(f"\n{one.why}" if one.why else "", "dim")
+        if one.todo:
+            text.append(f"\n-> {one.todo}")
+        table.add_row(marks[one.ok], Text(one.name, "bold"), text)
+    return table
+
+
+@click.command("doctor", short_help="What this host can and can't do.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object with a list of findings.")
+def command(as_json):
+    """What this host can and can't do, why it matters, and what to do. Exit
+    status 1 if daxfs does not work here.
+    """
+    findings = examine()
+    works = all(one.ok is not False for one in findings)
+    if as_json:
+        click.echo(json.dumps({"works": works, "findings": [asdict(one) for one in findings]}))
+        return 0 if works else 1
+    out = console()
+    out.print(render(findings))
+    out.print()
+    out.print("daxfs works on this host; - marks what would make it faster or safer." if works
+              else "daxfs does not work on this host: see the lines marked NO.")
+    return 0 if works else 1

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""daxfs stat: what a mounted region has done so far, as tables or JSON.
+
+Limits: asks the daemon over its control socket; the numbers are the daemon's own. Tables fit 80 columns.
+"""
+
+import json
+import time
+
+import click
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from daxfs.cli.common import show_size, show_time
+from daxfs.fuse import control
+
+WIDTH = 80
+
+
+@click.command("stat", short_help="Counters of a mounted region.")
+@click.argument("directory", metavar="DIR", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch one on each line.")
+@click.option("-w", "--watch", metavar="SECONDS", type=click.FloatRange(0.1, 3600), is_flag=False,
+              flag_value=1.0, help="Show it again every SECONDS (default 1), until Ctrl-C or unmounted.")
+def command(directory, as_json, watch):
+    """Counters of the region mounted at DIR: operations and their latencies,
+    faults, dirty and flushed bytes, journal, space.
+    """
+    if watch is None:
+        facts = control.ask_path(directory, {"get": "stat"})
+        if as_json:
+            click.echo(json.dumps(facts))
+        else:
+            console().print(render(facts))
+        return
+    if as_json:
+        while True:
+            click.echo(json.dumps(control.ask_path(directory, {"get": "stat"})))
+            time.sleep(watch)
+    with Live(console=console(), auto_refresh=False) as live:
+        before, then = None, time.monotonic()
+        while True:
+            facts, now = control.ask_path(directory, {"get": "stat"}), time.monotonic()
+            live.update(render(facts, before, now - then), refresh=True)
+            before, then = facts, now
+            time.sleep(watch)
+
+
+def console() -> Console:
+    """Plain text into files and pipes, never wider than 80 columns."""
+    found = Console(highlight=False)
+    found.width = min(found.width, WIDTH) if found.is_terminal else WIDTH
+    return found
+
+
+def render(facts: dict, before: dict | None = None, seconds: float = 0) -> Group:
+    """The whole report. With *before*, the last reply, operations show how many there were in a second."""
+    parts = [head(facts), operations(facts, before, seconds)]
+    if facts["faults"]["faults"]:
+        parts.append(faults(facts["faults"]))
+    parts.append(layers(facts))
+    return Group(*(part for one in parts for part in (one, Text(""))))
+
+
+def _grid(*columns: str) -> Table:
+    """A table with a rule under its head; a column's name that starts with ``>`` is for numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    for name in columns:
+        table.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left",
+                         no_wrap=name.startswith(">"))
+    return table
+
+
+def head(facts: dict) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    safety = f" ({facts['safety']})" if facts["emulated"] else ""
+    rows = [
+        ("source", facts["source"]),
+        ("mounted on", facts["mountpoint"]),
+        ("daemon", f"pid {facts['pid']}, up {show_uptime(facts['uptime_ns'])}"),
+        ("granularity", f"{facts['granularity']}{safety}"),
+        ("options", facts["options"].replace(",", ", ")),
+    ]
+    for name, value in rows:
+        table.add_row(Text(name, "bold"), Text(value))
+    return table
+
+
+def show_uptime(ns: int) -> str:
+    """1 d 2:03:04, or 0:00:07."""
+    seconds = max(ns, 0) // 10**9
+    days, seconds = divmod(seconds, 86400)
+    clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return f"{days} d {clock}" if days else clock
+
+
+def quantile(histogram: list[int], q: float) -> int:
+    """Upper bound in ns of the bucket in which quantile *q* falls: bucket b has [2**(b-1), 2**b) ns."""
+    left = q * sum(histogram)
+    for bucket, count in enumerate(histogram):
+        left -= count
+        if count and left <= 0:
+            return 1 << bucket
+    return 0
+
+
+def operations(facts: dict, before: dict | None, seconds: float) -> Table:
+    """Requests of the kernel: how many, how long inside the daemon."""
+    rate = [">per s"] if before is not None else []
+    table = _grid("operation", ">count", *rate, ">errors", ">mean", ">p50 ≤", ">p99 ≤", ">total")
+    busiest = sorted(facts["operations"].items(), key=lambda item: -item[1]["total_ns"])
+    for name, one in busiest:
+        old = (before or {}).get("operations", {}).get(name, {"count": 0})
+        per_second = [f"{(one['count'] - old['count']) / seconds:.0f}" if seconds else "-"] if rate else []
+        table.add_row(
+            name, str(one["count"]), *per_second, str(one["errors"] or "-"),
+            show_time(one["total_ns"] / max(one["count"], 1)), show_time(quantile(one["histogram"], 0.5)),
+            show_time(quantile(one["histogram"], 0.99)), show_time(one["total_ns"]),
+        )
+    return table
+
+
+def faults(found: dict) -> Table:
+    """Faults by kind, size, result and reason, the most frequent first."""
+    table = _grid("fault", "size", "result", "reason", ">count")
+    for row in sorted(found["faults"], key=lambda row: -row["count"]):
+        table.add_row(row["kind"], row["size"], row["result"], row["reason"], str(row["count"]))
+    return table
+
+
+def show_counter(name: str, value) -> str:
+    """A counter as its name says: bytes, ns, or a number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if name.endswith("bytes"):
+            return show_size(value)
+        if name.endswith("_ns"):
+            return show_time(value)
+    return str(value)
+
+
+def layers(facts: dict) -> Table:
+    """The layers below, side by side: tracker and flush, journal and space."""
+    page = facts["space"].get("page_size", 4096)
+    space = facts["space"]
+    known = {
+        "size": show_size(space["blocks"] * page),
+        "free": f"{show_size(space['bfree'] * page)} ({100 * space['bfree'] // max(space['blocks'], 1)} %)",
+        "inodes": str(space["files"]),
+        "inodes free": str(space["ffree"]),
+        "quarantined": show_size(space.get("quarantined", 0) * page),
+    }
+    table = Table.grid(padding=(0, 4, 1, 0))
+    cells = [_plain("tracker", facts["tracker"]), _plain("flush", facts["flush"]),
+             _plain("journal", facts["journal"]), _plain("space", known),
+             _plain("inodes", facts.get("inodes", {}))]
+    for left, right in zip(cells[::2], cells[1::2] + [Text("")], strict=False):
+        table.add_row(left, right)
+    return table
+
+
+def _plain(title: str, values: dict) -> Table:
+    table = _grid(title, ">")
+    for name, value in values.items():
+        short = name.removesuffix("_bytes")
+        table.add_row((name if short in values else short).replace("_", " "), show_counter(name, value))
+    return table

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""The control socket of a mount: one JSON line asked, one JSON line answered.
+
+A mount is found by its device number, so that any path on it will do. The socket answers the mount's
+owner and root, whom the kernel names (SO_PEERCRED). Limits: the server half runs in the trio thread and
+its handler must not block; the client half needs no trio. Requests have at most 64 KiB.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+
+from daxfs.errors import DaxfsError
+from daxfs.fuse import mountinfo
+
+log = logging.getLogger("daxfs.control")
+
+LIMIT = 1 << 16
+_ROOT_DIRECTORY = "/run/daxfs"
+_PEERCRED = struct.Struct("3i")  # pid, uid, gid
+
+
+def directories(owner: int) -> list[str]:
+    """Where the sockets of mounts of user *owner* may be; a daemon takes the first that it can use."""
+    if owner == 0:
+        return [_ROOT_DIRECTORY]
+    runtime = os.environ.get("XDG_RUNTIME_DIR") if owner == os.getuid() else f"/run/user/{owner}"
+    return ([os.path.join(runtime, "daxfs")] if runtime else []) + [f"/tmp/daxfs-{owner}"]
+
+
+def socket_name(device: int) -> str:
+    """The socket's name for an st_dev."""
+    return f"{os.major(device)}-{os.minor(device)}.sock"
+
+
+def _own_directory() -> str:
+    """The first directory that can be made, mode 0700 and ours: nobody else may put sockets there."""
+    problem: OSError | None = None
+    for path in directories(os.getuid()):
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            st = os.lstat(path)
+            if not stat.S_ISDIR(st.st_mode) or st.st_uid != os.getuid():
+                raise DaxfsError(f"{path}: not a directory of ours", errno.EPERM)
+            if st.st_mode & 0o077:
+                os.chmod(path, 0o700)
+            return path
+        except OSError as exc:
+            problem = exc
+    raise problem or DaxfsError("no directory for the control socket", errno.ENOENT)
+
+
+def _remove_stale(directory: str) -> None:
+    """Unlink the sockets of daemons that were killed: nobody listens on them."""
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        if not name.endswith(".sock"):
+            continue
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1)
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+
+
+class Listener:
+    """The server's end. *handler*: request dict to reply dict; an OSError from it is the reply's error."""
+
+    def __init__(self, device: int, handler):
+        directory = _own_directory()
+        _remove_stale(directory)
+        self.path = os.path.join(directory, socket_name(device))
+        self.handler = handler
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # A socket of our own device number is stale: that mount is gone, or we would not have it.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+            self._sock.bind(self.path)
+            os.chmod(self.path, 0o600)
+            self._sock.listen(16)
+            self._id = os.lstat(self.path).st_ino
+        except BaseException:
+            self._sock.close()
+            raise
+
+    async def serve(self, nursery) -> None:
+        """Answer until cancelled."""
+        import trio
+
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._sock))
+        try:
+            while True:
+                stream = await listener.accept()
+                nursery.start_soon(self._answer, stream)
+        finally:
+            await listener.aclose()
+
+    async def _answer(self, stream) -> None:
+        import trio
+
+        with trio.move_on_after(10):
+            try:
+                async with stream:
+                    await stream.send_all(await self._reply(stream))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # the asker has left
+
+    async def _reply(self, stream) -> bytes:
+        _, uid, _ = _PEERCRED.unpack(
+            stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+        if uid not in (0, os.getuid()):
+            return _line({"error": "only root and the mount's owner may ask", "errno": errno.EPERM})
+        text = b""
+        while not text.endswith(b"\n"):
+            part = await stream.receive_some(LIMIT)
+            text += part
+            if not part or len(text) > LIMIT:
+                return _line({"error": "not a request: no line of JSON", "errno": errno.EINVAL})
+        try:
+            request = json.loads(text)
+            if not isinstance(request, dict):
+                raise ValueError("not an object")
+            return _line(self.handler(request))
+        except ValueError as exc:
+            return _line({"error": f"not a request: {exc}", "errno": errno.EINVAL})
+        except OSError as exc:
+            return _line({"error": str(exc), "errno": exc.errno or errno.EIO})
+        except Exception as exc:
+            log.error("a request on the control socket failed: %s: %s", type(exc).__name__, exc,
+                      exc_info=log.isEnabledFor(logging.DEBUG))
+            return _line({"error": f"internal error: {type(exc).__name__}: {exc}", "errno": errno.EIO})
+
+    def close(self) -> None:
+        """Remove the socket, if it is still ours (a newer mount may have the number)."""
+        self._sock.close()
+        with contextlib.suppress(OSError):
+            if os.lstat(self.path).st_ino == self._id:
+                os.unlink(self.path)
+
+
+def _line(reply: dict) -> bytes:
+    return json.dumps(reply).encode() + b"\n"
+
+
+def ask_path(path: str, request: dict, timeout: float = 10) -> dict:
+    """Ask the daemon behind the mount that *path* lies on. DaxfsError where it is no daxfs mount.
+
+    The stat() below is answered by that daemon; where it is dead this says so.
+    """
+    try:
+        device = os.stat(path).st_dev
+    except OSError as exc:
+        if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise DaxfsError(f"{path}: the daemon is gone; umount {path}", exc.errno) from exc
+        raise
+    mount = mountinfo.mount_of_device(device)
+    if mount is None or mount.fstype not in mountinfo.TYPES:
+        raise DaxfsError(f"{path}: not on a daxfs mount", errno.EINVAL)
+    return ask_mount(mount, request, timeout)
+
+
+def ask_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10) -> dict:
+    """The reply of the daemon of *mount*; its error as DaxfsError."""
+    name = socket_name(mount.device)
+    for directory in directories(mount.owner):
+        try:
+            reply = _exchange(os.path.join(directory, name), mount.owner, request, timeout)
+        except (FileNotFoundError, ConnectionRefusedError):
+            continue
+        except TimeoutError:
+            raise DaxfsError(f"{mount.mountpoint}: no answer in {timeout:g} s", errno.ETIMEDOUT) from None
+        except PermissionError:
+            raise DaxfsError(f"{mount.mountpoint}: only root and the mount's owner may ask",
+                             errno.EPERM) from None
+        if "error" in reply:
+            raise DaxfsError(f"{mount.mountpoint}: {reply['error']}", reply.get("errno", errno.EIO))
+        return reply
+    raise DaxfsError(f"{mount.mountpoint}: no control socket {name} in {', '.join(directories(mount.owner))}",
+                     errno.ENOENT)
+
+
+def _exchange(path: str, owner: int, request: dict, timeout: float) -> dict:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        sock.connect(path)
+        _, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+        if uid not in (0, owner):
+            raise PermissionError(errno.EPERM, "somebody else answers", path)
+        sock.sendall(_line(request))
+        with sock.makefile("rb") as file:
+            text = file.readline()
+    if not text.endswith(b"\n"):
+        raise DaxfsError("the daemon ended before it answered", errno.ECONNRESET)
+    return json.loads(text)
+
+
+def live_mounts() -> list[mountinfo.Mount]:
+    """All daxfs mounts of this name space."""
+    return [m for m in mountinfo.mounts() if m.fstype in mountinfo.TYPES]

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""Plain facts of a superblock and of a mounted file system, for info, stat and the control socket.
+
+Limits: plain values only (JSON takes them), no pyfuse3; reads, never changes.
+"""
+
+import os
+import uuid as uuidlib
+
+from daxfs import layout
+from daxfs.meta.fs import state_of
+from daxfs.pfn import PAGE_SIZE
+
+
+def of_superblock(sb) -> dict:
+    """What mkfs decided; sizes in bytes, places in pages."""
+    return {
+        "uuid": str(uuidlib.UUID(bytes=sb.uuid)),
+        "label": os.fsdecode(sb.label).encode(errors="replace").decode(),
+        "format_rev": sb.format_rev,
+        "features": {"compat": sb.compat, "ro_compat": sb.ro_compat, "incompat": sb.incompat},
+        "created_ns": sb.created,
+        "bytes": sb.npages * PAGE_SIZE,
+        "map": {layout.MAP_MEM: "mem", layout.MAP_DEV: "dev"}.get(sb.map, str(sb.map)),
+        "inodes": sb.capacity,
+        "journal_bytes": sb.journal_pages * PAGE_SIZE,
+        "data_pfn": sb.data_pfn,
+        "parts": [
+            {"uuid": str(uuidlib.UUID(bytes=uuid)), "pfn_start": start, "bytes": pages * PAGE_SIZE}
+            for uuid, start, pages in sb.sources
+        ],
+    }
+
+
+def of_state(mem, seed: int) -> dict:
+    """The state page; CorruptError where it is damaged."""
+    state = state_of(mem, seed)
+    return {
+        "clean": not state["mounted"],
+        "mount_count": state["mount_count"],
+        "last_mount_ns": state["last_mount"],
+        "last_check_ns": state["last_check"],
+    }
+
+
+def of_space(fs) -> dict:
+    """Space of a mounted FileSystem, in bytes and inodes."""
+    have = fs.statfs()
+    return {
+        "bytes": have["blocks"] * PAGE_SIZE,
+        "free_bytes": have["bfree"] * PAGE_SIZE,
+        "inodes": have["files"],
+        "free_inodes": have["ffree"],
+    }

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: MIT
+"""The mount options: one text in, one MountConfig out, and what libfuse is told of it.
+
+Limits: pure functions of their arguments, no pyfuse3, nothing is opened; whether the machine can
+do what is demanded (flush=, granularity=) is for Region.open to find out. A known option whose
+feature belongs to a later version is refused with a sentence that says so, never ignored.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+
+from daxfs.errors import UsageError
+
+SUBTYPE = "daxfs"
+
+# name -> values that work; LATER: values that are words of the design, but not in this version.
+CHOICES = {
+    "dax": ("inode", "never"),
+    "track": ("pte",),
+    "flush": ("auto", "clwb", "clflushopt", "clflush", "none", "msync"),
+    "write": ("nt", "cached"),
+    "drain": ("write", "fsync"),
+    "granularity": ("auto", "byte", "cache_line", "page"),
+    "transport": ("auto", "pyfuse3"),
+    "log_level": ("debug", "info", "warning", "error"),
+}
+LATER = {"dax": ("always",), "track": ("extent", "pmd", "none"), "transport": ("uring", "dev")}
+COUNTS = ("flushers", "threads")  # one of each is what this version has
+IDS = ("uid", "gid")
+
+# What libfuse hands to the kernel: name -> (flag, value). "suid" and "dev" start True for root.
+FLAGS = {
+    "suid": ("suid", True), "nosuid": ("suid", False), "dev": ("dev", True), "nodev": ("dev", False),
+    "exec": ("exec", True), "noexec": ("exec", False), "sync": ("sync", True), "async": ("sync", False),
+    "dirsync": ("dirsync", True), "allow_other": ("allow_other", True), "allow_root": ("allow_root", True),
+    "auto_unmount": ("auto_unmount", True),
+}  # fmt: skip
+ATIME = {
+    "atime": "relatime", "relatime": "relatime", "norelatime": "strictatime", "noatime": "noatime",
+    "strictatime": "strictatime", "nostrictatime": "relatime",
+}  # fmt: skip
+# What mount(8) deals with itself and hands on all the same.
+SWALLOWED = frozenset(
+    "auto noauto user nouser users owner group nofail _netdev silent loud iversion noiversion mand nomand "
+    "nonempty default_permissions nosymfollow symfollow".split()
+)
+SWALLOWED_VALUE = re.compile(r"(x-|X-)|(comment|user|owner|group|uhelper|helper)=")
+# What a FUSE mount shows as its options, and mount(8) therefore hands on when it is remounted.
+SHOWN_VALUE = re.compile(r"(user_id|group_id|rootmode|max_read|blksize)=[0-9]+$")
+
+
+@dataclass
+class MountConfig:
+    """What a mount was asked for. ``given``: names of the options as typed; ``ignored``: those swallowed.
+
+    atime: relatime, noatime or strictatime. uid, gid: new owner of the root directory, None: as it is.
+    flags: those of FLAGS. Everything else has the name and the value that its option has.
+    """
+
+    sources: list[str] = field(default_factory=list)
+    mountpoint: str = ""
+    fsname: str = ""
+    readonly: bool = False
+    remount: bool = False
+    dax: str = "inode"
+    track: str = "pte"
+    flush: str = "auto"
+    write: str = "nt"
+    drain: str = "write"
+    flushers: int = 1
+    granularity: str = "auto"
+    transport: str = "auto"
+    threads: int = 1
+    atime: str = "relatime"
+    nodiratime: bool = False
+    lazytime: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    log_file: str = ""
+    log_level: str = "info"
+    debug: bool = False
+    flags: dict[str, bool] = field(default_factory=dict)
+    given: set[str] = field(default_factory=set)
+    ignored: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """The options in force, as one text that `parse` takes back."""
+        words = ["ro" if self.readonly else "rw", self.atime]
+        words += [name for name in ("nodiratime", "lazytime", "debug") if getattr(self, name)]
+        words += [f"{name}={getattr(self, name)}" for name in CHOICES]
+        words += [f"{name}={getattr(self, name)}" for name in COUNTS]
+        words += [f"{name}={getattr(self, name)}" for name in IDS if getattr(self, name) is not None]
+        words += [name for name, (flag, value) in FLAGS.items() if self.flags.get(flag, not value) is value
+                  and flag in self.flags and name != "async"]
+        words += [f"log_file={self.log_file}"] if self.log_file else []
+        return ",".join(words)
+
+
+def split(text: str) -> list[str]:
+    r"""The options of *text*; a comma inside one is written ``\,``."""
+    return [re.sub(r"\\([,\\])", r"\1", word) for word in re.findall(r"(?:\\.|[^,\\]|\\$)+", text)]
+
+
+def parse(text: str, sloppy: bool = False) -> MountConfig:
+    """The options of *text*; later ones win. *sloppy*: unknown ones are ignored, as mount -s says.
+
+    UsageError names an unknown option, a wrong value, or a feature that this version does not have.
+    """
+    config = MountConfig(flags=default_flags(os.geteuid()))
+    words = split(text)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if "remount" in words and SHOWN_VALUE.match(word):
+            continue
+        if not (_plain(config, name) if not equals else _valued(config, name, value)):
+            if SWALLOWED_VALUE.match(word) or word in SWALLOWED or (sloppy and not _known(name)):
+                config.ignored.append(word)
+                continue
+            _refuse(name, bool(equals))
+        config.given.add(name)
+    return config
+
+
+def default_flags(euid: int) -> dict[str, bool]:
+    """Set-id bits and device nodes count on a mount that root makes, as on any file system."""
+    return {"suid": True, "dev": True} if euid == 0 else {}
+
+
+def _plain(config: MountConfig, name: str) -> bool:
+    """Put in an option without a value; False where there is none of that name."""
+    if name in FLAGS:
+        flag, value = FLAGS[name]
+        config.flags[flag] = value
+        if name == "sync":
+            config.drain = "write"  # a write that has returned is durable
+    elif name in ATIME:
+        config.atime = ATIME[name]
+    elif name in ("ro", "rw"):
+        config.readonly = name == "ro"
+    elif name in ("nodiratime", "diratime"):
+        config.nodiratime = name == "nodiratime"
+    elif name in ("lazytime", "nolazytime"):
+        config.lazytime = name == "lazytime"
+    elif name == "debug":
+        config.debug, config.log_level = True, "debug"
+    elif name == "remount":
+        config.remount = True
+    elif name == "defaults":
+        config.readonly, config.flags["sync"], config.flags["exec"] = False, False, True
+        config.flags.update(default_flags(os.geteuid()))
+    else:
+        return False
+    return True
+
+
+def _valued(config: MountConfig, name: str, value: str) -> bool:
+    """Put in an option with a value; False where there is none of that name."""
+    if name in CHOICES:
+        setattr(config, name, _choice(name, value))
+    elif name in COUNTS:
+        setattr(config, name, _count(name, value))
+    elif name in IDS:
+        if not re.fullmatch(r"[0-9]{1,10}", value) or int(value) >= 2**32 - 1:
+            raise UsageError(f"{name}={value}: not a number of a {'user' if name == 'uid' else 'group'}")
+        setattr(config, name, int(value))
+    elif name == "fsname":
+        config.fsname = value
+    elif name == "subtype":
+        if value != SUBTYPE:
+            raise UsageError(f"subtype={value}: the type of this file system is fuse.{SUBTYPE}")
+    elif name == "log_file":
+        if not value:
+            raise UsageError("log_file= needs a path")
+        config.log_file = os.path.abspath(value)
+    else:
+        return False
+    return True
+
+
+def _choice(name: str, value: str) -> str:
+    if value in CHOICES[name]:
+        return value
+    if value in LATER.get(name, ()):
+        raise UsageError(f"{name}={value} is not in this version; it has {name}={'|'.join(CHOICES[name])}")
+    raise UsageError(f"{name}={value} is unknown; one of: {', '.join(CHOICES[name])}")
+
+
+def _count(name: str, value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < 1:
+        raise UsageError(f"{name}={value}: not a number of {name} from 1 on")
+    if int(value) > 1:
+        raise UsageError(f"{name}={value}: more than one is not in this version; it has {name}=1")
+    return 1
+
+
+def _known(name: str) -> bool:
+    """True for a name of an option, with or without a value."""
+    valued = {*CHOICES, *COUNTS, *IDS, "fsname", "subtype", "log_file"}
+    plain = {"ro", "rw", "nodiratime", "diratime", "lazytime", "nolazytime", "debug", "remount", "defaults"}
+    return name in valued or name in plain or name in FLAGS or name in ATIME
+
+
+def _refuse(name: str, equals: bool) -> None:
+    if not equals and _known(name):
+        raise UsageError(f"mount option {name!r} needs a value: {name}=…")
+    if name == "max_read":
+        raise UsageError("mount option 'max_read' can't be had: pyfuse3 does not mount with it")
+    if equals and _known(name):
+        raise UsageError(f"mount option {name!r} takes no value")
+    raise UsageError(f"unknown mount option {name!r}; see mount.daxfs(8)")
+
+
+def source_list(text: str) -> list[str]:
+    """The sources in *text*: one path if there is such a path, otherwise split at commas."""
+    if os.path.lexists(text):
+        return [text]
+    found = [part for part in text.split(",") if part]
+    if not found:
+        raise UsageError("an empty source")
+    return found
+
+
+class FuseArgument(str):
+    """One ``-o`` argument for pyfuse3.init, which encodes as us-ascii: a path may hold any bytes."""
+
+    def encode(self, *_args) -> bytes:
+        return os.fsencode(str(self))
+
+
+def fuse_arguments(config: MountConfig) -> list[str]:
+    """What libfuse gets, in order: name and type, default_permissions, then the flags of mount(8)."""
+    name = (config.fsname or ",".join(config.sources)).replace("\\", "\\\\").replace(",", "\\,")
+    out = [f"fsname={name}", f"subtype={SUBTYPE}", "default_permissions", "ro" if config.readonly else "rw"]
+    for flag, value in config.flags.items():
+        word = next((n for n, known in FLAGS.items() if known == (flag, value)), None)
+        if word and not (word == "allow_root" and config.flags.get("allow_other")):
+            out.append(word)
+    if config.atime == "noatime":
+        out.append("noatime")
+    if config.nodiratime:
+        out.append("nodiratime")
+    return [FuseArgument(word) for word in out]

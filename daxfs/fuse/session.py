@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: MIT
+"""One mount from its region's opening to its closing, in this process.
+
+With ops.py the only place that knows pyfuse3 and trio. pyfuse3 keeps its session in module globals: one
+mount for each process. The kernel's mount is taken away before the region is closed, and whatever happens
+after pyfuse3.init it is taken away. This process never touches a path on its own mount after pyfuse3.init:
+nobody would answer.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pyfuse3
+import trio
+
+from daxfs.errors import DaxfsError, SourceError, fail
+from daxfs.fuse import control, facts, mountinfo
+from daxfs.fuse.ops import make_operations
+from daxfs.fuse.options import MountConfig, fuse_arguments
+from daxfs.meta import attr
+from daxfs.meta import fs as metafs
+from daxfs.region import Region
+
+log = logging.getLogger("daxfs.mount")
+
+_SYNC_PATIENCE = 10.0  # seconds for the kernel to write its dirty pages back when a signal ends us
+
+
+class Session:
+    """A region, its FileSystem and its FUSE mount. Use `run`."""
+
+    def __init__(self, config: MountConfig):
+        self.config = config
+        self.mountpoint = os.path.realpath(config.mountpoint)  # before it is mounted on
+        self.ended_by = "umount"
+        self.region: Region | None = None
+        self.fs: metafs.FileSystem | None = None
+        self.mount: mountinfo.Mount | None = None
+
+    def open(self) -> None:
+        """Region and file system, with replay. SourceError, FormatError, CorruptError, UsageError."""
+        config = self.config
+        mode = "cow" if config.readonly else "rw"  # replay of a read-only mount stays in this process
+        self.region = Region.open(config.sources, mode, config.granularity, config.flush)
+        self.fs = metafs.mount(self.region, config.readonly)
+        self._set_times(config)
+        owner = {"uid": config.uid, "gid": config.gid}
+        changes = {name: value for name, value in owner.items() if value is not None}
+        if changes:
+            self._own_root(changes)
+        if self.fs.replayed:
+            log.info("%s: replayed %d records of the journal", config.fsname, self.fs.replayed)
+        if self.region.emulated:
+            log.info("%s: emulated: not power-fail safe", config.fsname)
+
+    def _own_root(self, changes: dict) -> None:
+        """Options uid= and gid=: the root directory belongs to them from now on."""
+        from daxfs.layout import ROOT_INO
+
+        inode = self.fs.inodes.read(ROOT_INO)
+        if all(getattr(inode, name) == value for name, value in changes.items()):
+            return
+        if self.config.readonly:
+            raise fail(errno.EROFS, "uid= and gid= change the root directory's owner, so not with ro")
+        attr.setattr(self.fs, ROOT_INO, changes)
+
+    def _set_times(self, config: MountConfig) -> None:
+        self.fs.atime, self.fs.nodiratime, self.fs.lazytime = config.atime, config.nodiratime, config.lazytime
+
+    def serve(self, ready) -> None:
+        """Mount and answer the kernel until it is unmounted or a signal says so.
+
+        *ready()* is called when the mount is there and will be answered.
+        """
+        self.operations = make_operations(self.fs, self.config)
+        _init(self.operations, self.mountpoint, fuse_arguments(self.config))
+        try:
+            self.mount = mountinfo.mount_at(self.mountpoint)
+            if self.mount is None or self.mount.fstype not in mountinfo.TYPES:
+                raise DaxfsError(f"{self.mountpoint}: the mount is not in {mountinfo.MOUNTINFO}")
+            trio.run(self._main, ready)
+        finally:
+            # Takes the mount away, lazily where it is in use, and ends requests that nobody answered.
+            pyfuse3.close(unmount=True)
+
+    async def _main(self, ready) -> None:
+        listener = self._listen()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._signals)
+                if listener:
+                    nursery.start_soon(listener.serve, nursery)
+                nursery.start_soon(_call, ready)
+                await pyfuse3.main()
+                nursery.cancel_scope.cancel()
+        finally:
+            if listener:
+                listener.close()
+
+    def _listen(self) -> control.Listener | None:
+        """The control socket; without one the mount still works, but can't be asked."""
+        try:
+            return control.Listener(self.mount.device, self.answer)
+        except OSError as exc:
+            log.warning("no control socket, so daxfs stat can't be had: %s", exc)
+            return None
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrivals:
+            async for number in arrivals:
+                self.ended_by = signal.Signals(number).name
+                log.info("%s: ending on %s", self.mountpoint, self.ended_by)
+                await _sync(self.mountpoint)
+                pyfuse3.terminate()
+                return
+
+    def answer(self, request: dict) -> dict:
+        """The control socket's requests. DaxfsError for one that is unknown or refused."""
+        if request.get("get") == "stat":
+            return self.describe() | self.operations.stats.snapshot()
+        if request.get("get") == "info":
+            sb = facts.of_superblock(self.fs.sb) | facts.of_state(self.fs.mem, self.fs.seed)
+            return self.describe() | {"superblock": sb, "space": facts.of_space(self.fs)}
+        if isinstance(request.get("set"), dict):
+            return self._remount(request["set"])
+        raise fail(errno.EINVAL, "unknown request")
+
+    def describe(self) -> dict:
+        """What every report names at its top."""
+        region = self.region.describe()
+        return {
+            "pid": os.getpid(),
+            "source": self.config.fsname,
+            "mountpoint": self.mountpoint,
+            "options": self.config.describe(),
+            "granularity": region["granularity"],
+            "emulated": region["emulated"],
+            "safety": region["safety"],
+            "readonly": self.fs.readonly,
+            "replayed": self.fs.replayed,
+            "region": region,
+        }
+
+    def _remount(self, wish: dict) -> dict:
+        """Change ro/rw and the policies for times. EROFS: the region was opened read-only."""
+        config, fs = self.config, self.fs
+        readonly = bool(wish.get("readonly", fs.readonly))
+        if not readonly and self.region.mode != "rw":
+            raise fail(errno.EROFS, "was mounted read-only; umount it and mount it rw")
+        atime = wish.get("atime", fs.atime)
+        if atime not in metafs.ATIME_POLICIES:
+            raise fail(errno.EINVAL, f"atime policy {atime!r} is unknown")
+        if readonly and not fs.readonly:
+            # All durable and marked clean while stores are still allowed.
+            self._write_back()
+            fs.sync_all()
+            fs.set_mounted(0)
+        elif not readonly and fs.readonly:
+            fs.set_mounted(1)
+        fs.readonly = config.readonly = readonly
+        config.atime = atime
+        config.nodiratime = bool(wish.get("nodiratime", config.nodiratime))
+        config.lazytime = bool(wish.get("lazytime", config.lazytime))
+        self._set_times(config)
+        log.info("%s: remounted %s,%s", self.mountpoint, "ro" if readonly else "rw", atime)
+        return {"ok": True, "options": config.describe()}
+
+    def _write_back(self) -> None:
+        """Flush and drain the data that are still dirty: of files that are open, or were until the end."""
+        for node in list(self.fs.nodes.values()):
+            if node.map.dirty is not None and node.map.dirty.count:
+                self.operations.files.dax.writeback(node.map)
+
+    def close(self, durable: bool) -> None:
+        """End the file system (*durable*: make everything durable and mark it clean), then the region."""
+        try:
+            if self.fs is not None and durable:
+                if self.fs.readonly and self.region.mode == "rw":
+                    self.fs.readonly = False  # remounted ro: orphans and times still want their end
+                self._write_back()
+                self.fs.unmount()
+        finally:
+            if self.region is not None:
+                self.region.close()
+
+
+def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
+    """Mount as *config* says and serve it to its end; what ended it ("umount", or a signal's name).
+
+    OSError (DaxfsError) for all that goes wrong; the mount is gone then. *ready* as in Session.serve.
+    *attempt* calls what it is given, again where a busy source may become free.
+    """
+    session = Session(config)
+    try:
+        attempt(session.open)
+        session.serve(ready)
+    except BaseException as exc:
+        log.debug("the session failed", exc_info=True)
+        # Not marked clean: what failed may have left something half done, and replay mends that.
+        with contextlib.suppress(OSError):
+            session.close(durable=False)
+        raise _plain(exc) from exc
+    session.close(durable=True)
+    log.info("%s: ended by %s", session.mountpoint, session.ended_by)
+    return session.ended_by
+
+
+def _plain(exc: BaseException) -> BaseException:
+    """The one exception of a trio group, so that callers see an OSError where it was one."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
+async def _call(ready) -> None:
+    ready()
+
+
+def _init(operations, mountpoint: str, arguments: list[str]) -> None:
+    """pyfuse3.init, with what libfuse writes to descriptor 2 made part of the error."""
+    sys.stderr.flush()
+    saved, catcher = os.dup(2), os.memfd_create("daxfs-libfuse")
+    os.dup2(catcher, 2)
+    problem = None
+    try:
+        pyfuse3.init(operations, mountpoint, arguments)
+    except (RuntimeError, UnicodeError) as exc:
+        problem = exc
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        text = os.pread(catcher, 4096, 0).decode(errors="replace")
+        os.close(catcher)
+    lines = "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    if problem is not None:
+        raise SourceError(f"{mountpoint}: can't be mounted: {lines or problem}", errno.EPERM) from problem
+    if lines:
+        log.warning("libfuse: %s", lines)
+
+
+async def _sync(mountpoint: str) -> None:
+    """Have the kernel write back what it holds of this mount, by another process: we must go on answering.
+
+    Not waited for beyond a time: what programs did not fsync may be lost, but the end must come.
+    """
+    try:
+        process = subprocess.Popen(["sync", "-f", mountpoint], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except OSError as exc:
+        log.warning("sync -f can't be run, so mapped pages that were not synced are lost: %s", exc)
+        return
+    with trio.move_on_after(_SYNC_PATIENCE) as scope:
+        while process.poll() is None:
+            await trio.sleep(0.02)
+    if scope.cancelled_caught:
+        log.warning("the kernel did not write everything back in %g s", _SYNC_PATIENCE)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""A region with one of everything, always the same bytes: for checker tests and frozen images.
+
+`make` formats a file with a fixed UUID and clock and fills it; `EXPECTED` says what
+is to be found on it. Uses daxfs.meta alone, no mount.
+"""
+
+import itertools
+import os
+from contextlib import contextmanager
+from unittest import mock
+
+from daxfs.meta import dir as directory
+from daxfs.meta import file, fs, mkfs, namespace, xattr
+from daxfs.region import Region, create_file
+
+MIB = 1 << 20
+UUID = bytes(range(16))
+EPOCH = 1_700_000_000 * 10**9
+CREDS = namespace.Creds(1000, 100)
+ACL_ACCESS = b"system.posix_acl_access"
+ACL_DEFAULT = b"system.posix_acl_default"
+LONG_TARGET = b"../" + b"long/" * 40
+BIG_NAMES = 300  # names in /big: more than one directory block
+HOLES = 700  # extents of /sparse: inline slots and three extent blocks
+ACL = bytes.fromhex("02000000") + b"".join(
+    tag.to_bytes(2, "little") + perm.to_bytes(2, "little") + who.to_bytes(4, "little")
+    for tag, perm, who in ((1, 6, 2**32 - 1), (2, 4, 1001), (4, 4, 2**32 - 1), (16, 4, 2**32 - 1),
+                           (32, 0, 2**32 - 1))
+)  # fmt: skip
+
+
+def content(size: int, salt: int = 0) -> bytes:
+    """Bytes that differ from page to page and from file to file."""
+    return bytes((i * 7 + (i >> 12) * 13 + salt) & 0xFF for i in range(size))
+
+
+@contextmanager
+def deterministic():
+    """UUIDs and creation time of mkfs that do not change from run to run."""
+    numbers = itertools.count(1)
+
+    class Fixed:
+        def __init__(self):
+            self.bytes = next(numbers).to_bytes(16, "big")
+
+    with (
+        mock.patch.object(mkfs.uuidlib, "uuid4", Fixed),
+        mock.patch.object(mkfs.time, "time_ns", lambda: EPOCH),
+    ):
+        yield
+
+
+def steady(mounted):
+    """Give a FileSystem a clock that counts milliseconds from EPOCH."""
+    ticks = itertools.count(1)
+    mounted.clock = lambda: EPOCH + next(ticks) * 10**6
+    return mounted
+
+
+def write(mounted, ino: int, pos: int, data: bytes) -> None:
+    """Write as the data path does: fill the fresh pages, drain, publish."""
+    node = mounted.open(ino)
+    plan = file.prepare_write(mounted, node, pos, len(data))
+    assert plan.length == len(data)
+    for pgoff, pages, pfn in plan.fresh:
+        start, length = pgoff << 12, pages << 12
+        page = bytearray(length)
+        low, high = max(start, pos), min(start + length, pos + len(data))
+        page[low - start : high - start] = data[low - pos : high - pos]
+        mounted.region.nt_store(pfn << 12, bytes(page))
+    mounted.region.drain()
+    plan.commit(mounted.clock())
+    mounted.release(node)
+
+
+def read(mounted, ino: int) -> bytes:
+    """All of a file."""
+    node = mounted.node(ino)
+    out = bytearray(node.map.size)
+    for pgoff, pages, pfn, kind, _ in node.map.extents():
+        if kind == 2:
+            at = pgoff << 12
+            data = bytes(mounted.mem[pfn << 12 : (pfn + pages) << 12])
+            out[at : at + len(data)] = data[: max(len(out) - at, 0)]
+    return bytes(out)
+
+
+def fill(mounted) -> None:
+    """Files, directories, links, nodes, attributes, an orphan."""
+
+    def make(parent, name, mode, **more):
+        return namespace.create(mounted, parent, name, mode, CREDS, **more).ino
+
+    root = 1
+    write(mounted, make(root, b"file", 0o100644), 0, content(10000))
+    sub = make(root, b"dir", 0o040755)
+    write(mounted, make(sub, b"inner", 0o100600), 4096, content(5000, 1))
+    make(sub, b"empty", 0o040700)
+    namespace.link(mounted, lookup(mounted, b"/file").ino, sub, b"hard")
+    make(root, b"short", 0o120777, target=b"dir/inner")
+    make(root, b"long", 0o120777, target=LONG_TARGET)
+    make(root, b"null", 0o020666, rdev=0x103)
+    make(root, b"fifo", 0o010644)
+    make(root, b"socket", 0o140755)
+    big = make(root, b"big", 0o040755)
+    for i in range(BIG_NAMES):
+        make(big, b"name-%04d" % i, 0o100644)
+    for i in range(0, BIG_NAMES, 3):
+        namespace.unlink(mounted, big, b"name-%04d" % i)
+    sparse = make(root, b"sparse", 0o100644)
+    for i in range(HOLES):
+        write(mounted, sparse, i * 8192, content(16, i))
+    make(root, b"odd \xff\n name", 0o104755)
+    gone = make(root, b"gone", 0o100644)
+    write(mounted, gone, 0, content(4096, 9))
+    namespace.unlink(mounted, root, b"gone")
+    attributes(mounted)
+
+
+def attributes(mounted) -> None:
+    """Extended attributes and ACLs."""
+    ino = lookup(mounted, b"/file").ino
+    xattr.put(mounted, ino, b"user.color", b"blue")
+    xattr.put(mounted, ino, b"user.large", content(6000, 3))
+    xattr.put(mounted, ino, ACL_ACCESS, ACL)
+    xattr.put(mounted, lookup(mounted, b"/dir").ino, ACL_DEFAULT, ACL)
+
+
+def lookup(mounted, path: bytes):
+    """The inode of an absolute path."""
+    inode = mounted.inodes.read(1)
+    for name in path.split(b"/")[1:]:
+        inode = namespace.lookup(mounted, inode.ino, name)
+        assert inode is not None, path
+    return inode
+
+
+def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), **options) -> str:
+    """Format *path* (and *more* sources) and fill it; unmounted cleanly.
+
+    *orphan*: the daemon was killed instead, with an unlinked file in use.
+    """
+    for source in (path, *more):
+        create_file(source, size)
+    with deterministic(), Region.open([path, *more]) as region:
+        mkfs.make(region, mkfs.plan(region, label=b"frozen", uuid=UUID, **options))
+        mounted = steady(fs.mount(region))
+        fill(mounted)
+        if orphan:
+            ino = namespace.create(mounted, 1, b"orphan", 0o100644, CREDS).ino
+            write(mounted, ino, 0, content(9000, 5))
+            mounted.open(ino)
+            namespace.unlink(mounted, 1, b"orphan")
+        else:
+            mounted.unmount()
+    return path
+
+
+def tree(mounted, ino: int = 1, path: bytes = b"") -> dict[bytes, tuple]:
+    """path -> (mode, uid, gid, nlink, size, mtime, content or target or None, xattrs) of everything."""
+    inode = mounted.inodes.read(ino)
+    kind = inode.mode & 0o170000
+    data = None
+    if kind == 0o100000:
+        data = read(mounted, ino)
+    elif kind == 0o120000:
+        data = namespace.readlink(mounted, ino)
+    attrs = {name: xattr.get(mounted, ino, name) for name in xattr.names(mounted, ino)}
+    fields = (inode.mode, inode.uid, inode.gid, inode.nlink, inode.size, inode.mtime)
+    out = {path or b"/": (*fields, data, attrs)}
+    if kind == 0o040000:
+        for name, child, _, _ in sorted(directory.listing(mounted, mounted.node(ino), 64)):
+            out.update(tree(mounted, child, path + b"/" + name))
+    return out
+
+
+def copy(source: str, dest: str) -> str:
+    """Copy a sparse file, holes as holes."""
+    with open(source, "rb") as old, open(dest, "wb") as new:
+        end = os.fstat(old.fileno()).st_size
+        new.truncate(end)
+        at = 0
+        while at < end:
+            try:
+                at = os.lseek(old.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            stop = os.lseek(old.fileno(), at, os.SEEK_HOLE)
+            at += os.copy_file_range(old.fileno(), new.fileno(), stop - at, at, at)
+    return dest
+
+
+def digest(path: str) -> bytes:
+    """A checksum of a file's bytes, to see that nothing changed."""
+    import hashlib
+
+    with open(path, "rb") as source:
+        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return hashlib.file_digest(source, "blake2b").digest()

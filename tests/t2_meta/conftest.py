@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""Fixtures of the metadata tests: small file systems on /dev/shm, and copies as a crash leaves them.
+
+Limits: no mount, no FUSE; what is made here is removed here.
+"""
+
+import pytest
+import regions
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "ci", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("ci")
+
+
+@pytest.fixture
+def maker():
+    """`regions.Maker`: makes file systems and crash copies, and takes them away after the test."""
+    with regions.Maker() as made:
+        yield made
+
+
+@pytest.fixture
+def small_fs(maker):
+    """A mounted file system on a region of 16 MiB."""
+    return maker.make()
+
+
+@pytest.fixture
+def crash_copy(maker):
+    """crash_copy(fs): a FileSystem mounted on a copy of the region's bytes as they are now."""
+    return maker.crash_copy
