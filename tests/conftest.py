@@ -20,6 +20,10 @@ def pytest_addoption(parser):
     parser.addoption("--target", metavar="DIR", help="run the t4 tests in DIR instead of on a daxfs mount")
 
 
+def pytest_configure():
+    mounts.end_on_sigterm()
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("mount") is None or item.config.getoption("--target"):
         return

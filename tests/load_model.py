@@ -9,8 +9,8 @@ memory: use it for trees of some MiB. No threads, no imports of daxfs.
 What the judge demands after a crash of the daemon (DESIGN sections 5 and 6):
 every operation that had returned is there; the one in flight is there wholly
 or not at all; a write in flight may have replaced any of its bytes within the
-old size, but if it also grew the file, the new size means that all its bytes
-are there (data before size).
+old size, but where it grew the file all its bytes up to the new size are there
+(data before size); ``torn_write`` says what the kernel's splitting adds.
 """
 
 import dataclasses
@@ -241,20 +241,29 @@ def look(full: str) -> Found:
 
 
 def torn_write(op: dict | None, old: Node, actual: bytes) -> bool:
-    """True if *actual* can be what the unfinished write *op* left of *old*, without having grown it.
+    """True if *actual* can be what the unfinished write *op* left of *old*.
 
-    Where the size is still the old one, each byte of the written range is old or new.
+    Within the old size each byte of the written range is old or new: a copy in
+    place was cut. Beyond it: the kernel's FUSE client sends a buffered write in
+    several requests, cut after a page that it holds only in part, so the file
+    may have grown to a page boundary within the write; then all bytes up to
+    there are new, because each request stores data before size.
     """
-    if not op or op["op"] != "write" or len(actual) != len(old.data):
+    if not op or op["op"] != "write":
         return False
-    pos = len(old.data) if op["how"] == "append" else op["pos"]
+    size = len(old.data)
+    pos = size if op["how"] == "append" else op["pos"]
     new = content(op["seed"], op["len"])
-    end = min(pos + len(new), len(old.data))
-    if end <= pos:
-        return actual == old.data
-    middle = zip(actual[pos:end], old.data[pos:end], new, strict=False)
-    return (actual[:pos] == old.data[:pos] and actual[end:] == old.data[end:]
-            and all(byte in (before, after) for byte, before, after in middle))
+    end = min(pos + len(new), len(actual))
+    if len(actual) == size:
+        middle = zip(actual[pos:end], old.data[pos:end], new, strict=False)
+        return (actual[:pos] == old.data[:pos] and actual[max(pos, end):] == old.data[max(pos, end):]
+                and all(byte in (before, after) for byte, before, after in middle))
+    split = op["how"] not in ("direct", "mmap") and len(actual) % 4096 == 0
+    if not split or not max(size, pos) < len(actual) < pos + len(new):
+        return False
+    head = bytes(old.data[:pos]).ljust(pos, b"\0")
+    return actual == head + new[:len(actual) - pos]
 
 
 def diff(model: Model, found: dict[str, Found], inflight: dict | None = None) -> list[str]:

@@ -317,4 +317,11 @@ def close_all() -> None:
             region.close()
 
 
+def end_on_sigterm() -> None:
+    """Make SIGTERM end this program as Control-C does, so that the clean-up above runs."""
+    def interrupt(_signum, _frame):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 atexit.register(close_all)

@@ -88,9 +88,10 @@ def read(mounted, ino: int) -> bytes:
 
 def fill(mounted) -> None:
     """Files, directories, links, nodes, attributes, an orphan."""
-    make = lambda parent, name, mode, **more: namespace.create(  # noqa: E731
-        mounted, parent, name, mode, CREDS, **more
-    ).ino
+
+    def make(parent, name, mode, **more):
+        return namespace.create(mounted, parent, name, mode, CREDS, **more).ino
+
     root = 1
     write(mounted, make(root, b"file", 0o100644), 0, content(10000))
     sub = make(root, b"dir", 0o040755)
@@ -135,10 +136,14 @@ def lookup(mounted, path: bytes):
     return inode
 
 
-def make(path: str, size: int = 16 * MIB, orphan: bool = False, **options) -> str:
-    """Format *path* and fill it; unmounted cleanly. *orphan*: killed instead, with an unlinked file in use."""
-    create_file(path, size)
-    with deterministic(), Region.open([path]) as region:
+def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), **options) -> str:
+    """Format *path* (and *more* sources) and fill it; unmounted cleanly.
+
+    *orphan*: the daemon was killed instead, with an unlinked file in use.
+    """
+    for source in (path, *more):
+        create_file(source, size)
+    with deterministic(), Region.open([path, *more]) as region:
         mkfs.make(region, mkfs.plan(region, label=b"frozen", uuid=UUID, **options))
         mounted = steady(fs.mount(region))
         fill(mounted)
@@ -168,6 +173,22 @@ def tree(mounted, ino: int = 1, path: bytes = b"") -> dict[bytes, tuple]:
         for name, child, _, _ in sorted(directory.listing(mounted, mounted.node(ino), 64)):
             out.update(tree(mounted, child, path + b"/" + name))
     return out
+
+
+def copy(source: str, dest: str) -> str:
+    """Copy a sparse file, holes as holes."""
+    with open(source, "rb") as old, open(dest, "wb") as new:
+        end = os.fstat(old.fileno()).st_size
+        new.truncate(end)
+        at = 0
+        while at < end:
+            try:
+                at = os.lseek(old.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            stop = os.lseek(old.fileno(), at, os.SEEK_HOLE)
+            at += os.copy_file_range(old.fileno(), new.fileno(), stop - at, at, at)
+    return dest
 
 
 def digest(path: str) -> bytes:

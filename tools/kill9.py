@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from crash_round import Plan, Report, Round
-from mounts import why_no_mounts
+from mounts import end_on_sigterm, why_no_mounts
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -54,6 +54,7 @@ def summary(reports: list[Report], console: Console) -> None:
 
 def main() -> int:
     args = arguments()
+    end_on_sigterm()
     console = Console()
     reason = why_no_mounts()
     if reason:

@@ -50,9 +50,10 @@ def _fits(region, sb) -> bool:
 
 
 def _evidence(region, sb) -> int:
-    """How many of journal header, state line and root inode carry this superblock's seed (0 to 3)."""
-    journal, root = sb.journal_pfn << PAGE_SHIFT, (sb.inode_pfn << PAGE_SHIFT) + L.INODE_SIZE
-    places = [(journal, 64), (_STATE, 64), (root + COLD, L.INODE_COLD)]
+    """How many of journal header, state line and the first inodes carry this superblock's seed."""
+    first = sb.inode_pfn << PAGE_SHIFT
+    places = [(sb.journal_pfn << PAGE_SHIFT, 64), (_STATE, 64)]
+    places += [(first + i * L.INODE_SIZE + COLD, L.INODE_COLD) for i in range(1, L.INODES_PER_PAGE)]
     return sum(L.is_sealed(region.mem[at : at + size], 4, sb.seed) for at, size in places)
 
 

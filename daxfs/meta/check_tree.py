@@ -160,6 +160,8 @@ def _name(tree: Tree, ino: int, pfn: int, at: int, target: int, kind: int, name:
     drop = ("drop", ino, pfn, at)
     if not 0 < len(name) <= L.NAME_MAX or name in (b".", b"..") or b"/" in name or b"\0" in name:
         found.add("dir-name", where, f"no name that a file can have (inode {target})", drop)
+        if target < scan.limit:
+            tree.named[target] += 1  # without it the inode is nameless, which the next look will see
         return
     if name in seen:
         same = seen[name] == target

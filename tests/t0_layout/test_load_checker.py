@@ -194,6 +194,19 @@ def test_torn_write_rules():
     assert torn_write(growing, node, b"a" * 100)
 
 
+def test_torn_write_split_by_the_kernel():
+    """A buffered write may have grown the file to a page boundary, with all bytes up to there."""
+    node = Node("file", 0o644, b"a" * 100)
+    op = {"op": "write", "how": "pwrite", "pos": 4000, "len": 9000, "seed": 3}
+    head, new = b"a" * 100 + bytes(3900), load.content(3, 9000)
+    assert torn_write(op, node, head + new[:96])
+    assert torn_write(op, node, head + new[:96 + 4096])
+    assert not torn_write(op, node, head + new[:97])
+    assert not torn_write(op, node, head + bytes(96))
+    assert not torn_write(op, node, b"a" * 100 + bytes(3899) + b"x" + new[:96])
+    assert not torn_write({**op, "how": "direct"}, node, head + new[:96])
+
+
 def test_same_seed_gives_the_same_load(tmp_path):
     logs = []
     for name in ("one", "two"):

@@ -31,7 +31,9 @@ def host() -> dict:
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """Argument parser with what all benchmarks take."""
+    """Argument parser with what all benchmarks take; SIGTERM unmounts from now on."""
+    import mounts
+    mounts.end_on_sigterm()
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     made.add_argument("--options", default="", help="mount options for daxfs")

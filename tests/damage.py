@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""Precise damage to a region made by `populate.make`: one field, one record, one block, sealed or not."""
+
+from daxfs import layout as L
+from daxfs.meta import fs as meta_fs
+from daxfs.meta import mkfs, superblock
+from daxfs.meta.inode import COLD, F
+from daxfs.meta.transaction import InodeEdit
+from daxfs.region import Region
+
+PAGE = 4096
+STATE = L.STATE_PFN * PAGE
+MOUNTED = STATE + L.STATE_FIELDS.offset["mounted"]
+
+
+class Facts:
+    """Where things stand on a good image: ``ino``, ``data`` (first pfn), by path; looked up once."""
+
+    PATHS = (
+        b"/file", b"/dir", b"/dir/inner", b"/dir/empty", b"/dir/hard", b"/short", b"/long", b"/null",
+        b"/fifo", b"/big", b"/sparse",
+    )  # fmt: skip
+
+    def __init__(self, sources: list[str], lookup):
+        with Region.open(sources, "cow") as region:
+            fs = meta_fs.mount(region)
+            self.ino = {path: lookup(fs, path).ino for path in self.PATHS} | {b"/": 1}
+            nodes = {path: fs.node(ino) for path, ino in self.ino.items()}
+            self.data = {p: n.map.extents(0, 1)[0][2] for p, n in nodes.items() if len(n.map)}
+            self.chain = list(nodes[b"/sparse"].blocks)
+            self.xattr = fs.inodes.read(self.ino[b"/file"]).xattr_pfn
+            self.free_ino = int(fs.inodes.free[-1])
+            self.limit = fs.inodes.limit
+
+
+class Damage:
+    """An open region to be damaged; bytes are changed straight in the mapping."""
+
+    def __init__(self, region, facts: Facts):
+        self.region, self.mem, self.facts = region, region.mem, facts
+        self.sb = superblock.find_backup(region)
+        self.seed = self.sb.seed
+
+    def ino(self, path: bytes) -> int:
+        return self.facts.ino[path]
+
+    def place(self, ino: int) -> int:
+        return self.sb.inode_pfn * PAGE + ino * L.INODE_SIZE
+
+    def put(self, at: int, data: bytes) -> None:
+        self.mem[at : at + len(data)] = data
+
+    def get(self, at: int, length: int) -> bytes:
+        return bytes(self.mem[at : at + length])
+
+    def flip(self, at: int) -> None:
+        self.mem[at] ^= 0xFF
+
+    def inode(self, path, **fields) -> None:
+        """Set fields of an inode (path or number) and seal it, as a wrong program would."""
+        ino = path if isinstance(path, int) else self.ino(path)
+        edit = InodeEdit(ino, self.place(ino), bytearray(self.get(self.place(ino), L.INODE_SIZE)))
+        for name, value in fields.items():
+            setattr(edit, name, value)
+        edit.buf[COLD:] = L.sealed(edit.buf[COLD:], 4, self.seed)
+        self.put(edit.place, bytes(edit.buf))
+
+    def field(self, path, name: str) -> int:
+        ino = path if isinstance(path, int) else self.ino(path)
+        return F.codec[name].unpack_from(self.mem, self.place(ino) + F.offset[name])[0]
+
+    def slot(self, path, index: int, pgoff=None, length=None, pfn=None, state=None) -> None:
+        """Change an inline extent."""
+        raw = bytearray(self.field(path, "inline"))
+        old = L.EXTENT_CODEC.unpack_from(raw, 16 * index)
+        word = (old[2] & L.EXTENT_PFN_MASK) if pfn is None else pfn
+        word |= (old[2] >> 48 if state is None else state) << 48
+        new = (old[0] if pgoff is None else pgoff, old[1] if length is None else length, word)
+        L.EXTENT_CODEC.pack_into(raw, 16 * index, *new)
+        self.inode(path, inline=bytes(raw))
+
+    def block(self, pfn: int, offset: int, data: bytes, length: int = PAGE) -> None:
+        """Change bytes of a metadata block and seal it."""
+        raw = bytearray(self.get(pfn * PAGE, length))
+        raw[offset : offset + len(data)] = data
+        self.put(pfn * PAGE, L.sealed(raw, 4, self.seed))
+
+    def record(self, pfn: int, name: bytes | None) -> tuple[int, int]:
+        """(offset, rec_len) of a name's record, or (None) of the largest free one."""
+        at, best = L.BLOCK_SIZE, (0, 0)
+        while at < PAGE:
+            ino, rec_len, name_len, _ = L.DIRENT_CODEC.unpack_from(self.mem, pfn * PAGE + at)
+            own = self.get(pfn * PAGE + at + L.DIRENT_SIZE, name_len)
+            if ino and own == name:
+                return at, rec_len
+            if not ino and name is None and rec_len > best[1]:
+                best = at, rec_len
+            at += rec_len
+        assert name is None, name
+        return best
+
+    def add_name(self, directory: bytes, name: bytes, ino: int, kind: int) -> None:
+        """A further record in the directory's first block."""
+        pfn = self.facts.data[directory]
+        at, room = self.record(pfn, None)
+        need = L.DIRENT_SIZE + (len(name) + 7 & ~7)
+        new = L.DIRENT_CODEC.pack(ino, need, len(name), kind) + name.ljust(need - L.DIRENT_SIZE, b"\0")
+        self.block(pfn, at, new + L.DIRENT_CODEC.pack(0, room - need, 0, 0))
+
+    def drop_name(self, directory: bytes, name: bytes) -> None:
+        pfn = self.facts.data[directory]
+        self.block(pfn, self.record(pfn, name)[0], bytes(8))
+
+    def superblock(self, **fields) -> bytes:
+        """A sealed superblock page with some fields changed."""
+        sb = superblock.parse(self.get(0, PAGE))
+        for name, value in fields.items():
+            setattr(sb, name, value)
+        return sb.pack()
+
+    def state(self, limit: int) -> None:
+        self.put(STATE, mkfs.state_line(self.seed, limit))
