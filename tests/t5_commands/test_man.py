@@ -35,8 +35,8 @@ def switches(command: click.Command) -> set[str]:
 def test_lint(page):
     if not shutil.which("mandoc"):
         pytest.skip("no mandoc")
-    done = subprocess.run(["mandoc", "-T", "lint", "-W", "style", page], cwd=MAN, capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(["mandoc", "-T", "lint", "-W", "style", page], cwd=MAN, capture_output=True,
+                          text=True, check=False)
     # Whether the pages that are referred to are installed says nothing of this one.
     lines = [line for line in (done.stdout + done.stderr).splitlines()
              if "referenced manual not found" not in line and "outdated mandoc.db" not in line]
@@ -63,8 +63,9 @@ def test_every_subcommand_and_its_options():
 
 def test_every_mount_option_and_value():
     text = plain("mount.daxfs.8")
-    names = {*options.FLAGS, *options.COUNTS, *options.IDS, "fsname", "subtype", "log_file", "remount", "ro", "rw",
-             "relatime", "noatime", "strictatime", "nodiratime", "lazytime", "defaults", "debug"}  # fmt: skip
+    names = {*options.FLAGS, *options.COUNTS, *options.IDS, "fsname", "subtype", "log_file", "remount", "ro",
+             "rw", "relatime", "noatime", "strictatime", "nodiratime", "lazytime",
+             "defaults", "debug"}  # fmt: skip
     for name in names | set(options.CHOICES):
         assert re.search(rf"\b{name}\b", text), name
     for name, values in options.CHOICES.items():
