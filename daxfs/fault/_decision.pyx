@@ -27,11 +27,13 @@ cdef enum Result:
     NOPAGE, MAJOR, SIGBUS, NEEDDSYNC, RESULTS
 
 cdef enum Reason:
-    NONE, R_COLOUR, R_COW, R_START, R_END, R_EOF, R_PTE_ENTRY, R_SHORT, R_UNALIGNED, R_NO_ZERO_PAGE, R_PMD_OFF, REASONS
+    NONE, R_COLOUR, R_COW, R_START, R_END, R_EOF, R_PTE_ENTRY, R_SHORT, R_UNALIGNED,
+    R_NO_ZERO_PAGE, R_PMD_OFF, REASONS
 
 KIND_NAMES = ("read", "write", "cow", "mkwrite")
 RESULT_NAMES = ("NOPAGE", "MAJOR", "SIGBUS", "NEEDDSYNC")
-REASON_NAMES = ("", "colour", "cow", "before-mapping", "after-mapping", "end-of-file", "pte-entry", "short-extent",
+REASON_NAMES = ("", "colour", "cow", "before-mapping", "after-mapping", "end-of-file", "pte-entry",
+                "short-extent",
                 "unaligned-extent", "no-huge-zero-page", "pmd-off")
 
 Decision = namedtuple("Decision", "order result reason")
@@ -171,7 +173,7 @@ cdef class CachedFaults:
             at = step if d.order or whole.pgoff + whole.len > step else whole.pgoff + whole.len
 
     def snapshot(self):
-        """{"pages": {kind: n}, "faults": [{"kind", "size", "result", "reason", "count"}]}, zero rows left out."""
+        """{"pages": {kind: n}, "faults": [{"kind", "size", "result", "reason", "count"}]}, no zero rows."""
         rows = []
         for kind in range(4):
             for order in range(2):

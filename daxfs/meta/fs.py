@@ -158,7 +158,8 @@ class FileSystem:
         node, inode = self.node(ino), self.inodes.read(ino)
         with self.begin() as tx:
             edit = tx.inode(ino)
-            extent.clear(tx, edit, node, inode.mode & 0o170000 == 0o040000)
+            # All but file data is written through the journal, a long symlink's target too.
+            extent.clear(tx, edit, node, metadata=inode.mode & 0o170000 != 0o100000)
             if inode.xattr_pfn:
                 tx.free([(inode.xattr_pfn, inode.xattr_pages)], metadata=True)
             # All zero but what the next user of the number needs: its generation.

@@ -196,7 +196,7 @@ class Journal:
         body = encode(entries, self.head, self.seed)
         length = len(body)
         if length > self.limit:
-            raise fail(errno.ENOSPC, f"a journal record of {length} bytes is needed, {self.limit} is the most")
+            raise fail(errno.ENOSPC, f"needs a journal record of {length} bytes, over {self.limit}")
         room = self.size - self.head % self.size
         skip = room if room < length else 0
         if self.head + skip + length - self.tail > self.size:

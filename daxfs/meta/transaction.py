@@ -34,12 +34,13 @@ def _field(name: str, fields) -> property:
 
 
 class InodeEdit:
-    """A copy of one inode with its fields as attributes."""
+    """A copy of one inode with its fields as attributes. ``attrs``: its xattrs, where they changed."""
 
-    __slots__ = ("buf", "fresh", "number", "place")
+    __slots__ = ("attrs", "buf", "fresh", "number", "place")
 
     def __init__(self, number: int, place: int, buf: bytearray, fresh: bool = False):
         self.number, self.place, self.buf, self.fresh = number, place, buf, fresh
+        self.attrs = None
 
     def entries(self, live: bytes, seed: int):
         """The redo entries against what stands in place (*live*, 256 bytes)."""

@@ -92,7 +92,9 @@ class ExtentMachine(RuleBasedStateMachine):
     @rule(
         first=st.integers(0, SPAN),
         length=st.integers(1, 60),
-        kinds=st.lists(st.sampled_from([extent.HOLE, extent.UNWRITTEN, extent.MAPPED]), min_size=1, max_size=6),
+        kinds=st.lists(
+            st.sampled_from([extent.HOLE, extent.UNWRITTEN, extent.MAPPED]), min_size=1, max_size=6
+        ),
         abort=st.booleans(),
     )
     def replace(self, first, length, kinds, abort):
