@@ -319,13 +319,14 @@ def test_nobody_may_not_ask(mount_factory):
     path = f"/run/daxfs/{os.major(device)}-{os.minor(device)}.sock"
     assert os.stat(path).st_mode & 0o777 == 0o600
     os.chmod(path, 0o666)
-    os.chmod("/run/daxfs", 0o755)
     ask = ("import socket,sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n"
            "s.sendall(b'{\"get\": \"stat\"}\\n')\nprint(s.makefile().readline())")
     user = pwd.getpwnam("nobody")
+    handle = os.open(path, os.O_PATH)  # the way there, past the directory that is closed to others
     try:
-        done = subprocess.run(["/usr/bin/python3", "-c", ask, path], capture_output=True, text=True,
-                              check=True, user=user.pw_uid, group=user.pw_gid, extra_groups=[])
+        done = subprocess.run(["/usr/bin/python3", "-c", ask, f"/proc/self/fd/{handle}"], capture_output=True,
+                              text=True, check=True, pass_fds=(handle,), user=user.pw_uid, group=user.pw_gid,
+                              extra_groups=[])
     finally:
-        os.chmod("/run/daxfs", 0o700)
+        os.close(handle)
     assert "only root and the mount's owner" in done.stdout and "pid" not in done.stdout
