@@ -14,7 +14,7 @@ from ..errors import CorruptError
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from .inode import COLD, F
 
-_HOT = [(name, F.offset[name]) for name in ("size", "atime", "mtime", "ctime")]
+_HOT_END = F.offset["hot_reserved"]  # words that change in place end here
 _B = L.BLOCK_FIELDS
 
 
@@ -52,9 +52,19 @@ class InodeEdit:
         if buf[COLD:] != live[COLD:]:
             buf[COLD:] = L.sealed(buf[COLD:], 4, seed)
             yield self.place + COLD, bytes(buf[COLD:])
-        for _, offset in _HOT:
-            if buf[offset : offset + 8] != live[offset : offset + 8]:
-                yield self.place + offset, bytes(buf[offset : offset + 8])
+        if buf[:_HOT_END] != live[:_HOT_END]:
+            yield from self._hot_entries(live)
+
+    def _hot_entries(self, live: bytes):
+        """Entries for the words that changed, neighbours in one; no other word is written."""
+        buf, start = self.buf, None
+        for offset in range(0, _HOT_END + 8, 8):
+            changed = offset < _HOT_END and buf[offset : offset + 8] != live[offset : offset + 8]
+            if changed and start is None:
+                start = offset
+            elif not changed and start is not None:
+                yield self.place + start, bytes(buf[start:offset])
+                start = None
 
 
 for _name in F.names:
