@@ -9,12 +9,15 @@ maps) is registered with `after`. No suspension point may lie between begin and
 commit: one metadata thread, one transaction at a time (docs/concurrency.md).
 """
 
+import struct
+
 from .. import layout as L
 from ..errors import CorruptError
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from .inode import COLD, F
 
-_HOT_END = F.offset["hot_reserved"]  # words that change in place end here
+_HOT_END = F.offset["hot_reserved"]  # size and times, which change in place, end here
+_hot = struct.Struct(f"<{_HOT_END // 8}Q").unpack_from
 _B = L.BLOCK_FIELDS
 
 
@@ -52,19 +55,16 @@ class InodeEdit:
         if buf[COLD:] != live[COLD:]:
             buf[COLD:] = L.sealed(buf[COLD:], 4, seed)
             yield self.place + COLD, bytes(buf[COLD:])
-        if buf[:_HOT_END] != live[:_HOT_END]:
-            yield from self._hot_entries(live)
-
-    def _hot_entries(self, live: bytes):
-        """Entries for the words that changed, neighbours in one; no other word is written."""
-        buf, start = self.buf, None
-        for offset in range(0, _HOT_END + 8, 8):
-            changed = offset < _HOT_END and buf[offset : offset + 8] != live[offset : offset + 8]
-            if changed and start is None:
-                start = offset
-            elif not changed and start is not None:
-                yield self.place + start, bytes(buf[start:offset])
+        # Of the hot words only those that changed (others may be stored in place), neighbours in one entry.
+        start = None
+        for n, (new, old) in enumerate(zip(_hot(buf), _hot(live), strict=True)):
+            if new != old:
+                start = n if start is None else start
+            elif start is not None:
+                yield self.place + 8 * start, bytes(buf[8 * start : 8 * n])
                 start = None
+        if start is not None:
+            yield self.place + 8 * start, bytes(buf[8 * start : _HOT_END])
 
 
 for _name in F.names:
@@ -86,7 +86,7 @@ class BlockEdit:
 
     def entries(self, seed: int):
         """Redo entries: the header (whose checksum changed) and every range that was put."""
-        self.buf[:] = L.sealed(self.buf, 4, seed)
+        L.seal(self.buf, 4, seed)
         base = self.pfn << PAGE_SHIFT
         if self.fresh:
             yield base, PAGE_SIZE
