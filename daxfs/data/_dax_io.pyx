@@ -13,7 +13,7 @@ is taken without the GIL (docs/concurrency.md).
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EIO, ENOMEM
+from libc.errno cimport EIO, EROFS
 from libc.stdint cimport int64_t, uint64_t, UINT64_MAX, uintptr_t
 from libc.string cimport memcpy, memset
 
@@ -55,6 +55,7 @@ cdef class DaxIo:
     cdef daxfs_flush *ops
     cdef readonly Tracker tracker
     cdef readonly bint nt, drain_write
+    cdef bint writable
     cdef readonly uint64_t dirtied_pages, flushed_pages, writebacks
 
     def __init__(self, region, Tracker tracker not None, write="nt", drain="write"):
@@ -64,6 +65,7 @@ cdef class DaxIo:
         self.region, self.ranges, self.flush = region, region.table, region.flush
         self.table, self.ops = &self.ranges.t, self.flush.t
         self.tracker, self.nt, self.drain_write = tracker, write == "nt", drain == "write"
+        self.writable = region.mode != "ro"      # mapped without PROT_WRITE: a store would end the process
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -150,10 +152,13 @@ cdef class DaxIo:
         try:
             with nogil:
                 f.write_lock()
-                if pos + view.len > f.m.size or not self._covered(f, pos, view.len):
+                # Without a sum of pos and length, which could wrap.
+                if <uint64_t>view.len > f.m.size or pos > f.m.size - view.len:
+                    err = 1
+                elif not self._covered(f, pos, view.len):
                     err = 1
                 else:
-                    err = self._copy_in(f, pos, view.len, <char *>view.buf)
+                    err = self._copy_in(f, pos, view.len, <char *>view.buf, self.nt)
                     if not err and self.nt and self.drain_write:
                         # Orders the data of this write before the reply to it.
                         self.ops.drain(self.ops)
@@ -176,11 +181,14 @@ cdef class DaxIo:
             at = m.pgoff + m.len
         return True
 
-    cdef int _copy_in(self, FileMap f, uint64_t pos, uint64_t size, const char *source) noexcept nogil:
-        """Copy over mapped pages by the write policy. Under the exclusive lock."""
+    cdef int _copy_in(self, FileMap f, uint64_t pos, uint64_t size, const char *source, bint nt) noexcept nogil:
+        """Copy over mapped pages, past the cache (*nt*) or through it and marked. Under the exclusive lock."""
         cdef iomap m
         cdef uint64_t n, off, avail, pages
         cdef char *target
+        cdef int err
+        if not self.writable:
+            return -EROFS
         if range_enter(self.table):
             return -EIO
         while size:
@@ -191,14 +199,15 @@ cdef class DaxIo:
             if target == NULL or m.len > avail:
                 range_exit(self.table)
                 return -EIO
-            if self.nt:
+            if nt:
                 self.ops.nt_store(self.ops, target + off, source, n)
             else:
                 pages = (off + n + PAGE - 1) >> SHIFT
                 # Marked before the store: a flush between the two may find it clean, never the other way.
-                if self.tracker.mark(f, m.pgoff, pages, m.pfn):
+                err = self.tracker.mark(f, m.pgoff, pages, m.pfn)
+                if err:
                     range_exit(self.table)
-                    return -ENOMEM
+                    return err
                 self.dirtied_pages += pages
                 self.ops.store(self.ops, target + off, source, n)
             source += n
@@ -245,6 +254,8 @@ cdef class DaxIo:
         cdef uint64_t first = pos if pos > start else start
         cdef uint64_t last = _min(pos + size, end)
         cdef char *target
+        if not self.writable:
+            return -EROFS
         if range_enter(self.table):
             return -EIO
         target = range_address(self.table, pfn, &avail)
@@ -261,14 +272,23 @@ cdef class DaxIo:
 
     cdef int _fill_over(self, FileMap f, uint64_t pgoff, uint64_t pages, uint64_t pos, uint64_t size,
                         const char *source):
-        """The part of the write that goes over written blocks."""
+        """The part of the write that goes over written blocks.
+
+        What lies behind the end of file is stored past the cache whatever the policy:
+        the record with the new size must not reach the media before it.
+        """
         cdef uint64_t start = pgoff << SHIFT
         cdef uint64_t first = pos if pos > start else start
         cdef uint64_t last = _min(pos + size, (pgoff + pages) << SHIFT)
-        cdef int err
+        cdef uint64_t middle
+        cdef int err = 0
         with nogil:
             f.write_lock()
-            err = self._copy_in(f, first, last - first, source + (first - pos))
+            middle = _min(last, f.m.size if f.m.size > first else first)
+            if middle > first:
+                err = self._copy_in(f, first, middle - first, source + (first - pos), self.nt)
+            if last > middle and not err:
+                err = self._copy_in(f, middle, last - middle, source + (middle - pos), True)
             f.unlock()
         return err
 

@@ -6,6 +6,7 @@ to walk what is dirty in one inode, ``clean`` after flush and drain. `PteTracker
 keeps one bit for each 4 KiB page of each inode (S16): O(dirty), cleared at
 writeback. Callers hold the inode's lock exclusively. Knows nothing of FUSE.
 """
+from libc.errno cimport EINVAL
 from libc.stdint cimport uint64_t, UINT64_MAX
 
 from daxfs._flush cimport DirtyMap
@@ -23,7 +24,7 @@ cdef class Tracker:
         """Called with the GIL when a file is opened, before any mark."""
 
     cdef int mark(self, FileMap f, uint64_t pgoff, uint64_t pages, uint64_t pfn) noexcept nogil:
-        """Pages [pgoff, pgoff + pages) may be dirty from now on. 0 or -ENOMEM."""
+        """Pages [pgoff, pgoff + pages) may be dirty from now on. 0, -ENOMEM, or -EINVAL without attach."""
         return 0
 
     cdef uint64_t next_run(self, FileMap f, uint64_t start, uint64_t *pages) noexcept nogil:
@@ -48,13 +49,18 @@ cdef class PteTracker(Tracker):
             f.dirty = DirtyMap()
 
     cdef int mark(self, FileMap f, uint64_t pgoff, uint64_t pages, uint64_t pfn) noexcept nogil:
+        if f.dirty is None:
+            return -EINVAL
         return f.dirty.set_range(pgoff, pages)
 
     cdef uint64_t next_run(self, FileMap f, uint64_t start, uint64_t *pages) noexcept nogil:
+        if f.dirty is None:
+            return UINT64_MAX
         return f.dirty.next_run(start, pages)
 
     cdef void clean(self, FileMap f, uint64_t pgoff, uint64_t pages) noexcept nogil:
-        f.dirty.clear_range(pgoff, pages)
+        if f.dirty is not None:
+            f.dirty.clear_range(pgoff, pages)
 
     def dirty_pages(self, FileMap f not None):
         return f.dirty.count if f.dirty is not None else 0

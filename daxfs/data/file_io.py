@@ -6,6 +6,9 @@ drains, meta publishes them in one record. So a record never makes a block reach
 whose data are not durable. Metadata thread; no suspension point.
 """
 
+import errno
+
+from ..errors import fail
 from ..meta import attr, file
 from ._dax_io import DaxIo
 from ._tracker import PteTracker
@@ -40,6 +43,8 @@ class FileIo:
         """Write *data* at *pos*; bytes written, fewer where space runs out. ENOSPC, EFBIG, EROFS."""
         if not len(data):
             return 0
+        if self.fs.readonly:
+            raise fail(errno.EROFS)  # writes over blocks that are there ask nobody else
         if not self.dax.write(node.map, pos, data):
             attr.touch_write(self.fs, node.ino)
             return len(data)

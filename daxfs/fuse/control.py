@@ -169,11 +169,14 @@ def ask_path(path: str, request: dict, timeout: float = 10) -> dict:
 
 def ask_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10) -> dict:
     """The reply of the daemon of *mount*; its error as DaxfsError."""
-    name = socket_name(mount.device)
+    name, killed = socket_name(mount.device), False
     for directory in directories(mount.owner):
         try:
             reply = _exchange(os.path.join(directory, name), mount.owner, request, timeout)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except FileNotFoundError:
+            continue
+        except ConnectionRefusedError:
+            killed = True
             continue
         except TimeoutError:
             raise DaxfsError(f"{mount.mountpoint}: no answer in {timeout:g} s", errno.ETIMEDOUT) from None
@@ -183,6 +186,8 @@ def ask_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10) -> dic
         if "error" in reply:
             raise DaxfsError(f"{mount.mountpoint}: {reply['error']}", reply.get("errno", errno.EIO))
         return reply
+    if killed:
+        raise DaxfsError(f"{mount.mountpoint}: the daemon is gone; umount {mount.mountpoint}", errno.ENOTCONN)
     raise DaxfsError(f"{mount.mountpoint}: no control socket {name} in {', '.join(directories(mount.owner))}",
                      errno.ENOENT)
 

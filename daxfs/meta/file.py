@@ -109,8 +109,11 @@ def prepare_write(fs, node, pos: int, length: int) -> WritePlan:
     if pos >= L.MAX_FILE_SIZE:
         raise fail(errno.EFBIG)
     plan = WritePlan(fs, node, pos, min(length, L.MAX_FILE_SIZE - pos))
-    if pos > node.map.size:
+    try:
         zero_tail(fs, node, pos)
+    except OSError:
+        plan.tx.abort()
+        raise
     return plan
 
 
@@ -136,6 +139,8 @@ def truncate(fs, node, size: int, now: int, changes=None) -> None:
     """Set the size. *changes(edit, tx)* adds further inode changes to the same transaction."""
     if size > L.MAX_FILE_SIZE:
         raise fail(errno.EFBIG)
+    if fs.readonly:
+        raise fail(errno.EROFS)  # here, because the tail is zeroed before the transaction
     old = node.map.size
     if size > old and zero_tail(fs, node, size):
         # Orders the zeros behind the old end before the record with the new size.

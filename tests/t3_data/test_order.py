@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: MIT
+"""The order in which data, records and words in place become durable, from a recording flush table."""
+
+import pytest
+from datakit import PAGE, Media, Recorder, create, find, noise, reopen
+
+from daxfs.meta import attr, file, namespace
+from daxfs.meta.inode import PLACE_OF
+
+POLICIES = [("nt", "write"), ("nt", "fsync"), ("cached", "write"), ("cached", "fsync")]
+
+
+class Places:
+    """Where an offset of the region belongs: "journal", "inode", "data" or "other"."""
+
+    def __init__(self, fs):
+        sb, self.fs = fs.sb, fs
+        self.areas = {
+            "journal": (sb.journal_pfn, sb.journal_pfn + sb.journal_pages),
+            "inode": (sb.inode_pfn, sb.inode_pfn + sb.inode_pages),
+            "data": (sb.data_pfn, sb.backup_pfn),
+        }
+
+    def __call__(self, offset: int) -> str:
+        for name, (first, end) in self.areas.items():
+            if first <= offset // PAGE < end:
+                return name
+        return "other"
+
+    def shape(self, log) -> list[str]:
+        """The log as words ("data nt_store"), runs of the same word once."""
+        out = []
+        for what, offset, _ in log:
+            word = "drain" if what == "drain" else f"{self(offset)} {what}"
+            if out[-1:] != [word] or word == "drain":
+                out.append(word)
+        return out
+
+
+def place_of(node, pos: int) -> int:
+    """Byte offset in the region of byte *pos* of a file."""
+    kind, _, _, pfn, _ = node.map.lookup(pos // PAGE)
+    assert kind == 2
+    return pfn * PAGE + pos % PAGE
+
+
+IN_PLACE = ["inode store", "inode flush"]
+
+
+def in_place(shape) -> list[str]:
+    """*shape* without the alternation of stores and flushes of the inode at its end."""
+    while shape[-4:] == IN_PLACE * 2:
+        shape = shape[:-2]
+    return shape
+
+
+@pytest.mark.parametrize("write, drain", POLICIES)
+def test_new_blocks_are_durable_before_the_record_and_the_record_before_metadata(kit, write, drain):
+    """The policies differ for blocks that are there; new ones always go past the cache."""
+    io = kit.io(write, drain)
+    node, where = create(io, b"f"), Places(io.fs)
+    with Recorder(io.fs.region) as table:
+        io.write(node, 100, noise(5000))
+        log = table.take()
+    start = place_of(node, 0)
+    assert log[:4] == [
+        ("nt_fill", start, 100),
+        ("nt_store", start + 100, 5000),
+        ("nt_fill", start + 5100, 2 * PAGE - 5100),
+        ("drain", 0, 0),
+    ]
+    want = ["data nt_fill", "data nt_store", "data nt_fill", "drain", "journal nt_store", "drain", *IN_PLACE]
+    assert in_place(where.shape(log)) == want
+    flushed = [entry[1:] for entry in log if entry[0] == "flush"]
+    assert [entry[1:] for entry in log if entry[0] == "store"] == flushed, "each word in place is queued"
+
+
+@pytest.mark.parametrize("write", ["nt", "cached"])
+def test_what_a_grown_file_shows_behind_its_old_end_is_durable_before_the_size(kit, write):
+    io = kit.io(write)
+    node, where = create(io, b"f"), Places(io.fs)
+    io.write(node, 0, noise(3000))
+    with Recorder(io.fs.region) as table:
+        io.write(node, 2000, noise(1500, 5))
+        log = table.take()
+        policy = "nt_store" if write == "nt" else "store"
+        assert log[:3] == [
+            (policy, place_of(node, 2000), 1000),
+            ("nt_store", place_of(node, 3000), 500),
+            ("drain", 0, 0),
+        ]
+        io.write(node, 3700, noise(10))  # leaves 200 bytes to be zeroed
+        log = table.take()
+        first = sorted(log[:2])
+        assert first == [("nt_fill", place_of(node, 3500), 200), ("nt_store", place_of(node, 3700), 10)]
+        assert where.shape(log)[2:5] == ["drain", "journal nt_store", "drain"]
+        file.truncate(io.fs, node, 4000, 5)
+        log = table.take()
+        assert log[:2] == [("nt_fill", place_of(node, 3710), 290), ("drain", 0, 0)]
+        assert where.shape(log)[2:4] == ["journal nt_store", "drain"]
+
+
+def test_overwrite_is_durable_at_once_with_drain_write(kit):
+    for write, drain, want in (
+        ("nt", "write", ["data nt_store", "drain", *IN_PLACE]),
+        ("nt", "fsync", ["data nt_store", *IN_PLACE]),
+        ("cached", "write", ["data store", *IN_PLACE]),
+        ("cached", "fsync", ["data store", *IN_PLACE]),
+    ):
+        io = kit.io(write, drain)
+        node, where = create(io, b"f"), Places(io.fs)
+        io.write(node, 0, noise(3 * PAGE))
+        with Recorder(io.fs.region) as table:
+            io.write(node, 50, noise(5000, 4))
+            log = table.take()
+            assert where.shape(log) == want, (write, drain)
+            assert log[0][1:] == (place_of(node, 50), 5000)
+            io.fsync(node)
+            assert "drain" in where.shape(table.take())
+
+
+def test_fsync_flushes_the_dirty_lines_of_its_inode_and_no_others(kit):
+    io = kit.io("cached")
+    node, other, where = create(io, b"f"), create(io, b"g"), Places(io.fs)
+    for each in (node, other):
+        io.write(each, 0, noise(40 * PAGE))
+        io.fsync(each)
+    for pos in (10, 3 * PAGE - 1, 20 * PAGE + 64):
+        io.write(node, pos, b"xx")
+        io.write(other, pos + 2 * PAGE, b"yy")
+    with Recorder(io.fs.region) as table:
+        assert io.fsync(node) == 4
+        log = table.take()
+        dirty = {place_of(node, page * PAGE) for page in (0, 2, 3, 20)}
+        pages = set()
+        for what, offset, length in log:
+            if what == "flush" and where(offset) == "data":
+                assert offset % PAGE == 0 == length % PAGE
+                pages |= set(range(offset, offset + length, PAGE))
+        assert pages == dirty
+        assert where.shape(log)[:2] == ["data flush", "drain"]
+        assert io.fsync(node) == 0
+        assert {entry[0] for entry in table.take()} == {"drain"}, "clean: nothing is flushed twice"
+        assert io.fsync(other) == 4
+        got = sum(length for what, offset, length in table.take() if what == "flush" and where(offset) == "data")
+        assert got == 4 * PAGE
+
+
+def test_marks_go_after_flush_and_drain(kit):
+    """At the drain of an fsync everything is still marked; afterwards nothing is."""
+    io = kit.io("cached")
+    node = create(io, b"f")
+    io.write(node, 0, noise(8 * PAGE))
+    io.write(node, 0, noise(8 * PAGE, 2))
+    seen = []
+    with Recorder(io.fs.region) as table:
+        table.watch = lambda what, *_: seen.append((what, node.map.dirty.count))
+        io.fsync(node)
+    assert seen[:2] == [("flush", 8), ("drain", 8)] and node.map.dirty.count == 0
+
+
+def drains(io, call) -> int:
+    before = io.fs.region.flush.counters()["drain"]
+    call()
+    return io.fs.region.flush.counters()["drain"] - before
+
+
+# Drains of each operation under (nt, write), (nt, fsync), (cached, write), (cached, fsync).
+DRAINS = {
+    "create": (1, 1, 1, 1),
+    "append into new blocks": (2, 2, 2, 2),
+    "append into a block that is there": (2, 2, 2, 2),
+    "write over": (1, 0, 0, 0),
+    "write over two extents": (1, 0, 0, 0),
+    "read": (0, 0, 0, 0),
+    "fsync after a record": (3, 3, 3, 3),  # data, in-place lines, tail
+    "write over again": (1, 0, 0, 0),
+    "fsync after write over": (2, 2, 2, 2),  # data, times
+    "fsync of a clean file": (2, 2, 2, 2),
+    "shrink": (1, 1, 1, 1),
+    "grow with a tail to zero": (2, 2, 2, 2),
+    "grow at a page's end": (1, 1, 1, 1),
+    "close": (0, 0, 0, 0),
+    "unlink of the last name": (2, 2, 2, 2),  # the name; the inode and its blocks
+}
+
+
+def operations(io, other):
+    """The calls of DRAINS, in that order."""
+    fs, made = io.fs, []
+    yield lambda: made.append(create(io, b"f"))
+    node = made[0]
+    yield lambda: io.write(node, 0, noise(5000))
+    yield lambda: io.write(node, 5000, noise(100))
+    yield lambda: io.write(node, 10, noise(4090))
+    io.write(other, 0, noise(PAGE))  # takes the next page, so that what follows is another extent
+    io.write(node, 5100, noise(8000))
+    yield lambda: io.write(node, 4000, noise(6000))
+    yield lambda: io.read(node, 0, 5000)
+    yield lambda: io.fsync(node)
+    yield lambda: io.write(node, 0, noise(5000))
+    yield lambda: io.fsync(node)
+    yield lambda: io.fsync(node)
+    yield lambda: file.truncate(fs, node, 1000, 5)
+    yield lambda: file.truncate(fs, node, PAGE, 5)
+    yield lambda: file.truncate(fs, node, 3 * PAGE, 5)
+    yield lambda: io.release(node)
+    yield lambda: namespace.unlink(fs, 1, b"f")
+
+
+@pytest.mark.parametrize("column", range(4))
+def test_number_of_drains(kit, column):
+    io = kit.io(*POLICIES[column])
+    other = create(io, b"other")
+    got = {name: drains(io, call) for name, call in zip(DRAINS, operations(io, other), strict=True)}
+    assert got == {name: counts[column] for name, counts in DRAINS.items()}
+
+
+def test_times_in_place_are_flushed(kit):
+    io = kit.io()
+    node, fs = create(io, b"f"), io.fs
+    io.write(node, 0, noise(100))
+    mtime, atime = (fs.inodes.place(node.ino) + PLACE_OF[name] for name in ("mtime", "atime"))
+    with Recorder(fs.region) as table:
+        io.write(node, 0, b"x")
+        assert table.take()[-2:] == [("store", mtime, 16), ("flush", mtime, 16)]
+        io.read(node, 0, 1)
+        assert table.take() == [("store", atime, 8), ("flush", atime, 8)]
+        fs.lazytime = True
+        io.write(node, 0, b"x")
+        assert table.take()[-1] == ("store", mtime, 16), "lazytime holds the flush back"
+        attr.touch_write(fs, node.ino)
+        table.take()
+        io.fsync(node)
+        log = table.take()
+        base = fs.inodes.place(node.ino)
+        flushed = [n for n, (what, at, size) in enumerate(log)
+                   if what == "flush" and at <= mtime and mtime + 16 <= at + size and at >= base]
+        assert flushed and any(what == "drain" for what, _, _ in log[flushed[0] :])
+
+
+def test_replay_brings_no_old_time_back_after_fsync(kit):
+    """A record since the tail holds the mtime of the append; the one of the write over stands in place only."""
+    io = kit.io("cached")
+    node = create(io, b"f")
+    io.write(node, 0, noise(100))
+    recorded = io.fs.inodes.read(node.ino).mtime
+    io.write(node, 0, b"over")
+    later = io.fs.inodes.read(node.ino).mtime
+    assert later > recorded
+    assert kit.crashed(io).fs.inodes.read(node.ino).mtime == recorded, "what the test is about"
+    io.fsync(node)
+    after = kit.crashed(io)
+    assert after.fs.inodes.read(node.ino).mtime == later
+    assert bytes(after.read(find(after, b"f"), 0, 4)) == b"over"
+
+
+def test_fsync_of_one_file_leaves_no_old_time_of_another(kit):
+    """settle is for all: the record of the other file goes too, and its times in place are durable."""
+    io = kit.io()
+    one, two = create(io, b"one"), create(io, b"two")
+    io.write(two, 0, b"x")
+    io.write(two, 0, b"y")
+    later = io.fs.inodes.read(two.ino).mtime
+    io.fsync(one)
+    assert kit.crashed(io).fs.inodes.read(two.ino).mtime == later
+
+
+# -- images of what a power failure may leave -----------------------------------------------
+
+
+class Watched:
+    """A data path whose durable bytes are followed; at each drain the images are checked by *judge*."""
+
+    def __init__(self, kit, io, judge=None):
+        self.kit, self.io, self.judge = kit, io, judge
+        self.checked = 0
+        self.table = Recorder(io.fs.region)
+        self.media = Media(io.fs.region, self._at_drain)
+        self.table.watch = self.media
+        self.journal = Places(io.fs).areas["journal"]
+
+    def __enter__(self):
+        self.table.__enter__()
+        return self
+
+    def __exit__(self, *exc):
+        self.table.__exit__(*exc)
+
+    def _at_drain(self, media):
+        if self.judge is None:
+            return
+        first, end = self.journal
+        for image in media.images(keep=lambda offset: first <= offset // PAGE < end):
+            self.look(image, self.judge)
+
+    def look(self, image, judge):
+        io = self.kit.on_image(image)
+        judge(io)
+        self.kit.drop(io.fs)
+        self.checked += 1
+
+
+@pytest.mark.parametrize("write, drain", POLICIES)
+def test_a_file_is_old_or_new_at_every_drain_and_never_shows_what_was_there_before(kit, write, drain):
+    """Appends of all kinds into blocks full of somebody else's bytes; images at worst, at best and between."""
+    io = kit.io(write, drain)
+    fs = io.fs
+    dirt = create(io, b"dirt")
+    io.write(dirt, 0, b"\xee" * (200 * PAGE))
+    io.release(dirt)
+    namespace.unlink(fs, 1, b"dirt")
+    node = create(io, b"f")
+    io.write(node, 0, b"a" * 3000)
+    file.truncate(fs, node, 1000, 5)  # its own old bytes stand behind the end
+    io.fsync(node)
+    good = set()
+
+    def judge(crashed):
+        got = find(crashed, b"f")
+        assert bytes(crashed.read(got, 0, 1 << 20)) in good
+        crashed.release(got)
+
+    def grow(change, new):
+        # After the change returned, only the new content will do; while it runs, the old one too.
+        good.add(new)
+        change()
+        good.clear()
+        good.add(new)
+        watched.look(watched.media.sure.copy(), judge)
+
+    text = b"a" * 1000
+    good.add(text)
+    with Watched(kit, io, judge) as watched:
+        for pos, data in ((1000, b"b" * 500), (1500, b"c" * 6000), (9000, b"d" * 100), (5 * PAGE, b"e" * 9000)):
+            text = text.ljust(pos, b"\0") + data
+            grow(lambda p=pos, d=data: io.write(node, p, d), text)
+        text = text[:700]
+        grow(lambda: file.truncate(fs, node, 700, 7), text)
+        text = text.ljust(6000, b"\0")
+        grow(lambda: file.truncate(fs, node, 6000, 7), text)
+    assert watched.checked > 30
+
+
+@pytest.mark.parametrize("write, drain", POLICIES)
+def test_what_fsync_promised_is_on_the_media(kit, write, drain):
+    """Overwrites and times; with nt and drain=write the data are there without an fsync."""
+    io = kit.io(write, drain)
+    node = create(io, b"f")
+    io.write(node, 0, noise(10 * PAGE))
+    want = bytearray(noise(10 * PAGE))
+    with Watched(kit, io) as watched:
+        for pos, length in ((5, 1), (4000, 200), (3 * PAGE, 2 * PAGE), (6 * PAGE + 63, 2)):
+            data = noise(length, pos)
+            io.write(node, pos, data)
+            want[pos : pos + length] = data
+            if (write, drain) != ("nt", "write"):
+                io.fsync(node)
+
+            def judge(crashed):
+                assert bytes(crashed.read(find(crashed, b"f"), 0, 1 << 20)) == want
+
+            watched.look(watched.media.sure, judge)
+        io.fsync(node)
+        inode = io.fs.inodes.read(node.ino)
+        watched.look(watched.media.sure, lambda crashed: _same(crashed.fs.inodes.read(node.ino), inode))
+
+
+def _same(got, want):
+    assert (got.size, got.mtime, got.ctime, got.blocks) == (want.size, want.mtime, want.ctime, want.blocks)
+
+
+def test_last_close_leaves_the_data_on_the_media(kit):
+    io = kit.io("cached", "fsync")
+    node = create(io, b"f")
+    io.write(node, 0, noise(3 * PAGE))
+    with Watched(kit, io) as watched:
+        io.write(node, 0, noise(3 * PAGE, 8))
+        second = reopen(io, node.ino)
+        io.release(second)
+        assert node.map.dirty.count == 3, "not the last one"
+        io.release(node)
+
+        def judge(crashed):
+            assert bytes(crashed.read(find(crashed, b"f"), 0, 1 << 20)) == noise(3 * PAGE, 8)
+
+        watched.look(watched.media.sure, judge)
