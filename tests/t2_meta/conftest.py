@@ -32,6 +32,12 @@ def small_fs(maker):
 
 
 @pytest.fixture
+def fsck(maker):
+    """fsck(fs): fsck.daxfs finds nothing wrong in the region's bytes as they are now."""
+    return maker.fsck
+
+
+@pytest.fixture
 def crash_copy(maker):
     """crash_copy(fs): a FileSystem mounted on a copy of the region's bytes as they are now."""
     return maker.crash_copy

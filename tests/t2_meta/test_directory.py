@@ -138,6 +138,7 @@ class DirectoryMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self):
+        self.maker.fsck(self.fs)
         copy = self.maker.crash_copy(self.fs)
         oracle.check(copy)
         assert {n: i for n, i, _ in listing(copy, self.dirs[0])[2:]} == self.model[0]

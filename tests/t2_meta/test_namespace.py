@@ -261,6 +261,7 @@ class NamespaceMachine(RuleBasedStateMachine):
     @rule()
     def crash(self):
         """On a copy: what had no name is gone, everything else is there."""
+        self.maker.fsck(self.fs)
         copy = self.maker.crash_copy(self.fs)
         named = [t for t in self.tree.things if t.nlink()]
         assert set(oracle.check(copy, closed=True)) == {t.ino for t in named}

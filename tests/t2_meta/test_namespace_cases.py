@@ -215,7 +215,7 @@ def test_replay_never_writes_over_data_in_reused_pages(fs, crash_copy, kind):
         assert data == b"\xab" * len(data), "replay wrote over file data"
 
 
-def test_full_region_stays_usable(fs, crash_copy):
+def test_full_region_stays_usable(fs, crash_copy, fsck):
     """Every operation that needs space fails with ENOSPC and changes nothing; those that give it work."""
     for n in range(200):
         ns.create(fs, ROOT, b"keep%03d" % n, 0o100644, WHO)
@@ -245,16 +245,18 @@ def test_full_region_stays_usable(fs, crash_copy):
     fs.release(node)
     ns.unlink(fs, ROOT, b"big")
     ns.create(fs, fs.dir, b"y" * 255, 0o100644, WHO)
+    fsck(fs)
     oracle.check(fs)
     oracle.check(crash_copy(fs))
 
 
-def test_unlinked_but_open(fs, crash_copy):
+def test_unlinked_but_open(fs, crash_copy, fsck):
     node = write_file(fs, b"big", 100, 3)
     ns.unlink(fs, ROOT, b"big")
     assert fs.inodes.read(node.ino).nlink == 0 and node.ino in fs.orphans
     assert len(node.map.extents()) == 1 and code(ns.link, fs, node.ino, ROOT, b"x") == errno.ENOENT
     assert listing(fs, fs.gone) == []
+    fsck(fs)
     copy = crash_copy(fs)
     assert not copy.orphans and code(copy.inodes.read, node.ino) == errno.ESTALE
     oracle.check(copy, closed=True)
