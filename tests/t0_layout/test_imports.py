@@ -74,7 +74,7 @@ def test_offline_modules_work_without_pyfuse3():
     names += [f"daxfs.cli.{name}" for name in OFFLINE_CLI]
     assert len(names) > 20 and set(names) <= tree.MODULES, set(names) - tree.MODULES
     code = NO_FUSE + "".join(f"import {name}\n" for name in names)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
