@@ -116,14 +116,16 @@ class Listener:
     async def _reply(self, stream) -> bytes:
         _, uid, _ = _PEERCRED.unpack(
             stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
-        if uid not in (0, os.getuid()):
-            return _line({"error": "only root and the mount's owner may ask", "errno": errno.EPERM})
+        # A stranger's request is read too, and refused then: one that is still being sent when the
+        # socket closes would end in EPIPE there, and the answer would never be seen.
         text = b""
         while not text.endswith(b"\n"):
             part = await stream.receive_some(LIMIT)
             text += part
             if not part or len(text) > LIMIT:
                 return _line({"error": "not a request: no line of JSON", "errno": errno.EINVAL})
+        if uid not in (0, os.getuid()):
+            return _line({"error": "only root and the mount's owner may ask", "errno": errno.EPERM})
         try:
             request = json.loads(text)
             if not isinstance(request, dict):

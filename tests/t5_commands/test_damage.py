@@ -186,7 +186,7 @@ def info(path: str) -> None:
 def program(*args, **kwargs) -> subprocess.CompletedProcess:
     code = "import sys; from daxfs.cli.fsck import main; sys.exit(main())"
     return subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False, **kwargs
+        [sys.executable, "-P", "-c", code, *args], capture_output=True, text=True, timeout=60, check=False, **kwargs
     )
 
 
