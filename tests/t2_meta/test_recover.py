@@ -160,6 +160,30 @@ def test_entry_outside_the_region_is_refused_and_nothing_changes(copy, entry):
     assert populate.digest(copy) == before
 
 
+# -- damage and read-only mounts ----------------------------------------------------------
+
+
+def test_a_damaged_inode_costs_a_read_only_mount_only_itself(copy):
+    """Read-write is refused, because free space can't be told; read-only the rest can be copied out."""
+    with Region.open([copy]) as region:
+        mounted = meta_fs.mount(region)
+        victim = namespace.lookup(mounted, 1, b"file").ino
+        whole = [name for name, ino, _, _ in namespace.readdir(mounted, 1, 2) if ino != victim]
+        mounted.unmount()
+        region.mem[mounted.inodes.place(victim) + 100] ^= 1
+    before = populate.digest(copy)
+    with Region.open([copy]) as region, pytest.raises(CorruptError, match=f"inode {victim}: .*mount read-only"):
+        meta_fs.mount(region)
+    assert populate.digest(copy) == before
+    with Region.open([copy], "cow") as region:
+        mounted = meta_fs.mount(region, readonly=True)
+        with pytest.raises(CorruptError):
+            namespace.lookup(mounted, 1, b"file")
+        assert whole and all(namespace.lookup(mounted, 1, name) for name in whole)
+        inner = populate.lookup(mounted, b"/dir/inner").ino
+        assert populate.read(mounted, inner)[4096:] == populate.content(5000, 1)
+
+
 # -- orphans ----------------------------------------------------------------------------
 
 
