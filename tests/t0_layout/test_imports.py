@@ -74,10 +74,11 @@ def test_offline_modules_work_without_pyfuse3():
     names += [f"daxfs.cli.{name}" for name in OFFLINE_CLI]
     assert len(names) > 20 and set(names) <= tree.MODULES, set(names) - tree.MODULES
     code = NO_FUSE + "".join(f"import {name}\n" for name in names)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_block_works():
-    done = subprocess.run([sys.executable, "-c", NO_FUSE + "import trio"], capture_output=True, check=False)
+    blocked = [sys.executable, "-P", "-c", NO_FUSE + "import trio"]
+    done = subprocess.run(blocked, capture_output=True, check=False)
     assert done.returncode != 0
