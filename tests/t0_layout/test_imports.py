@@ -79,5 +79,6 @@ def test_offline_modules_work_without_pyfuse3():
 
 
 def test_the_block_works():
-    done = subprocess.run([sys.executable, "-c", NO_FUSE + "import trio"], capture_output=True, check=False)
+    blocked = [sys.executable, "-P", "-c", NO_FUSE + "import trio"]
+    done = subprocess.run(blocked, capture_output=True, check=False)
     assert done.returncode != 0
