@@ -94,8 +94,8 @@ cdef decision decide_fault(const fault_args *a, const iomap *extent) noexcept no
         out.order = 9 if out.reason == NONE else 0
     if a.sync and a.kind in (WRITE, MKWRITE) and extent.type != IOMAP_MAPPED:
         out.result = NEEDDSYNC
-    elif out.order == 0 and a.kind != READ and extent.type == IOMAP_HOLE:
-        out.result = MAJOR
+    elif out.order == 0 and a.kind in (WRITE, MKWRITE) and extent.type == IOMAP_HOLE:
+        out.result = MAJOR       # a block is taken; a copy (COW) takes none
     return out
 
 
@@ -143,16 +143,20 @@ cdef class CachedFaults:
 
         Before the copy: an extent that the write will make is still a hole here.
         """
-        cdef uint64_t at, end
+        cdef uint64_t at, end, limit
         cdef int kind
         if not size:
             return
         at, end = pos >> SHIFT, (pos + size + PAGE - 1) >> SHIFT
         kind = 1 if write else 0
         self.pages[kind] += end - at
-        f.read_lock()
-        self._decide(f, at, end, max(f.m.size, pos + size) if write else f.m.size, write)
-        f.unlock()
+        with nogil:      # who holds the lock may need the GIL to give it back
+            f.read_lock()
+            limit = f.m.size
+            if write and limit < pos + size:
+                limit = pos + size
+            self._decide(f, at, end, limit, write)
+            f.unlock()
 
     cdef void _decide(self, FileMap f, uint64_t at, uint64_t end, uint64_t size, bint write) noexcept nogil:
         cdef fault_args a
