@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Each operation makes the drains and records that drains.TABLE says, no more and no fewer."""
 
+from pathlib import Path
+
 import drains
 import pytest
 
@@ -189,3 +191,8 @@ def test_one_more_drain_for_each_lap_of_the_ring(small_fs):
         attr.setattr(fs, ino, {"mode": n & 0o777})
     laps = (fs.journal.head - start) // fs.journal.size + 1
     assert 3000 <= fs.region.flush.counters()["drain"] - before <= 3000 + 3 * laps + 3
+
+
+def test_the_documentation_quotes_the_table():
+    text = (Path(__file__).parents[2] / "docs" / "durability.md").read_text()
+    assert drains.markdown() in text
