@@ -55,7 +55,7 @@ cdef inline bint _is_long(const daxfs_flush *t, size_t length) noexcept nogil:
 
 
 def available() -> dict:
-    """What this CPU and kernel can do: ``{"flush": [kind, ...], "nt": [kind, ...]}``, best kind first."""
+    """What this CPU and kernel can do: ``{"flush": [kind, ...], "nt": [kind, ...]}``, best flush first."""
     return _names(daxfs_flush_available())
 
 
@@ -76,7 +76,7 @@ cdef int _index(str what, tuple names, object value, bint automatic) except -2:
 
 
 def choose(granularity="cache_line", kind="auto", nt="auto", have=None) -> tuple:
-    """The ``(kind, nt)`` that :class:`Flush` binds on a CPU with ``have`` (as `available`; None: this one).
+    """The ``(kind, nt)`` that :class:`Flush` binds on a CPU with ``have`` (None: what this one has).
 
     Raises UsageError where a demand can't be met. Nothing is executed, so any CPU can be asked about.
     """
@@ -140,14 +140,14 @@ cdef class Flush:
 
     @property
     def table(self):
-        """Address of the ``struct daxfs_flush`` (native/flush.h), for C callers; lives as long as this."""
+        """Address of the ``struct daxfs_flush`` (native/flush.h), for C; good while this object lives."""
         return <uintptr_t>self.t
 
     def __repr__(self):
         return f"Flush(granularity={self.granularity!r}, kind={self.kind!r}, nt={self.nt!r})"
 
     def store(self, uintptr_t addr, data):
-        """Ordinary store of ``data`` (any contiguous buffer) at ``addr``; aligned 8 bytes are one store."""
+        """Ordinary store of ``data`` (any contiguous buffer) at ``addr``; 8 aligned bytes are one store."""
         cdef Py_buffer b
         PyObject_GetBuffer(data, &b, PyBUF_SIMPLE)
         if b.len >= LONG:
@@ -299,7 +299,7 @@ cdef class DirtyMap:
         self._exit()
 
     def find_run(self, uint64_t start):
-        """``(first, length)`` of the first run at or after ``start``, or None. One that began before is cut."""
+        """``(first, length)`` of the first run at or after ``start``, or None. One begun before is cut."""
         cdef uint64_t length
         self._enter()
         cdef uint64_t first = dirty_next_run(&self.m, start, &length)

@@ -24,6 +24,9 @@ class DaxfsError(OSError):
     def __str__(self) -> str:
         return self.strerror or ""
 
+    def __reduce__(self):
+        return type(self), (self.strerror, self.errno)  # OSError's own has the two the other way round
+
 
 class SourceError(DaxfsError):
     """A source (file, pool directory, device) can't be used: missing, busy, foreign, shrunken."""

@@ -277,11 +277,16 @@ def crc_seed(uuid: bytes) -> int:
     return google_crc32c.value(uuid)
 
 
-def sealed(data: bytearray, offset: int, seed: int) -> bytes:
-    """*data* as bytes with the crc word at *offset* filled in (computed with that word zero)."""
+def seal(data: bytearray, offset: int, seed: int) -> None:
+    """Fill in the crc word at *offset* of *data* (computed with that word zero)."""
     data[offset : offset + 4] = b"\0\0\0\0"
     crc = google_crc32c.extend(seed, bytes(data))
     data[offset : offset + 4] = crc.to_bytes(4, "little")
+
+
+def sealed(data: bytearray, offset: int, seed: int) -> bytes:
+    """*data* as bytes, sealed as `seal` does it."""
+    seal(data, offset, seed)
     return bytes(data)
 
 

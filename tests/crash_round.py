@@ -9,6 +9,7 @@ tmpfs, so its memory survives the process: what write() returned must be there.
 
 import dataclasses
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -64,6 +65,7 @@ class Report:
     complaints: list[str] = dataclasses.field(default_factory=list)
     operations: int = 0
     kills: int = 0
+    in_flight: dict = dataclasses.field(default_factory=lambda: {"undone": 0, "done": 0, "torn": 0})
     seconds: float = 0.0
 
 
@@ -195,6 +197,15 @@ class Round:
         for number in range(self.plan.workers):
             found = load.judge(region.path / f"w{number}", self._log(number))
             self._complain(*(f"w{number}: {text}" for text in found))
+            self._count_in_flight(number)
+
+    def _count_in_flight(self, number: int) -> None:
+        """How the operation in flight turned out, as the judge wrote at the end of the log."""
+        last = self._log(number).read_text().splitlines()[-1:]
+        record = json.loads(last[0]) if last else {}
+        if "settled" in record:
+            outcome = "torn" if "hex" in record else "done" if record["settled"] else "undone"
+            self.report.in_flight[outcome] += 1
 
     def _empty(self, region: MountedRegion, baseline: dict) -> None:
         for number in range(self.plan.workers):

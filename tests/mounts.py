@@ -229,29 +229,32 @@ class MountedRegion:
                                     stderr=sink, start_new_session=True)
             time.sleep(delay)
             early = proc.poll() is None
-            for pid in self._mount_processes(proc.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            # Again until none is left: one may fork between the look and the signal.
+            deadline = time.monotonic() + 20
+            while pids := self._mount_processes(proc):
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                if time.monotonic() > deadline:
+                    raise CommandError(f"{pids} survived SIGKILL for 20 s")
+                time.sleep(0.002)
             proc.wait()
         self._detach()
-        deadline = time.monotonic() + 20
-        while self._mount_processes(proc.pid) and time.monotonic() < deadline:
-            time.sleep(0.005)
         return early
 
-    def _mount_processes(self, leader: int) -> list[int]:
+    def _mount_processes(self, leader: subprocess.Popen) -> list[int]:
         """Processes that carry our mount point as an argument, and *leader* while it lives.
 
         The daemon may have left the session of mount.daxfs, so its argument
         vector, which names a directory that only this object uses, tells it.
         """
-        found = []
+        found = [leader.pid] if leader.poll() is None else []
         for entry in os.listdir("/proc"):
             if not entry.isdigit() or int(entry) == os.getpid() or start_time(int(entry)) is None:
                 continue
             with contextlib.suppress(OSError):
                 argv = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-                if os.fsencode(self.path) in argv or int(entry) == leader:
+                if os.fsencode(self.path) in argv and int(entry) not in found:
                     found.append(int(entry))
         return found
 

@@ -10,6 +10,7 @@ import os
 from contextlib import contextmanager
 from unittest import mock
 
+from daxfs.errors import CorruptError
 from daxfs.meta import dir as directory
 from daxfs.meta import file, fs, mkfs, namespace, xattr
 from daxfs.region import Region, create_file
@@ -75,8 +76,10 @@ def write(mounted, ino: int, pos: int, data: bytes) -> None:
 
 
 def read(mounted, ino: int) -> bytes:
-    """All of a file."""
+    """All of a file. CorruptError where damage made it larger than any that is made here."""
     node = mounted.node(ino)
+    if node.map.size > 64 * MIB:
+        raise CorruptError(f"inode {ino}: {node.map.size} bytes")
     out = bytearray(node.map.size)
     for pgoff, pages, pfn, kind, _ in node.map.extents():
         if kind == 2:
@@ -144,7 +147,7 @@ def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), **optio
     for source in (path, *more):
         create_file(source, size)
     with deterministic(), Region.open([path, *more]) as region:
-        mkfs.make(region, mkfs.plan(region, label=b"frozen", uuid=UUID, **options))
+        mkfs.make(region, mkfs.plan(region, **{"label": b"frozen", "uuid": UUID, **options}))
         mounted = steady(fs.mount(region))
         fill(mounted)
         if orphan:
@@ -158,7 +161,12 @@ def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), **optio
 
 
 def tree(mounted, ino: int = 1, path: bytes = b"") -> dict[bytes, tuple]:
-    """path -> (mode, uid, gid, nlink, size, mtime, content or target or None, xattrs) of everything."""
+    """path -> (mode, uid, gid, nlink, size, mtime, content or target or None, xattrs) of everything.
+
+    CorruptError where a directory is inside itself.
+    """
+    if path.count(b"/") > 20:
+        raise CorruptError(f"inode {ino}: too deep")
     inode = mounted.inodes.read(ino)
     kind = inode.mode & 0o170000
     data = None

@@ -37,13 +37,16 @@ def arguments() -> argparse.Namespace:
 
 
 def summary(reports: list[Report], console: Console) -> None:
-    table = Table(title="kill -9 of the daemon under load")
-    for heading in ("rounds", "failed", "kills", "operations", "seconds"):
+    table = Table(title="kill -9 of the daemon under load",
+                  caption="undone, done, torn: operations in flight")
+    for heading in ("rounds", "failed", "kills", "operations", "seconds", "undone", "done", "torn"):
         table.add_column(heading, justify="right")
     failed = [report for report in reports if report.complaints]
     table.add_row(str(len(reports)), str(len(failed)), str(sum(report.kills for report in reports)),
                   str(sum(report.operations for report in reports)),
-                  f"{sum(report.seconds for report in reports):.0f}")
+                  f"{sum(report.seconds for report in reports):.0f}",
+                  *(str(sum(report.in_flight[outcome] for report in reports))
+                    for outcome in ("undone", "done", "torn")))
     console.print(table)
     for report in failed:
         console.print(f"[red]seed {report.plan.seed} failed[/]: {report.plan.command()}\n"
@@ -76,7 +79,7 @@ def main() -> int:
     summary(reports, console)
     if args.json:
         rows = [{"seed": report.plan.seed, "plan": vars(report.plan), "complaints": report.complaints,
-                 "kills": report.kills, "operations": report.operations,
+                 "kills": report.kills, "operations": report.operations, "in_flight": report.in_flight,
                  "seconds": round(report.seconds, 3)} for report in reports]
         args.json.write_text(json.dumps({"first_seed": seed, "rounds": rows}, indent=1) + "\n")
     return 1 if any(report.complaints for report in reports) else 0

@@ -30,7 +30,8 @@ class Subcommands(click.Group):
         return importlib.import_module(f"daxfs.cli.{SUBCOMMANDS[name]}").command
 
 
-@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.group(cls=Subcommands,
+             context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(daxfs.__version__, "-V", "--version", prog_name=PROG, message="%(prog)s %(version)s")
 def command():
     """A FUSE file system with direct access to persistent memory.

@@ -103,7 +103,7 @@ def look_at(source: str, wanted: int | None) -> str:
     loop = loop_device(st) if stat.S_ISREG(st.st_mode) else ""
     if loop:
         raise SourceError(f"{path}: busy: it stands behind {loop}")
-    return own_magic(path) or signature(path, st)
+    return own_magic(path, st) or signature(path, st)
 
 
 def loop_device(st: os.stat_result) -> str:
@@ -116,15 +116,15 @@ def loop_device(st: os.stat_result) -> str:
     return ""
 
 
-def own_magic(path: str) -> str:
+def own_magic(path: str, st: os.stat_result) -> str:
     """Says whether *path* is a source of a region, damaged or not. Devdax can't be read: its mapping is."""
-    try:
+    if stat.S_ISREG(st.st_mode) or stat.S_ISBLK(st.st_mode):
         with open(path, "rb", buffering=0) as file:
             page = file.read(PAGE_SIZE)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # too small for a backup superblock at its end
                 file.seek(-PAGE_SIZE, os.SEEK_END)
                 page = page if page[:8] == layout.SB_MAGIC else page + file.read(PAGE_SIZE)
-    except OSError:
+    else:
         with Region.open([path], mode="ro", lock=False) as region:
             page = bytes(region.mem[:PAGE_SIZE])
     if page[:8] == layout.SOURCE_MAGIC:

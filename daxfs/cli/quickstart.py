@@ -30,6 +30,8 @@ XFS_IO = ("pwrite -S 0xda 0 1m", "fsync", "pread -v 0 16", "mmap 0 64k", "mwrite
 
 def base() -> Path:
     """The folder that quickstart owns: state, source, and by default the mount point."""
+    if os.environ.get("DAXFS_QUICKSTART"):
+        return Path(os.environ["DAXFS_QUICKSTART"]).absolute()
     if os.geteuid() == 0:
         return Path(ROOT_BASE)
     return Path(f"/dev/shm/daxfs-quickstart-{os.getuid()}")

@@ -99,16 +99,6 @@ def show_uptime(ns: int) -> str:
     return f"{days} d {clock}" if days else clock
 
 
-def quantile(histogram: list[int], q: float) -> int:
-    """Upper bound in ns of the bucket in which quantile *q* falls: bucket b has [2**(b-1), 2**b) ns."""
-    left = q * sum(histogram)
-    for bucket, count in enumerate(histogram):
-        left -= count
-        if count and left <= 0:
-            return 1 << bucket
-    return 0
-
-
 def operations(facts: dict, before: dict | None, seconds: float) -> Table:
     """Requests of the kernel: how many, how long inside the daemon."""
     rate = [">per s"] if before is not None else []
@@ -119,8 +109,8 @@ def operations(facts: dict, before: dict | None, seconds: float) -> Table:
         per_second = [f"{(one['count'] - old['count']) / seconds:.0f}" if seconds else "-"] if rate else []
         table.add_row(
             name, str(one["count"]), *per_second, str(one["errors"] or "-"),
-            show_time(one["total_ns"] / max(one["count"], 1)), show_time(quantile(one["histogram"], 0.5)),
-            show_time(quantile(one["histogram"], 0.99)), show_time(one["total_ns"]),
+            show_time(one["total_ns"] / max(one["count"], 1)), show_time(one["p50_ns"]),
+            show_time(one["p99_ns"]), show_time(one["total_ns"]),
         )
     return table
 

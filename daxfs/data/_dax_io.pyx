@@ -124,7 +124,7 @@ cdef class DaxIo:
         return 0
 
     def scatter(self, FileMap f not None, uint64_t pos, uint64_t size):
-        """[(pfn_t, bytes)] of the mapped pieces of [pos, pos + size), whole pages, SG_LAST at the end (S3)."""
+        """[(pfn_t, bytes)] of the pieces in [pos, pos + size), whole pages, SG_LAST on the last (S3)."""
         cdef iomap m
         cdef uint64_t at = pos >> SHIFT, end = (pos + size + PAGE - 1) >> SHIFT
         out = []
@@ -204,7 +204,7 @@ cdef class DaxIo:
                 self.ops.nt_store(self.ops, target + off, source, n)
             else:
                 pages = (off + n + PAGE - 1) >> SHIFT
-                # Marked before the store: a flush between the two finds it clean at worst, never lost.
+                # Marked before the store: a flush between the two may find it clean, never the other way.
                 err = self.tracker.mark(f, m.pgoff, pages, m.pfn)
                 if err:
                     range_exit(self.table)

@@ -27,13 +27,14 @@ cdef enum Result:
     NOPAGE, MAJOR, SIGBUS, NEEDDSYNC, RESULTS
 
 cdef enum Reason:
-    NONE, R_COLOUR, R_COW, R_START, R_END, R_EOF, R_PTE_ENTRY, R_SHORT, R_UNALIGNED, R_NO_ZERO_PAGE
-    R_PMD_OFF, REASONS
+    NONE, R_COLOUR, R_COW, R_START, R_END, R_EOF, R_PTE_ENTRY, R_SHORT, R_UNALIGNED,
+    R_NO_ZERO_PAGE, R_PMD_OFF, REASONS
 
 KIND_NAMES = ("read", "write", "cow", "mkwrite")
 RESULT_NAMES = ("NOPAGE", "MAJOR", "SIGBUS", "NEEDDSYNC")
 REASON_NAMES = ("", "colour", "cow", "before-mapping", "after-mapping", "end-of-file", "pte-entry",
-                "short-extent", "unaligned-extent", "no-huge-zero-page", "pmd-off")
+                "short-extent",
+                "unaligned-extent", "no-huge-zero-page", "pmd-off")
 
 Decision = namedtuple("Decision", "order result reason")
 

@@ -116,14 +116,16 @@ class Listener:
     async def _reply(self, stream) -> bytes:
         _, uid, _ = _PEERCRED.unpack(
             stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
-        if uid not in (0, os.getuid()):
-            return _line({"error": "only root and the mount's owner may ask", "errno": errno.EPERM})
+        # A stranger's request is read too, and refused then: one that is still being sent when the
+        # socket closes would end in EPIPE there, and the answer would never be seen.
         text = b""
         while not text.endswith(b"\n"):
             part = await stream.receive_some(LIMIT)
             text += part
             if not part or len(text) > LIMIT:
                 return _line({"error": "not a request: no line of JSON", "errno": errno.EINVAL})
+        if uid not in (0, os.getuid()):
+            return _line({"error": "only root and the mount's owner may ask", "errno": errno.EPERM})
         try:
             request = json.loads(text)
             if not isinstance(request, dict):
@@ -169,11 +171,14 @@ def ask_path(path: str, request: dict, timeout: float = 10) -> dict:
 
 def ask_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10) -> dict:
     """The reply of the daemon of *mount*; its error as DaxfsError."""
-    name = socket_name(mount.device)
+    name, killed = socket_name(mount.device), False
     for directory in directories(mount.owner):
         try:
             reply = _exchange(os.path.join(directory, name), mount.owner, request, timeout)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except FileNotFoundError:
+            continue
+        except ConnectionRefusedError:
+            killed = True
             continue
         except TimeoutError:
             raise DaxfsError(f"{mount.mountpoint}: no answer in {timeout:g} s", errno.ETIMEDOUT) from None
@@ -183,6 +188,8 @@ def ask_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10) -> dic
         if "error" in reply:
             raise DaxfsError(f"{mount.mountpoint}: {reply['error']}", reply.get("errno", errno.EIO))
         return reply
+    if killed:
+        raise DaxfsError(f"{mount.mountpoint}: the daemon is gone; umount {mount.mountpoint}", errno.ENOTCONN)
     raise DaxfsError(f"{mount.mountpoint}: no control socket {name} in {', '.join(directories(mount.owner))}",
                      errno.ENOENT)
 

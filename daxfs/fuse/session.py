@@ -22,12 +22,14 @@ from daxfs.errors import DaxfsError, SourceError, fail
 from daxfs.fuse import control, facts, mountinfo
 from daxfs.fuse.ops import make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
+from daxfs.layout import ROOT_INO
 from daxfs.meta import attr
 from daxfs.meta import fs as metafs
 from daxfs.region import Region
 
 log = logging.getLogger("daxfs.mount")
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SYNC_PATIENCE = 10.0  # seconds for the kernel to write its dirty pages back when a signal ends us
 
 
@@ -60,8 +62,6 @@ class Session:
 
     def _own_root(self, changes: dict) -> None:
         """Options uid= and gid=: the root directory belongs to them from now on."""
-        from daxfs.layout import ROOT_INO
-
         inode = self.fs.inodes.read(ROOT_INO)
         if all(getattr(inode, name) == value for name, value in changes.items()):
             return
@@ -85,6 +85,7 @@ class Session:
                 raise DaxfsError(f"{self.mountpoint}: the mount is not in {mountinfo.MOUNTINFO}")
             trio.run(self._main, ready)
         finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             # Takes the mount away, lazily where it is in use, and ends requests that nobody answered.
             pyfuse3.close(unmount=True)
 
@@ -111,8 +112,10 @@ class Session:
             return None
 
     async def _signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrivals:
+        with trio.open_signal_receiver(*_ENDING) as arrivals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             async for number in arrivals:
+                signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # a second one must not cut the end short
                 self.ended_by = signal.Signals(number).name
                 log.info("%s: ending on %s", self.mountpoint, self.ended_by)
                 await _sync(self.mountpoint)
@@ -195,6 +198,8 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
     OSError (DaxfsError) for all that goes wrong; the mount is gone then. *ready* as in Session.serve.
     *attempt* calls what it is given, again where a busy source may become free.
     """
+    # Until they are received in _signals, and while it ends, these wait: a mount must not outlive us.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     session = Session(config)
     try:
         attempt(session.open)

@@ -31,14 +31,15 @@ def record_size(name: bytes) -> int:
 class DirIndex:
     """Names and free space of one directory. Positions are bytes from its start."""
 
-    __slots__ = ("ends", "names", "pages", "roomy", "starts")
+    __slots__ = ("ends", "names", "pages", "roomy", "small", "starts")
 
     def __init__(self):
         self.names: dict[bytes, int] = {}
         self.pages = 0
         self.starts: dict[int, int] = {}
         self.ends: dict[int, int] = {}
-        self.roomy: dict[int, None] = {}
+        self.roomy: dict[int, None] = {}  # runs with room for any name
+        self.small: dict[int, dict[int, None]] = {}  # the others, by length
 
     def add_space(self, position: int, length: int) -> None:
         """These bytes are free; joined with free neighbours in the same block."""
@@ -55,18 +56,29 @@ class DirIndex:
         self.ends[position + length] = position
         if length >= L.DIRENT_MAX:
             self.roomy[position] = None
+        else:
+            self.small.setdefault(length, {})[position] = None
 
     def take_space(self, position: int) -> int:
         """The free run at *position* is in use now; returns its length."""
         length = self.starts.pop(position)
         del self.ends[position + length]
-        self.roomy.pop(position, None)
+        if length >= L.DIRENT_MAX:
+            del self.roomy[position]
+        else:
+            del self.small[length][position]
         return length
 
     def find_space(self, need: int) -> int | None:
-        """Position of a free run with room for *need* bytes, or None."""
+        """Position of a free run with room for *need* bytes, or None: an exact one, else a large one."""
+        exact = self.small.get(need)
+        if exact:
+            return next(iter(exact))
         if self.roomy:
             return next(reversed(self.roomy))
+        for length in range(need + 8, L.DIRENT_MAX, 8):
+            if self.small.get(length):
+                return next(iter(self.small[length]))
         return None
 
 

@@ -221,7 +221,10 @@ def _subtract(runs, minus) -> list[tuple[int, int]]:
 
 
 def clear(tx, edit, node, metadata: bool = False) -> None:
-    """Unmap everything: O(1) in the journal, however many extents. *metadata*: the data are a directory's."""
+    """Unmap everything: O(1) in the journal, however many extents.
+
+    *metadata*: they hold what the journal writes, a directory's or a symlink's.
+    """
     runs = [(pfn, length) for _, length, pfn, _, _ in node.map.extents()]
     blocks = [(pfn, 1) for pfn in node.blocks]
     edit.inline = b""

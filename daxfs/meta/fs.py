@@ -155,14 +155,17 @@ class FileSystem:
 
     def destroy(self, ino: int) -> None:
         """Free an unlinked inode and everything that it holds, in one transaction."""
-        node, inode = self.node(ino), self.inodes.read(ino)
+        inode = self.inodes.read(ino)
         with self.begin() as tx:
             edit = tx.inode(ino)
-            extent.clear(tx, edit, node, inode.mode & 0o170000 == 0o040000)
+            # All but file data is written through the journal, a long symlink's target too.
+            if inode.blocks:
+                extent.clear(tx, edit, self.node(ino), metadata=inode.mode & 0o170000 != 0o100000)
             if inode.xattr_pfn:
                 tx.free([(inode.xattr_pfn, inode.xattr_pages)], metadata=True)
             # All zero but what the next user of the number needs: its generation.
             generation = edit.generation
+            edit.fresh = True
             edit.buf[:] = bytes(L.INODE_SIZE)
             edit.magic, edit.ino, edit.generation = L.INODE_MAGIC, ino, generation
         self.orphans.discard(ino)

@@ -37,6 +37,7 @@ class InodeTable:
         self.limit = 0
         self.free = array("Q")  # numbers below limit that are free, taken from the end
         self.used = 0
+        self.damaged: frozenset[int] = frozenset()  # of a read-only mount (`recover.rebuild`)
 
     def place(self, ino: int) -> int:
         """Byte offset of the inode in the region."""
@@ -45,10 +46,13 @@ class InodeTable:
     def read(self, ino: int) -> Inode:
         """The inode, of which every field was checked at mount or written since.
 
-        ESTALE where *ino* is no number in use (a client's stale handle).
+        ESTALE where *ino* is no number in use (a client's stale handle), CorruptError
+        where a read-only mount found it damaged.
         """
         if not 0 < ino < self.limit:
             raise fail(errno.ESTALE)
+        if ino in self.damaged:
+            raise CorruptError(f"inode {ino} is damaged; run fsck.daxfs")
         inode = _make(_unpack(self.mem, self.base + ino * L.INODE_SIZE))
         if not inode.mode or inode.ino != ino:
             raise fail(errno.ESTALE)

@@ -27,29 +27,24 @@ from ..pfn import PAGE_SHIFT, PAGE_SIZE
 
 _ALIGN = 64
 _HEADER = L.RECORD.itemsize
+_PADS = [bytes(n) for n in range(8)]
+_pack = L.ENTRY_CODEC.pack
 _TAIL = L.JOURNAL_FIELDS.offset["tail"]
 
 
 def encode(entries, lsn: int, seed: int) -> bytes:
     """A record as bytes, padded to 64. *entries*: (place, bytes) or (place, length to zero)."""
-    parts = [b""]
-    size = _HEADER
+    parts = []
     for place, data in entries:
         if isinstance(data, int):
-            parts.append(L.ENTRY_CODEC.pack(place, data, L.ENTRY_ZERO))
-            size += 16
+            parts.append(_pack(place, data, L.ENTRY_ZERO))
             continue
         length = len(data)
-        parts.append(L.ENTRY_CODEC.pack(place, length, L.ENTRY_BYTES))
-        parts.append(data)
-        pad = -length & 7
-        if pad:
-            parts.append(bytes(pad))
-        size += 16 + length + pad
-    pad = -size % _ALIGN
-    parts.append(bytes(pad))
-    parts[0] = L.RECORD_FIELDS.pack(L.RECORD_MAGIC, 0, lsn, size + pad, len(entries), 0)
+        parts += (_pack(place, length, L.ENTRY_BYTES), data, _PADS[-length & 7])
     body = b"".join(parts)
+    pad = -(_HEADER + len(body)) % _ALIGN
+    length = _HEADER + len(body) + pad
+    body = L.RECORD_FIELDS.pack(L.RECORD_MAGIC, 0, lsn, length, len(entries), 0) + body + bytes(pad)
     crc = L.crc32c(body, seed)
     return body[:4] + crc.to_bytes(4, "little") + body[8:]
 
@@ -196,7 +191,7 @@ class Journal:
         body = encode(entries, self.head, self.seed)
         length = len(body)
         if length > self.limit:
-            raise fail(errno.ENOSPC, f"a journal record of {length} bytes is needed, {self.limit} is the most")
+            raise fail(errno.ENOSPC, f"needs a journal record of {length} bytes, over {self.limit}")
         room = self.size - self.head % self.size
         skip = room if room < length else 0
         if self.head + skip + length - self.tail > self.size:

@@ -45,7 +45,8 @@ def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None
     sb.journal_pfn = L.STATE_PFN + 1
     sb.journal_pages = 1 + min(max(pages // 64, 64), 1024)
     sb.inode_pfn = sb.journal_pfn + sb.journal_pages
-    sb.inode_pages = -(-(inodes + 1) // L.INODES_PER_PAGE)
+    # Whole chunks: the table becomes valid in steps of one, and the first is written here.
+    sb.inode_pages = -(-(inodes + 1) // L.INODE_CHUNK) * (L.INODE_CHUNK // L.INODES_PER_PAGE)
     sb.map_pfn = sb.inode_pfn + sb.inode_pages
     if sb.map == L.MAP_DEV:
         sb.map_pages = 2 * (total // MAP_CHUNK_PAGES + 16)

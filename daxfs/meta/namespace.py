@@ -60,6 +60,14 @@ def lookup(fs, parent: int, name: bytes):
     return None if found is None else _target(fs, parent, name, found[0])
 
 
+def _find(fs, node, name: bytes) -> tuple[int, int]:
+    """(ino, d_type) of *name*. ENOENT, ENAMETOOLONG."""
+    found = directory.lookup(fs, node, name)
+    if found is None:
+        raise fail(errno.ENAMETOOLONG if len(name) > L.NAME_MAX else errno.ENOENT)
+    return found
+
+
 def _target(fs, parent: int, name: bytes, ino: int):
     try:
         return fs.inodes.read(ino)
@@ -171,9 +179,7 @@ def _unlinked(tx, fs, edit, now: int, links: int = 1) -> None:
 def unlink(fs, parent: int, name: bytes) -> int:
     """Remove a name of a non-directory; returns the inode's number. EISDIR for a directory."""
     _, node = _dir(fs, parent)
-    found = directory.lookup(fs, node, name)
-    if found is None:
-        raise fail(errno.ENOENT)
+    found = _find(fs, node, name)
     inode = _target(fs, parent, name, found[0])
     if inode.mode & S_IFMT == S_IFDIR:
         raise fail(errno.EISDIR)
@@ -192,9 +198,7 @@ def rmdir(fs, parent: int, name: bytes) -> int:
     if name in (b".", b".."):
         raise fail(errno.EINVAL if name == b"." else errno.ENOTEMPTY)
     _, node = _dir(fs, parent)
-    found = directory.lookup(fs, node, name)
-    if found is None:
-        raise fail(errno.ENOENT)
+    found = _find(fs, node, name)
     inode, child = _dir(fs, found[0])
     if not directory.is_empty(fs, child):
         raise fail(errno.ENOTEMPTY)
@@ -214,17 +218,20 @@ def rename(fs, parent: int, name: bytes, new_parent: int, new_name: bytes, flags
     _check_name(new_name)
     if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
         raise fail(errno.EINVAL)
-    _, node = _dir(fs, parent)
+    old_dir, node = _dir(fs, parent)
     new_dir, new_node = _dir(fs, new_parent)
-    found = directory.lookup(fs, node, name)
+    found = _find(fs, node, name)
     over = directory.lookup(fs, new_node, new_name)
-    if found is None or not new_dir.nlink:
+    if not new_dir.nlink:
         raise fail(errno.ENOENT)
     inode = _target(fs, parent, name, found[0])
     if flags & RENAME_EXCHANGE:
         if over is None:
             raise fail(errno.ENOENT)
         other = _target(fs, new_parent, new_name, over[0])
+        if parent != new_parent:
+            _may_gain(inode, other, new_dir)
+            _may_gain(other, inode, old_dir)
         _exchange(fs, (parent, node, name, inode), (new_parent, new_node, new_name, other))
         return
     victim = None
@@ -235,12 +242,18 @@ def rename(fs, parent: int, name: bytes, new_parent: int, new_name: bytes, flags
             return  # two names of one inode: nothing happens, says rename(2)
         victim = _target(fs, new_parent, new_name, over[0])
         _may_replace(fs, inode, victim)
-    if inode.mode & S_IFMT == S_IFDIR and parent != new_parent and victim is None:
-        if new_dir.nlink >= L.LINK_MAX:
-            raise fail(errno.EMLINK)
+    if parent != new_parent:
+        _may_gain(inode, victim, new_dir)
     _move(fs, (parent, node, name, inode), (new_parent, new_node, new_name, victim))
     if victim is not None:
         fs.drop_unused(victim.ino)
+
+
+def _may_gain(inode, replaced, to) -> None:
+    """EMLINK where directory *to* can't have one more directory, *inode* for *replaced* (or nothing)."""
+    if inode.mode & S_IFMT == S_IFDIR and (replaced is None or replaced.mode & S_IFMT != S_IFDIR):
+        if to.nlink >= L.LINK_MAX:
+            raise fail(errno.EMLINK)
 
 
 def _may_replace(fs, inode, victim) -> None:

@@ -6,6 +6,7 @@ anything else. Uses nothing that it has not rebuilt itself. Damage that would
 make an allocation unsafe stops the mount with CorruptError; fsck.daxfs says more.
 """
 
+import logging
 from array import array
 
 import numpy as np
@@ -14,6 +15,8 @@ from .. import layout as L
 from ..errors import CorruptError
 from ..pfn import PAGE_SHIFT
 from . import extent, file
+
+log = logging.getLogger(__name__)
 
 
 def used_inodes(fs, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,33 +84,59 @@ def free_runs(ranges, rows: np.ndarray) -> list[tuple[int, int]]:
     return out
 
 
-def rebuild(fs, limit: int, progress=None) -> None:
-    """Fill allocator, inode numbers and the set of orphans of *fs*."""
-    table, used = used_inodes(fs, limit)
-    wrong = np.flatnonzero(table["ino"][used] != used)
-    if wrong.size:
-        raise CorruptError(f"inode {used[wrong[0]]}: it says that it is another one; run fsck.daxfs")
-    base = fs.inodes.base
+def damaged(fs, table: np.ndarray, used: np.ndarray, progress=None) -> dict[int, str]:
+    """Inodes in use that can't be trusted: number to what is wrong."""
+    wrong = used[table["ino"][used] != used]
+    bad = {int(ino): "it says that it is another one" for ino in wrong}
+    base, mem = fs.inodes.base, fs.mem
     for n, ino in enumerate(used.tolist()):
         place = base + ino * L.INODE_SIZE
-        if not fs.inodes.is_valid(fs.mem[place : place + L.INODE_SIZE]):
-            raise CorruptError(f"inode {ino}: wrong checksum; run fsck.daxfs")
+        if not fs.inodes.is_valid(mem[place : place + L.INODE_SIZE]):
+            bad[ino] = "wrong checksum"
         if progress and not n & 0xFFF:
             progress(n, len(used))
+    return bad
+
+
+def rebuild(fs, limit: int, progress=None) -> None:
+    """Fill allocator, inode numbers and the set of orphans of *fs*.
+
+    A read-only mount allocates nothing, so there damage costs the inodes that have
+    it and no more: what is whole can be copied out.
+    """
+    table, used = used_inodes(fs, limit)
+    bad = damaged(fs, table, used, progress)
+    if bad:
+        ino, what = next(iter(bad.items()))
+        if not fs.readonly or L.ROOT_INO in bad:
+            raise CorruptError(f"inode {ino}: {what}; run fsck.daxfs, or mount read-only to copy data out")
+        log.warning("%d damaged inodes answer with an error, the first is %d: %s", len(bad), ino, what)
+        fs.inodes.damaged = frozenset(bad)
+        used = used[~np.isin(used, list(bad))]
     if not used.size or used[0] != L.ROOT_INO or table["mode"][L.ROOT_INO] & 0o170000 != 0o040000:
         raise CorruptError("the root directory is missing; run fsck.daxfs")
     fs.inodes.limit = limit
+    try:
+        _find_free(fs, table, used)
+    except CorruptError as error:
+        if not fs.readonly:
+            raise CorruptError(f"{error}; run fsck.daxfs, or mount read-only to copy data out") from None
+        log.warning("free space is not known: %s", error)
+    unused = np.flatnonzero(table["mode"] == 0)[1:][::-1]  # without number 0; the lowest is taken first
+    fs.inodes.free = array("Q", unused.astype(np.uint64).tobytes())
+    fs.inodes.used = int(used.size)
+    orphan = (table["nlink"][used] == 0) | (table["flags"][used] & L.FLAG_TRUNCATING != 0)
+    fs.orphans.update(used[orphan].tolist())
+
+
+def _find_free(fs, table: np.ndarray, used: np.ndarray) -> None:
+    """Fill the allocator with every page of the data ranges that no inode in use has."""
     rows = inline_runs(table, used)
     more = other_runs(fs, table, used)
     if more:
         rows = np.concatenate((rows, np.array(more, np.int64)))
     for pfn, pages in free_runs(fs.ranges, rows):
         fs.alloc.free(pfn, pages)
-    unused = np.flatnonzero(table["mode"] == 0)[1:][::-1]  # without number 0; the lowest is taken first
-    fs.inodes.free = array("Q", unused.astype(np.uint64).tobytes())
-    fs.inodes.used = int(used.size)
-    orphan = (table["nlink"][used] == 0) | (table["flags"][used] & L.FLAG_TRUNCATING != 0)
-    fs.orphans.update(used[orphan].tolist())
 
 
 def finish_orphans(fs) -> None:

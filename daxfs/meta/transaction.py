@@ -9,12 +9,15 @@ maps) is registered with `after`. No suspension point may lie between begin and
 commit: one metadata thread, one transaction at a time (docs/concurrency.md).
 """
 
+import struct
+
 from .. import layout as L
 from ..errors import CorruptError
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from .inode import COLD, F
 
-_HOT = [(name, F.offset[name]) for name in ("size", "atime", "mtime", "ctime")]
+_HOT_END = F.offset["hot_reserved"]  # size and times, which change in place, end here
+_hot = struct.Struct(f"<{_HOT_END // 8}Q").unpack_from
 _B = L.BLOCK_FIELDS
 
 
@@ -34,12 +37,13 @@ def _field(name: str, fields) -> property:
 
 
 class InodeEdit:
-    """A copy of one inode with its fields as attributes."""
+    """A copy of one inode with its fields as attributes. ``attrs``: its xattrs, where they changed."""
 
-    __slots__ = ("buf", "fresh", "number", "place")
+    __slots__ = ("attrs", "buf", "fresh", "number", "place")
 
     def __init__(self, number: int, place: int, buf: bytearray, fresh: bool = False):
         self.number, self.place, self.buf, self.fresh = number, place, buf, fresh
+        self.attrs = None
 
     def entries(self, live: bytes, seed: int):
         """The redo entries against what stands in place (*live*, 256 bytes)."""
@@ -51,9 +55,16 @@ class InodeEdit:
         if buf[COLD:] != live[COLD:]:
             buf[COLD:] = L.sealed(buf[COLD:], 4, seed)
             yield self.place + COLD, bytes(buf[COLD:])
-        for _, offset in _HOT:
-            if buf[offset : offset + 8] != live[offset : offset + 8]:
-                yield self.place + offset, bytes(buf[offset : offset + 8])
+        # Of the hot words only those that changed (others may be stored in place), neighbours in one entry.
+        start = None
+        for n, (new, old) in enumerate(zip(_hot(buf), _hot(live), strict=True)):
+            if new != old:
+                start = n if start is None else start
+            elif start is not None:
+                yield self.place + 8 * start, bytes(buf[8 * start : 8 * n])
+                start = None
+        if start is not None:
+            yield self.place + 8 * start, bytes(buf[8 * start : _HOT_END])
 
 
 for _name in F.names:
@@ -75,7 +86,7 @@ class BlockEdit:
 
     def entries(self, seed: int):
         """Redo entries: the header (whose checksum changed) and every range that was put."""
-        self.buf[:] = L.sealed(self.buf, 4, seed)
+        L.seal(self.buf, 4, seed)
         base = self.pfn << PAGE_SHIFT
         if self.fresh:
             yield base, PAGE_SIZE

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Extended attributes: all of an inode in one run of pages, written anew at each change.
 
-The run has a block header whose checksum covers all of it. A change allocates a
-new run, journals its bytes and the inode's pointer in one record and frees the
-old run: atomic, one drain, nothing to mend. The kernel checks permissions for
+The run has a block header whose checksum covers all of it. A change journals all
+its bytes, and the inode's pointer, in one record: atomic, one drain, nothing to
+mend. They stand where the old ones stood, so that removing one and chmod need no
+space; only where they are more is there a new run and the old one is freed. The kernel checks permissions for
 each name space; ACLs are kept in step with the mode here. Metadata thread.
 """
 
@@ -71,29 +72,42 @@ def load(fs, inode) -> dict[tuple[int, bytes], bytes]:
 
 def store(tx, fs, edit, attrs: dict) -> None:
     """Give *edit* exactly these attributes. ENOSPC where they are too many or space is short."""
-    if edit.xattr_pfn:
-        tx.free([(edit.xattr_pfn, edit.xattr_pages)], metadata=True)
-        edit.blocks -= edit.xattr_pages
-        edit.xattr_pfn = edit.xattr_pages = 0
-    if not attrs:
-        return
     parts = [bytes(L.BLOCK_SIZE)]
     for (space, name), value in attrs.items():
         parts += (L.XATTR_CODEC.pack(space, len(name), 0, len(value)), name, value)
     raw = bytearray(b"".join(parts))
-    pages = -(-len(raw) // PAGE_SIZE)
     if len(raw) > TOTAL_MAX:
         raise fail(errno.ENOSPC)
-    runs = fs.alloc.alloc(pages)
-    tx.undo(lambda: [fs.alloc.free(*run) for run in runs])
-    if len(runs) != 1:
-        raise fail(errno.ENOSPC, "no run of free pages for the extended attributes")
-    pfn = runs[0][0]
+    edit.attrs = attrs
+    pfn = _place(tx, fs, edit, -(-len(raw) // PAGE_SIZE) if attrs else 0)
+    if not pfn:
+        return
     head = (L.BLOCK_MAGIC, 0, L.BLOCK_XATTR, edit.generation, edit.number, 0, pfn, 0, len(raw), len(attrs), 0)
     L.BLOCK_FIELDS.struct.pack_into(raw, 0, *head)
     tx.raw(pfn << PAGE_SHIFT, L.sealed(raw, 4, fs.seed))
+
+
+def _place(tx, fs, edit, pages: int) -> int:
+    """Give *edit* a run of *pages* and free what it had and needs no more; the run's pfn, 0 for none."""
+    pfn, had = edit.xattr_pfn, edit.xattr_pages
+    keep = pages if pages <= had else 0
+    if had > keep:
+        tx.free([(pfn + keep, had - keep)], metadata=True)
+    if not keep:
+        pfn = 0
+    if pages > had:
+        runs = tx.alloc(pages)
+        if len(runs) != 1:
+            raise fail(errno.ENOSPC, "no run of free pages for the extended attributes")
+        pfn = runs[0][0]
     edit.xattr_pfn, edit.xattr_pages = pfn, pages
-    edit.blocks += pages
+    edit.blocks += pages - had
+    return pfn
+
+
+def _current(fs, edit) -> dict:
+    """The attributes of *edit*, with what its transaction changed already."""
+    return load(fs, fs.inodes.read(edit.number)) if edit.attrs is None else dict(edit.attrs)
 
 
 def get(fs, ino: int, name: bytes) -> bytes:
@@ -172,7 +186,7 @@ def after_chmod(tx, fs, edit) -> None:
     """Bring the access ACL in step with the mode that *edit* has now."""
     if not edit.xattr_pfn:
         return
-    attrs = load(fs, fs.inodes.read(edit.number))
+    attrs = _current(fs, edit)
     key = (L.XATTR_ACL_ACCESS, b"")
     if key in attrs:
         attrs[key] = acl.pack(acl.with_mode(acl.parse(attrs[key]), edit.mode))
@@ -198,6 +212,6 @@ def without_capability(tx, fs, edit) -> None:
     """A write or chown takes file capabilities away."""
     if not edit.xattr_pfn:
         return
-    attrs = load(fs, fs.inodes.read(edit.number))
+    attrs = _current(fs, edit)
     if attrs.pop(CAPABILITY, None) is not None:
         store(tx, fs, edit, attrs)

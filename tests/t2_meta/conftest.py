@@ -4,14 +4,18 @@
 Limits: no mount, no FUSE; what is made here is removed here.
 """
 
+import os
+
 import pytest
 import regions
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
-settings.register_profile(
-    "ci", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
-settings.load_profile("ci")
+# DAXFS_HYPOTHESIS=hunt looks for new failures at random and does not shrink them.
+_COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("ci", derandomize=True, phases=(Phase.generate, Phase.shrink), **_COMMON)
+settings.register_profile("ci-noshrink", derandomize=True, phases=(Phase.generate,), **_COMMON)
+settings.register_profile("hunt", phases=(Phase.generate,), print_blob=True, **_COMMON)
+settings.load_profile(os.environ.get("DAXFS_HYPOTHESIS", "ci"))
 
 
 @pytest.fixture
@@ -25,6 +29,12 @@ def maker():
 def small_fs(maker):
     """A mounted file system on a region of 16 MiB."""
     return maker.make()
+
+
+@pytest.fixture
+def fsck(maker):
+    """fsck(fs): fsck.daxfs finds nothing wrong in the region's bytes as they are now."""
+    return maker.fsck
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ def used_inodes(fs) -> dict:
 def index_view(fs, node) -> tuple:
     """What a DirIndex says, in comparable form."""
     index = directory.index_of(fs, node)
-    return index.pages, dict(index.names), dict(index.starts), dict(index.ends), set(index.roomy)
+    small = {length: set(found) for length, found in index.small.items() if found}
+    return index.pages, index.names, index.starts, index.ends, set(index.roomy), small
 
 
 def check(fs, closed: bool = False) -> dict:

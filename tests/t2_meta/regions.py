@@ -10,6 +10,7 @@ import os
 
 from daxfs.meta import fs as meta_fs
 from daxfs.meta import mkfs
+from daxfs.meta.check import check_region
 from daxfs.region import Region, create_file
 
 MIB = 1 << 20
@@ -72,8 +73,22 @@ class Maker:
         """A FileSystem mounted on a copy of the bytes that *fs*'s region has now."""
         return self._mounted(self.copy(fs.region))
 
+    def fsck(self, fs) -> None:
+        """fsck.daxfs's own look at a copy of *fs*'s bytes must find nothing wrong."""
+        path = self._copied(fs.region)
+        try:
+            with Region.open([path], "cow") as region:
+                report = check_region(region)
+                found = [(problem.check, str(problem)) for problem in report.problems]
+                assert not found, found
+        finally:
+            os.unlink(path)
+
     def copy(self, region):
         """A region with the same bytes."""
+        return self.open(self._copied(region))
+
+    def _copied(self, region) -> str:
         path = self.path()
         with open(region.sources[0].path, "rb") as source, open(path, "wb") as out:
             size = os.fstat(source.fileno()).st_size
@@ -83,7 +98,7 @@ class Maker:
                 end = os.lseek(source.fileno(), at, os.SEEK_HOLE)
                 os.copy_file_range(source.fileno(), out.fileno(), end - at, at, at)
                 at = end
-        return self.open(path)
+        return path
 
     @staticmethod
     def _mounted(region):

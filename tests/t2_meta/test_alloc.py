@@ -2,6 +2,7 @@
 """The allocator against a set of free pages, and what it promises about place and cost."""
 
 import errno
+import itertools
 import time
 
 import pytest
@@ -102,7 +103,7 @@ class AllocMachine(RuleBasedStateMachine):
         runs = self.alloc.runs()
         assert pages_of(runs) == self.free and sum(n for _, n in runs) == len(self.free)
         assert self.alloc.free_pages == len(self.free) and self.alloc.held == len(self.held)
-        for (pfn, pages), (after, _) in zip(runs, runs[1:], strict=False):
+        for (pfn, pages), (after, _) in itertools.pairwise(runs):
             assert pfn + pages < after, "neighbours that were not merged"
 
 

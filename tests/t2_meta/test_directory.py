@@ -44,7 +44,7 @@ class DirectoryMachine(RuleBasedStateMachine):
     @initialize(crowd=st.sampled_from([0, 0, 150, 400]))
     def start(self, crowd):
         self.maker = regions.Maker()
-        self.fs = fs = self.maker.make()
+        self.fs = fs = self.maker.make(inodes=8000)
         self.dirs = [ns.create(fs, ROOT, name, 0o040755, ns.ROOT).ino for name in (b"one", b"two")]
         self.model = [{}, {}]
         self.reading = None
@@ -138,6 +138,7 @@ class DirectoryMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self):
+        self.maker.fsck(self.fs)
         copy = self.maker.crash_copy(self.fs)
         oracle.check(copy)
         assert {n: i for n, i, _ in listing(copy, self.dirs[0])[2:]} == self.model[0]

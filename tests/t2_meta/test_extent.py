@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from daxfs import layout as L
 from daxfs.errors import CorruptError, DaxfsError
-from daxfs.meta import extent
+from daxfs.meta import attr, extent
 from daxfs.meta import namespace as ns
 from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE
 
@@ -57,6 +57,7 @@ class ExtentMachine(RuleBasedStateMachine):
         self.maker = regions.Maker()
         self.fs = self.maker.make()
         self.node = new_file(self.fs)
+        attr.setattr(self.fs, self.node.ino, {"size": (SPAN + 100) * PAGE_SIZE})
         self.empty = self.fs.alloc.free_pages + self.fs.alloc.held
         self.rng = random.Random(seed)
         self.model = {}
@@ -92,7 +93,9 @@ class ExtentMachine(RuleBasedStateMachine):
     @rule(
         first=st.integers(0, SPAN),
         length=st.integers(1, 60),
-        kinds=st.lists(st.sampled_from([extent.HOLE, extent.UNWRITTEN, extent.MAPPED]), min_size=1, max_size=6),
+        kinds=st.lists(
+            st.sampled_from([extent.HOLE, extent.UNWRITTEN, extent.MAPPED]), min_size=1, max_size=6
+        ),
         abort=st.booleans(),
     )
     def replace(self, first, length, kinds, abort):
@@ -139,6 +142,7 @@ class ExtentMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self):
+        self.maker.fsck(self.fs)
         copy = self.maker.crash_copy(self.fs)
         assert pages_of(loaded(copy, self.node)) == self.model
         oracle.check(copy)

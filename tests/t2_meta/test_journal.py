@@ -73,7 +73,7 @@ class Plain:
     def after_crash(self, rng) -> "Plain":
         """Media after a power failure: a store since the last drain is there, not, or in 8-byte pieces."""
         image = bytearray(self.mem)
-        for place, old, new in reversed(self.unsafe):
+        for place, old, _ in reversed(self.unsafe):
             image[place : place + len(old)] = old
         for place, _, new in self.unsafe:
             share = rng.choice((0, 1, 0.5, 0.95))
@@ -98,8 +98,8 @@ def formatted() -> tuple[Plain, Journal]:
 
 def apply(model: bytearray, entries) -> None:
     for place, data in entries:
-        data = bytes(data) if isinstance(data, int) else data
-        model[place : place + len(data)] = data
+        length = data if isinstance(data, int) else len(data)
+        model[place : place + length] = bytes(data)
 
 
 def data_of(region) -> bytes:
@@ -300,7 +300,9 @@ def test_gap_is_reported_and_nothing_changed():
     assert bytes(damaged.mem) == before
 
 
-@pytest.mark.parametrize("place, data", [(END - 4, b"12345678"), (END + 4096, b"x"), (1 << 63, 4096), (DATA, 1 << 31)])
+@pytest.mark.parametrize(
+    "place, data", [(END - 4, b"12345678"), (END + 4096, b"x"), (1 << 63, 4096), (DATA, 1 << 31)]
+)
 def test_entry_outside_the_region_changes_nothing(place, data):
     region, journal = formatted()
     journal.commit([(DATA, b"good")])

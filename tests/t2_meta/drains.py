@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""What each metadata operation costs in drains and journal records: data for the test and the docs.
+
+``python tests/t2_meta/drains.py`` prints the table in Markdown.
+"""
+
+# operation: (drains, records, why it is not one and one)
+TABLE = {
+    "create": (1, 1, ""),
+    "create, first name of a directory": (1, 1, ""),
+    "create, new inode chunk": (
+        3,
+        2,
+        "zeroed chunk before the limit, the limit's own record before the inode's",
+    ),
+    "mkdir": (1, 1, ""),
+    "symlink": (1, 1, ""),
+    "symlink, long target": (1, 1, ""),
+    "mknod": (1, 1, ""),
+    "link": (1, 1, ""),
+    "rename": (1, 1, ""),
+    "rename over a file": (2, 2, "the replaced inode is freed by a record of its own"),
+    "rename, exchange": (1, 1, ""),
+    "unlink, other links left": (1, 1, ""),
+    "unlink, still open": (1, 1, ""),
+    "unlink, last": (2, 2, "the name goes, then the inode: an open file could keep it in between"),
+    "last close of an unlinked file": (1, 1, ""),
+    "rmdir": (2, 2, "as unlink"),
+    "chmod": (1, 1, ""),
+    "chown": (1, 1, ""),
+    "utimens": (1, 1, ""),
+    "setxattr": (1, 1, ""),
+    "setxattr, ACL": (1, 1, ""),
+    "removexattr": (1, 1, ""),
+    "truncate to zero": (1, 1, ""),
+    "truncate, shorter": (1, 1, ""),
+    "truncate, longer": (1, 1, ""),
+    "truncate, longer, from within a page": (
+        2,
+        1,
+        "zeros behind the old end before the record with the new size",
+    ),
+    "write that needs blocks, data apart": (1, 1, ""),
+    "lookup": (0, 0, "nothing changes"),
+    "readdir": (0, 0, "nothing changes"),
+    "readlink": (0, 0, "nothing changes"),
+    "getxattr": (0, 0, "nothing changes"),
+    "access time after a read": (0, 0, "its line is queued, durable at the next drain"),
+    "times after a write in place": (0, 0, "their line is queued, durable at the next drain"),
+    "fsync, inode in no record since the tail": (1, 0, "orders data and times before the reply"),
+    "fsync, inode in a record since the tail": (2, 0, "settle: records stand in place before the tail moves"),
+    "failed operation": (0, 0, "media are untouched"),
+}
+
+
+def markdown() -> str:
+    """The table as Markdown."""
+    rows = ["| operation | drains | records | why |", "|---|---|---|---|"]
+    rows += [f"| {name} | {drains} | {records} | {why} |" for name, (drains, records, why) in TABLE.items()]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(markdown())

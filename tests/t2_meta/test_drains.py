@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""Each operation makes the drains and records that drains.TABLE says, no more and no fewer."""
+
+from pathlib import Path
+
+import drains
+import pytest
+
+from daxfs import layout as L
+from daxfs.errors import DaxfsError
+from daxfs.meta import acl, attr, file, xattr
+from daxfs.meta import namespace as ns
+from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE
+
+ROOT = L.ROOT_INO
+FULL = [(1, 6, 0), (2, 4, 1000), (4, 4, 0), (16, 4, 0), (32, 0, 0)]
+CASES = {}
+
+
+def case(name: str):
+    """Register a function that prepares and returns the call to be counted."""
+
+    def keep(function):
+        CASES[name] = function
+        return function
+
+    return keep
+
+
+def make(fs, name=b"f", mode=0o100644, parent=ROOT, **kwargs):
+    return ns.create(fs, parent, name, mode, ns.ROOT, **kwargs).ino
+
+
+def written(fs, pages=4):
+    """A file with blocks; its number."""
+    node = fs.open(make(fs))
+    plan = file.prepare_write(fs, node, 0, pages * PAGE_SIZE - 100)
+    for _, count, pfn in plan.fresh:
+        fs.region.nt_fill(pfn << PAGE_SHIFT, 1, count << PAGE_SHIFT)
+    plan.commit(fs.clock())
+    return node.ino
+
+
+def simple(name: str, prepare, call):
+    """A case whose call takes what *prepare(fs)* gave."""
+
+    def both(fs):
+        given = prepare(fs)
+        return lambda: call(fs, given)
+
+    CASES[name] = both
+
+
+def nothing(fs):
+    make(fs, b"first")
+
+
+simple("create", nothing, lambda fs, _: make(fs))
+simple(
+    "create, first name of a directory", lambda fs: make(fs, b"d", 0o040755), lambda fs, d: make(fs, parent=d)
+)
+simple("mkdir", nothing, lambda fs, _: make(fs, mode=0o040755))
+simple("symlink", nothing, lambda fs, _: make(fs, mode=0o120777, target=b"t"))
+simple("symlink, long target", nothing, lambda fs, _: make(fs, mode=0o120777, target=b"t" * 4000))
+simple("mknod", nothing, lambda fs, _: make(fs, mode=0o020600, rdev=5))
+simple("link", make, lambda fs, ino: ns.link(fs, ino, ROOT, b"g"))
+simple("rename", make, lambda fs, ino: ns.rename(fs, ROOT, b"f", ROOT, b"g"))
+simple("chmod", make, lambda fs, ino: attr.setattr(fs, ino, {"mode": 0o600}))
+simple("chown", make, lambda fs, ino: attr.setattr(fs, ino, {"uid": 1, "gid": 2}))
+simple("utimens", make, lambda fs, ino: attr.setattr(fs, ino, {"atime": 1, "mtime": 2}))
+simple("setxattr", make, lambda fs, ino: xattr.put(fs, ino, b"user.a", b"1"))
+simple("setxattr, ACL", make, lambda fs, ino: xattr.put(fs, ino, b"system.posix_acl_access", acl.pack(FULL)))
+simple("unlink, last", make, lambda fs, ino: ns.unlink(fs, ROOT, b"f"))
+simple("rmdir", lambda fs: make(fs, mode=0o040755), lambda fs, ino: ns.rmdir(fs, ROOT, b"f"))
+simple("unlink, still open", lambda fs: fs.open(make(fs)), lambda fs, node: ns.unlink(fs, ROOT, b"f"))
+simple("truncate to zero", written, lambda fs, ino: attr.setattr(fs, ino, {"size": 0}))
+simple("truncate, shorter", written, lambda fs, ino: attr.setattr(fs, ino, {"size": PAGE_SIZE}))
+simple("truncate, longer", make, lambda fs, ino: attr.setattr(fs, ino, {"size": 1 << 30}))
+simple(
+    "truncate, longer, from within a page", written, lambda fs, ino: attr.setattr(fs, ino, {"size": 1 << 30})
+)
+simple("lookup", make, lambda fs, ino: ns.lookup(fs, ROOT, b"f"))
+simple("readdir", make, lambda fs, ino: list(ns.readdir(fs, ROOT, 0)))
+simple("readlink", lambda fs: make(fs, mode=0o120777, target=b"t" * 999), ns.readlink)
+simple("access time after a read", make, attr.touch_read)
+simple("times after a write in place", make, attr.touch_write)
+
+
+@case("create, new inode chunk")
+def _(fs):
+    for n in range(len(fs.inodes.free)):
+        make(fs, b"%d" % n)
+    return lambda: make(fs)
+
+
+@case("rename over a file")
+def _(fs):
+    make(fs)
+    make(fs, b"g")
+    return lambda: ns.rename(fs, ROOT, b"f", ROOT, b"g")
+
+
+@case("rename, exchange")
+def _(fs):
+    make(fs)
+    make(fs, b"g", 0o040755)
+    return lambda: ns.rename(fs, ROOT, b"f", ROOT, b"g", ns.RENAME_EXCHANGE)
+
+
+@case("unlink, other links left")
+def _(fs):
+    ns.link(fs, make(fs), ROOT, b"g")
+    return lambda: ns.unlink(fs, ROOT, b"g")
+
+
+@case("last close of an unlinked file")
+def _(fs):
+    node = fs.nodes[written(fs)]
+    ns.unlink(fs, ROOT, b"f")
+    return lambda: fs.release(node)
+
+
+@case("getxattr")
+def _(fs):
+    ino = make(fs)
+    xattr.put(fs, ino, b"user.a", b"1")
+    return lambda: xattr.get(fs, ino, b"user.a")
+
+
+@case("removexattr")
+def _(fs):
+    ino = make(fs)
+    xattr.put(fs, ino, b"user.a", b"1")
+    return lambda: xattr.remove(fs, ino, b"user.a")
+
+
+@case("write that needs blocks, data apart")
+def _(fs):
+    plan = file.prepare_write(fs, fs.open(make(fs)), 0, 10 * PAGE_SIZE)
+    return lambda: plan.commit(fs.clock())
+
+
+@case("fsync, inode in no record since the tail")
+def _(fs):
+    ino = written(fs)
+    fs.journal.settle()
+    attr.touch_write(fs, ino)
+    return lambda: fs.sync_inode(ino)
+
+
+@case("fsync, inode in a record since the tail")
+def _(fs):
+    ino = written(fs)
+    return lambda: fs.sync_inode(ino)
+
+
+@case("failed operation")
+def _(fs):
+    make(fs)
+
+    def fails():
+        with pytest.raises(DaxfsError):
+            make(fs)
+        with pytest.raises(DaxfsError):
+            make(fs, b"s", 0o120777, target=b"t" * 5000)
+
+    return fails
+
+
+@pytest.mark.parametrize("name", drains.TABLE)
+def test_drains_and_records(small_fs, name):
+    fs = small_fs
+    call = CASES[name](fs)
+    before = fs.region.flush.counters()["drain"], fs.journal.records
+    call()
+    found = fs.region.flush.counters()["drain"] - before[0], fs.journal.records - before[1]
+    assert found == drains.TABLE[name][:2]
+
+
+def test_the_table_is_whole():
+    assert set(CASES) == set(drains.TABLE)
+    assert all(why for number, records, why in drains.TABLE.values() if (number, records) != (1, 1))
+
+
+def test_one_more_drain_for_each_lap_of_the_ring(small_fs):
+    """What a long run of operations costs: one drain each, three when a lap ends (skip, settle)."""
+    fs = small_fs
+    ino, before = make(fs), fs.region.flush.counters()["drain"]
+    start = fs.journal.head
+    for n in range(3000):
+        attr.setattr(fs, ino, {"mode": n & 0o777})
+    laps = (fs.journal.head - start) // fs.journal.size + 1
+    assert 3000 <= fs.region.flush.counters()["drain"] - before <= 3000 + 3 * laps + 3
+
+
+def test_the_documentation_quotes_the_table():
+    text = (Path(__file__).parents[2] / "docs" / "durability.md").read_text()
+    assert drains.markdown() in text

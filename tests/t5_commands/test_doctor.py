@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""daxfs doctor and quickstart: the probes against made-up hosts, and one real round."""
+
+import json
+import os
+
+import mounts
+import pytest
+
+from daxfs import _flush
+from daxfs.cli import common, doctor, quickstart
+
+MOUNTINFO = """\
+20 1 0:20 / / rw - ext4 /dev/vda rw
+21 20 0:21 / /dev/shm rw - tmpfs tmpfs rw,size=1k{huge}
+22 20 259:0 / /pmem rw - {fs} /dev/pmem0 rw{dax}
+"""
+
+
+def host(tmp_path, **files):
+    for name, text in files.items():
+        path = tmp_path / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def write(root, path, text=""):
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def test_an_empty_host_has_answers_to_everything(tmp_path):
+    findings = doctor.examine(str(tmp_path))
+    by_name = {one.name: one for one in findings}
+    assert by_name["/dev/fuse"].ok is False and "modprobe" in by_name["/dev/fuse"].todo
+    assert all(one.value for one in findings)
+    assert all(one.todo for one in findings if one.ok is False)
+    assert len(by_name) == len(findings) >= 14
+
+
+@pytest.mark.parametrize(
+    ("release", "works", "direct"),
+    [("5.3.0", False, None), ("5.4.0-1", True, None), ("6.8.12", True, None), ("6.9.0", True, True),
+     ("6.18.44-x", True, True)],
+)
+def test_kernel_versions(tmp_path, release, works, direct):
+    write(tmp_path, "proc/sys/kernel/osrelease", release + "\n")
+    assert doctor.kernel(tmp_path).ok is works and doctor.passthrough(tmp_path).ok is direct
+
+
+@pytest.mark.parametrize(("value", "ok"), [("Y\n", True), ("N\n", None), (None, None)])
+def test_fuse_uring(tmp_path, value, ok):
+    if value:
+        write(tmp_path, "sys/module/fuse/parameters/enable_uring", value)
+    found = doctor.fuse_uring(tmp_path)
+    assert found.ok is ok and bool(found.todo) is (value == "N\n")
+
+
+@pytest.mark.parametrize(
+    ("enabled", "huge", "ok"),
+    [("[never]", "", None), ("[never]", ",huge=always", True), ("always [deny]", ",huge=always", None),
+     ("[force]", "", True), (None, ",huge=always", None)],
+)
+def test_tmpfs_huge(tmp_path, enabled, huge, ok):
+    write(tmp_path, "proc/self/mountinfo", MOUNTINFO.format(huge=huge, fs="ext4", dax=""))
+    if enabled:
+        write(tmp_path, "sys/kernel/mm/transparent_hugepage/shmem_enabled", enabled)
+    assert doctor.tmpfs_huge(tmp_path).ok is ok
+
+
+@pytest.mark.parametrize(
+    ("fs", "dax", "ok"),
+    [("ext4", ",dax", True), ("xfs", ",dax=always", True), ("xfs", ",dax=inode", True), ("ext4", "", None),
+     ("xfs", ",dax=never", None), ("btrfs", ",dax", None)],
+)
+def test_fsdax_mounts(tmp_path, fs, dax, ok):
+    write(tmp_path, "proc/self/mountinfo", MOUNTINFO.format(huge="", fs=fs, dax=dax))
+    found = doctor.map_sync(tmp_path)
+    assert found.ok is ok and ("/pmem" in found.value) is (ok is True)
+
+
+def test_devices(tmp_path):
+    assert doctor.pmem(tmp_path).ok is None
+    write(tmp_path, "sys/block/pmem0/size")
+    write(tmp_path, "sys/bus/dax/devices/dax0.0/size")
+    assert doctor.pmem(tmp_path).value == "/dev/pmem0, /dev/dax0.0"
+
+
+def test_fuse_conf_and_capabilities(tmp_path):
+    assert doctor.allow_other(tmp_path).ok is None
+    write(tmp_path, "etc/fuse.conf", "#user_allow_other\n")
+    assert doctor.allow_other(tmp_path).ok is None
+    write(tmp_path, "etc/fuse.conf", "mount_max = 9\nuser_allow_other\n")
+    assert doctor.allow_other(tmp_path).ok is True
+    write(tmp_path, "proc/self/status", "CapEff:\t0000000000200000\n")
+    assert doctor.admin(tmp_path).ok is True
+    write(tmp_path, "proc/self/status", "CapEff:\t00000000000fffff\n")
+    assert doctor.admin(tmp_path).ok is None
+
+
+def test_cpu_names_what_the_kernels_are(tmp_path, monkeypatch):
+    assert all(kind in doctor.cpu(tmp_path).value for kind in _flush.available()["nt"])
+    monkeypatch.setattr(_flush, "available", lambda: {"flush": ["none", "msync"], "nt": ["generic"]})
+    assert doctor.cpu(tmp_path).ok is None and doctor.cpu(tmp_path).todo
+    monkeypatch.setattr(_flush, "available", lambda: {"flush": ["clflush", "none"], "nt": ["generic"]})
+    assert doctor.cpu(tmp_path).ok is None
+
+
+def test_missing_tools(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "find_tool", lambda name: None)
+    assert [(one.ok, bool(one.todo)) for one in doctor.tools(tmp_path)] == [(None, True)] * 3
+
+
+def test_command_in_json_and_in_80_columns():
+    done = mounts.run([mounts.command("daxfs"), "doctor", "--json"], check=False)
+    facts = json.loads(done.stdout)
+    assert done.returncode == (0 if facts["works"] else 1)
+    assert {"name", "ok", "value", "why", "todo"} == set(facts["findings"][0])
+    text = mounts.run([mounts.command("daxfs"), "doctor"], check=False).stdout
+    assert max(len(line) for line in text.splitlines()) <= 80 and "…" not in text
+
+
+@pytest.mark.mount
+def test_quickstart_and_undo(tmp_path):
+    env = {**os.environ, "DAXFS_QUICKSTART": str(tmp_path / "home")}
+    where = tmp_path / f"{mounts.PREFIX}quick"
+
+    def quick(*args, status=0):
+        done = mounts.run([mounts.command("daxfs"), "quickstart", *args], check=False, env=env)
+        assert done.returncode == status and "Traceback" not in done.stderr, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    try:
+        text = quick("-s", "64M", where)
+        assert "mkfs.daxfs" in text and "--undo" in text and "not power-fail safe" in text
+        assert (where / "hello").read_text() == "hello, daxfs\n"
+        assert "there already" in quick(where)
+        mounts.run(["umount", where])
+        assert "--undo" in quick(where, status=1)
+    finally:
+        quick("--undo")
+    assert not where.exists() and not (tmp_path / "home").exists() and mounts.mounts_of(where) == []
+    assert "nothing to undo" in quick("--undo")
+
+
+@pytest.mark.mount
+def test_quickstart_that_fails_leaves_nothing(tmp_path):
+    env = {**os.environ, "DAXFS_QUICKSTART": str(tmp_path / "home")}
+    done = mounts.run([mounts.command("daxfs"), "quickstart", "-s", "1M"], check=False, env=env)
+    assert done.returncode == 1 and "8388608" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fio_summary_takes_anything():
+    job = {"iops": 1234.5, "clat_ns": {"mean": 90_000}}
+    lines = quickstart.fio_summary("note\n" + json.dumps({"jobs": [{"read": job, "write": job}]}))
+    assert lines == ["read: 1234/s, each 90.0 µs", "write: 1234/s, each 90.0 µs"]
+    assert quickstart.fio_summary("nothing") == quickstart.fio_summary("{}") == []
