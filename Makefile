@@ -70,10 +70,12 @@ dist: $(VENV)/.tools
 	$(VENV)/bin/python -m build --outdir dist .
 
 quickstart: build
+	$(SUDO) $(VENV)/bin/daxfs install-links
 	$(SUDO) $(VENV)/bin/daxfs quickstart
 
 unquickstart:
-	if [ -x $(VENV)/bin/daxfs ]; then $(SUDO) $(VENV)/bin/daxfs quickstart --undo; fi
+	if [ -x $(VENV)/bin/daxfs ]; then \
+		$(SUDO) $(VENV)/bin/daxfs quickstart --undo; $(SUDO) $(VENV)/bin/daxfs install-links --remove; fi
 
 clean:
 	rm -rf build dist $(VENV)
