@@ -24,6 +24,7 @@ from ..fault._decision import CachedFaults
 from ..meta import attr, namespace, xattr
 from ..meta.file import killed_privileges
 from ..meta.namespace import Creds
+from .handshake import FEATURES, HANDOFF_NODE
 from .stats import Stats
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # Nobody but this kernel changes the file system, and it forgets what its own requests change.
 TIMEOUT = 3600.0
 ENOSPC_RETRIES = 20
+_KILLPRIV = 1 << FEATURES["handle_killpriv_v2"]
 
 
 def handler(method):
@@ -44,7 +46,7 @@ def handler(method):
         try:
             return method(self, *args)
         except OSError as error:
-            # The kernel asks for security.capability before each buffered write; "none" is an answer.
+            # The kernel asks for xattrs that are not there (security.capability); "none" is an answer.
             counter.errors += error.errno != errno.ENODATA
             if error.errno == errno.ENOSPC and self.fs.orphans:
                 return await self.retry(method, args)
@@ -101,6 +103,13 @@ class Operations(pyfuse3.Operations):
         self.counters = {name: stats.operation(name) for name in names}
         self.handles: dict[int, Handle] = {}
         self.next_handle = 1
+        self.link = None  # handshake.Link where we mounted by ourselves
+        self.killpriv = False
+
+    def handoff(self) -> None:
+        """The made-up FORGET of the handshake: INIT is answered, no request was read from the kernel yet."""
+        self.killpriv = bool(self.link.flags & _KILLPRIV)
+        self.link.takeover()
 
     # -- errors ----------------------------------------------------------------------------
 
@@ -166,6 +175,9 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inodes):
         for ino, count in inodes:
+            if ino == HANDOFF_NODE:
+                self.handoff()
+                continue
             try:
                 self.fs.forget(ino, count)
             except Exception:
@@ -190,13 +202,17 @@ class Operations(pyfuse3.Operations):
             changes["atime"] = new.st_atime_ns
         if fields.update_mtime:
             changes["mtime"] = new.st_mtime_ns
-        if fields.update_size and ctx.uid:
-            inode = self.fs.inodes.read(ino)
-            mode = changes.get("mode", inode.mode & 0o7777) | inode.mode & namespace.S_IFMT
-            if mode & 0o6000:
-                changes["mode"] = killed_privileges(mode, group_check(ctx)(inode.gid)) & 0o7777
+        if fields.update_size or fields.update_uid or fields.update_gid:
+            self._without_set_ids(ino, changes, ctx)
         attr.setattr(self.fs, ino, changes)
         return self.entry(self.fs.inodes.read(ino))
+
+    def _without_set_ids(self, ino: int, changes: dict, ctx) -> None:
+        """Put into *changes* of size or owner that they take setuid and setgid away; for root attr does."""
+        inode = self.fs.inodes.read(ino)
+        mode = changes.get("mode", inode.mode & 0o7777) | inode.mode & namespace.S_IFMT
+        if ctx.uid and mode & 0o6000:
+            changes["mode"] = killed_privileges(mode, group_check(ctx)(inode.gid)) & 0o7777
 
     # -- names -----------------------------------------------------------------------------
 
@@ -208,12 +224,14 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def mknod(self, parent, name, mode, rdev, ctx):
-        return self.told(namespace.create(self.fs, parent, name, mode, Creds(ctx.uid, ctx.gid), rdev))
+        creds = Creds(ctx.uid, ctx.gid, ctx.umask)
+        return self.told(namespace.create(self.fs, parent, name, mode, creds, rdev))
 
     @handler
     def mkdir(self, parent, name, mode, ctx):
         mode = mode & 0o7777 | namespace.S_IFDIR
-        return self.told(namespace.create(self.fs, parent, name, mode, Creds(ctx.uid, ctx.gid)))
+        creds = Creds(ctx.uid, ctx.gid, ctx.umask)
+        return self.told(namespace.create(self.fs, parent, name, mode, creds))
 
     @handler
     def symlink(self, parent, name, target, ctx):
@@ -260,13 +278,15 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.EROFS, "read-only")
         self.fs.inodes.read(ino)
         if flags & os.O_TRUNC:
-            attr.setattr(self.fs, ino, {"size": 0})
+            changes = {"size": 0}
+            self._without_set_ids(ino, changes, ctx)
+            attr.setattr(self.fs, ino, changes)
         return self._opened(ino, flags, ctx)
 
     @handler
     def create(self, parent, name, mode, flags, ctx):
         mode = mode & 0o7777 | namespace.S_IFREG
-        inode = namespace.create(self.fs, parent, name, mode, Creds(ctx.uid, ctx.gid))
+        inode = namespace.create(self.fs, parent, name, mode, Creds(ctx.uid, ctx.gid, ctx.umask))
         return self._opened(inode.ino, flags, ctx), self.told(inode)
 
     @handler
@@ -281,9 +301,10 @@ class Operations(pyfuse3.Operations):
         handle = self.handles[fh]
         if not handle.direct:
             self.faults.request(handle.node.map, pos, len(data), True)
-        if handle.in_group is not None:
-            # The kernel leaves to us: all of it for direct I/O, setgid without group execute in any case.
-            attr.drop_privileges(self.fs, handle.ino, handle.in_group, handle.direct)
+        # The kernel leaves to us: all of it with HANDLE_KILLPRIV_V2; without it all of it for direct I/O, and
+        # setgid without group execute in any case.
+        if handle.in_group is not None or (self.killpriv and handle.node.capability is not False):
+            attr.drop_privileges(self.fs, handle.node, handle.in_group, self.killpriv or handle.direct)
         return self.files.write(handle.node, pos, data)
 
     @handler

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """One mount from its region's opening to its closing, in this process.
 
-With ops.py the only place that knows pyfuse3 and trio. pyfuse3 keeps its session in module globals: one
-mount for each process. The kernel's mount is taken away before the region is closed, and whatever happens
-after pyfuse3.init it is taken away. This process never touches a path on its own mount after pyfuse3.init:
-nobody would answer.
+With ops.py the only place that knows pyfuse3. pyfuse3 keeps its session in module globals: one mount for
+each process. We mount by ourselves (handshake.py) or, where that can't be, have libfuse do it. The kernel's
+mount is taken away before the region is closed, whatever happens after it was made. This process never
+touches a path on its own mount after that: nobody would answer.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import pyfuse3
 import trio
 
 from daxfs.errors import DaxfsError, SourceError, fail
-from daxfs.fuse import control, facts, mountinfo
+from daxfs.fuse import control, facts, handshake, mountinfo
 from daxfs.fuse.ops import make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
 from daxfs.layout import ROOT_INO
@@ -43,6 +43,8 @@ class Session:
         self.region: Region | None = None
         self.fs: metafs.FileSystem | None = None
         self.mount: mountinfo.Mount | None = None
+        self.link: handshake.Link | None = None  # None: libfuse mounts
+        self.link_why = ""
 
     def open(self) -> None:
         """Region and file system, with replay. SourceError, FormatError, CorruptError, UsageError."""
@@ -78,7 +80,7 @@ class Session:
         *ready()* is called when the mount is there and will be answered.
         """
         self.operations = make_operations(self.fs, self.config)
-        _init(self.operations, self.mountpoint, fuse_arguments(self.config))
+        self._connect()
         try:
             self.mount = mountinfo.mount_at(self.mountpoint)
             if self.mount is None or self.mount.fstype not in mountinfo.TYPES:
@@ -87,7 +89,25 @@ class Session:
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             # Takes the mount away, lazily where it is in use, and ends requests that nobody answered.
-            pyfuse3.close(unmount=True)
+            if self.link is not None:
+                self.link.close(lambda: pyfuse3.close(unmount=False))
+            else:
+                pyfuse3.close(unmount=True)
+
+    def _connect(self) -> None:
+        """The mount and pyfuse3's session on it, both or an exception and neither."""
+        try:
+            self.link = self.operations.link = handshake.Link.open(self.config, self.mountpoint)
+        except handshake.Unusable as exc:
+            self.link_why = str(exc)
+            log.info("%s: mounted by libfuse, with the features that it knows: %s", self.mountpoint, exc)
+            _init(self.operations, self.mountpoint, self.mountpoint, fuse_arguments(self.config))
+            return
+        try:
+            _init(self.operations, self.mountpoint, self.link.path, [])
+        except BaseException:
+            self.link.close(None)
+            raise
 
     async def _main(self, ready) -> None:
         listener = self._listen()
@@ -96,12 +116,22 @@ class Session:
                 nursery.start_soon(self._signals)
                 if listener:
                     nursery.start_soon(listener.serve, nursery)
-                nursery.start_soon(_call, ready)
+                nursery.start_soon(self._begin, ready)
                 await pyfuse3.main()
                 nursery.cancel_scope.cancel()
         finally:
             if listener:
                 listener.close()
+
+    async def _begin(self, ready) -> None:
+        """Say that we are ready, after the handshake if there is one."""
+        if self.link is not None:
+            if not await self.link.negotiate():
+                log.info("%s: unmounted before it was ready", self.mountpoint)
+                pyfuse3.terminate()
+                return
+            log.debug("%s: agreed on %s", self.mountpoint, " ".join(handshake.names(self.link.flags)))
+        ready()
 
     def _listen(self) -> control.Listener | None:
         """The control socket; without one the mount still works, but can't be asked."""
@@ -146,6 +176,8 @@ class Session:
             "safety": region["safety"],
             "readonly": self.fs.readonly,
             "replayed": self.fs.replayed,
+            "init": handshake.names(self.link.flags) if self.link else [],
+            "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
             "region": region,
         }
 
@@ -222,18 +254,14 @@ def _plain(exc: BaseException) -> BaseException:
     return exc
 
 
-async def _call(ready) -> None:
-    ready()
-
-
-def _init(operations, mountpoint: str, arguments: list[str]) -> None:
-    """pyfuse3.init, with what libfuse writes to descriptor 2 made part of the error."""
+def _init(operations, mountpoint: str, where: str, arguments: list[str]) -> None:
+    """pyfuse3.init on *where*, with what libfuse writes to descriptor 2 made part of the error."""
     sys.stderr.flush()
     saved, catcher = os.dup(2), os.memfd_create("daxfs-libfuse")
     os.dup2(catcher, 2)
     problem = None
     try:
-        pyfuse3.init(operations, mountpoint, arguments)
+        pyfuse3.init(operations, where, arguments)
     except (RuntimeError, UnicodeError) as exc:
         problem = exc
     finally:

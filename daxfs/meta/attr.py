@@ -20,7 +20,8 @@ def setattr(fs, ino: int, changes: dict) -> None:
     """Change mode, uid, gid, size, atime, mtime (times in ns) together, as one transaction.
 
     Who may do it the kernel has checked. A chown takes setuid, setgid and file
-    capabilities away, as chown(2) says, whoever calls it; a chmod keeps the ACL in step.
+    capabilities away, as chown(2) says, whoever calls it, a truncation the capabilities; a chmod
+    keeps the ACL in step.
     """
     now = fs.clock()
     apply = _Apply(fs, changes, now)
@@ -30,7 +31,8 @@ def setattr(fs, ino: int, changes: dict) -> None:
             raise fail(errno.EINVAL)
         node = fs.node(ino)
         try:
-            file.truncate(fs, node, changes["size"], now, apply if len(changes) > 1 else None)
+            more = len(changes) > 1 or inode.xattr_pfn
+            file.truncate(fs, node, changes["size"], now, apply if more else None)
         finally:
             fs.drop_unused(ino)
         return
@@ -52,6 +54,7 @@ class _Apply:
             edit.uid = changes.get("uid", edit.uid)
             edit.gid = changes.get("gid", edit.gid)
             edit.mode = file.killed_privileges(edit.mode)
+        if "size" in changes or "uid" in changes or "gid" in changes:
             xattr.without_capability(tx, self.fs, edit)
         if "mode" in changes:
             edit.mode = edit.mode & 0o170000 | changes["mode"] & 0o7777
@@ -84,20 +87,21 @@ def touch_write(fs, ino: int) -> None:
     fs.store_times(ino, _MTIME, _TIMES.pack(now, now))
 
 
-def drop_privileges(fs, ino: int, in_group, capability: bool) -> None:
-    """What a write by somebody without CAP_FSETID takes away: setuid, setgid, maybe file capabilities.
+def drop_privileges(fs, node, in_group, capability: bool) -> None:
+    """What a write takes away: setuid and setgid by somebody without CAP_FSETID, and file capabilities.
 
-    *in_group(gid)* says whether the writer is in that group; asked only where it matters.
+    *in_group(gid)* says whether the writer is in that group, asked only where it matters; None: he has
+    CAP_FSETID. *capability*: file capabilities are ours to remove, whoever writes.
     """
-    mode = fs.inodes.mode(ino)
-    if not mode & 0o6000 and not capability:
-        return
-    inode = fs.inodes.read(ino)
-    killed = file.killed_privileges(mode, not mode & 0o2000 or in_group(inode.gid))
-    if killed == mode and not (capability and xattr.CAPABILITY in xattr.load(fs, inode)):
+    mode = fs.inodes.mode(node.ino)
+    capability = capability and node.capability is not False and xattr.has_capability(fs, node)
+    killed = mode
+    if in_group is not None and mode & 0o6000:
+        killed = file.killed_privileges(mode, not mode & 0o2000 or in_group(fs.inodes.read(node.ino).gid))
+    if killed == mode and not capability:
         return
     with fs.begin() as tx:
-        edit = tx.inode(ino)
+        edit = tx.inode(node.ino)
         edit.mode = killed
         if capability:
             xattr.without_capability(tx, fs, edit)

@@ -26,10 +26,11 @@ class Node:
 
     ``map``: extents and size for the data path. ``blocks``: pfns of the chain of
     extent blocks. ``free_slots``: slots without an extent. ``opens``: handles.
-    ``index``: of a directory (`dir.DirIndex`), once it was needed.
+    ``index``: of a directory (`dir.DirIndex`), once it was needed. ``capability``: whether it has
+    file capabilities (the xattr), None: not known yet.
     """
 
-    __slots__ = ("blocks", "free_slots", "index", "ino", "map", "opens", "stale_times")
+    __slots__ = ("blocks", "capability", "free_slots", "index", "ino", "map", "opens", "stale_times")
 
     def __init__(self, ino: int, size: int):
         self.ino = ino
@@ -40,6 +41,7 @@ class Node:
         self.opens = 0
         self.index = None
         self.stale_times = False
+        self.capability: bool | None = None
 
 
 def parse_slot(raw, offset: int):

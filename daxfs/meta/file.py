@@ -18,12 +18,12 @@ RESERVE = 2  # pages that file data may not take: an extent block and a director
 
 
 def killed_privileges(mode: int, in_group: bool = True) -> int:
-    """*mode* of a regular file after a change by somebody without CAP_FSETID.
+    """*mode* after a change by somebody without CAP_FSETID. A directory keeps its bits.
 
     Setuid goes; setgid goes where group execute is set or the caller is not in
     the group (the kernel's ``setattr_should_drop_sgid``).
     """
-    if mode & 0o170000 != 0o100000:
+    if mode & 0o170000 == 0o040000:
         return mode
     mode &= ~0o4000
     return mode & ~0o2000 if mode & 0o010 or not in_group else mode

@@ -19,10 +19,11 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 
 class Creds(NamedTuple):
-    """Who asks: the owner of what is created."""
+    """Who asks: the owner of what is created; his umask, where it was not applied to the mode yet."""
 
     uid: int
     gid: int
+    umask: int = 0
 
 
 ROOT = Creds(0, 0)
@@ -79,7 +80,7 @@ def create(fs, parent: int, name: bytes, mode: int, creds: Creds, rdev: int = 0,
     """Make a file, directory, symlink, device node, FIFO or socket; returns its inode.
 
     EEXIST, ENOENT in a directory that was removed, ENOSPC, EMLINK, ENAMETOOLONG.
-    The group comes from a setgid directory, the ACL from its default ACL.
+    The group comes from a setgid directory, the ACL from its default ACL; without one the umask counts.
     """
     _check_name(name)
     dir_inode, node = _dir(fs, parent)
@@ -94,7 +95,7 @@ def create(fs, parent: int, name: bytes, mode: int, creds: Creds, rdev: int = 0,
     if dir_inode.mode & S_ISGID:
         gid = dir_inode.gid
         mode |= S_ISGID if is_dir else 0
-    attrs, mode = xattr.inherited(fs, dir_inode, mode)
+    attrs, mode = xattr.inherited(fs, dir_inode, mode, creds.umask)
     now = fs.clock()
     with fs.begin() as tx:
         ino = fs.new_ino(tx)

@@ -79,6 +79,10 @@ def store(tx, fs, edit, attrs: dict) -> None:
     if len(raw) > TOTAL_MAX:
         raise fail(errno.ENOSPC)
     edit.attrs = attrs
+    node = fs.nodes.get(edit.number)
+    if node is not None:
+        has = CAPABILITY in attrs
+        tx.after(lambda: setattr(node, "capability", has))
     pfn = _place(tx, fs, edit, -(-len(raw) // PAGE_SIZE) if attrs else 0)
     if not pfn:
         return
@@ -193,12 +197,14 @@ def after_chmod(tx, fs, edit) -> None:
         store(tx, fs, edit, attrs)
 
 
-def inherited(fs, parent, mode: int) -> tuple[dict, int]:
-    """(attributes, mode) that a new inode with *mode* gets from its directory's default ACL."""
+def inherited(fs, parent, mode: int, umask: int) -> tuple[dict, int]:
+    """(attributes, mode) that a new inode with *mode* gets: by its directory's default ACL, or *umask*."""
     key = (L.XATTR_ACL_DEFAULT, b"")
     attrs = load(fs, parent) if parent.xattr_pfn else {}
-    if key not in attrs or mode & 0o170000 == 0o120000:
+    if mode & 0o170000 == 0o120000:
         return {}, mode
+    if key not in attrs:
+        return {}, mode & ~(umask & 0o777)
     access, bits = acl.inherit(acl.parse(attrs[key]), mode)
     out = {}
     if access is not None:
@@ -208,8 +214,15 @@ def inherited(fs, parent, mode: int) -> tuple[dict, int]:
     return out, bits
 
 
+def has_capability(fs, node) -> bool:
+    """Whether an inode in use has file capabilities; looked up once, then `store` keeps the answer."""
+    if node.capability is None:
+        node.capability = CAPABILITY in load(fs, fs.inodes.read(node.ino))
+    return node.capability
+
+
 def without_capability(tx, fs, edit) -> None:
-    """A write or chown takes file capabilities away."""
+    """A write, truncation or chown takes file capabilities away."""
     if not edit.xattr_pfn:
         return
     attrs = _current(fs, edit)

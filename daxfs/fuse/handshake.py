@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: MIT
+"""mount(2) and FUSE's INIT by ourselves, so that features which libfuse does not know can be negotiated.
+
+The kernel's /dev/fuse descriptor is mounted here; libfuse gets one end of a socket pair in its place
+("/dev/fd/N"). INIT goes to libfuse through the pair, its reply is patched on the way to the kernel. Then
+the kernel's descriptor takes the place of libfuse's end (dup2), and nothing stands between any more: later
+requests cost what they cost without this.
+
+Limits: one thread, the trio loop's. What `Link.open` began must be ended with `Link.close`. The dup2 may happen
+only while no task waits for that descriptor: epoll would go on watching the socket that is gone. So it is
+done inside a request: `negotiate` sends one made-up FORGET, whose handler (ops.forget) calls `takeover`.
+pyfuse3's task has read it and given the lock on, but no other task ran since; the next one that waits finds a
+descriptor that epoll does not know yet, and trio adds it.
+"""
+
+import ctypes
+import errno
+import os
+import select
+import socket
+import struct
+
+import trio
+
+from daxfs.errors import SourceError
+from daxfs.fuse import mountinfo
+from daxfs.fuse.options import SUBTYPE, MountConfig
+
+DEVICE = "/dev/fuse"
+SWITCH = "DAXFS_HANDSHAKE"  # "libfuse" in the environment: leave mount and INIT to libfuse (for tests)
+
+# linux/fuse.h: message sizes, opcodes, the INIT flags as one 64-bit word (flags2 is its upper half).
+IN_HEADER, OUT_HEADER = struct.Struct("=IIQQIIII"), struct.Struct("=IiQ")
+_WORD = struct.Struct("=I")
+_IN_FLAGS, _IN_FLAGS2 = IN_HEADER.size + 12, IN_HEADER.size + 16
+_OUT_FLAGS, _OUT_FLAGS2 = OUT_HEADER.size + 12, OUT_HEADER.size + 32
+FORGET, INIT = 2, 26
+INIT_EXT = 1 << 30
+FEATURES = {
+    "async_read": 0, "posix_locks": 1, "atomic_o_trunc": 3, "export_support": 4, "big_writes": 5,
+    "dont_mask": 6, "splice_write": 7, "splice_move": 8, "splice_read": 9, "flock_locks": 10,
+    "ioctl_dir": 11, "auto_inval_data": 12, "readdirplus": 13, "readdirplus_auto": 14, "async_dio": 15,
+    "writeback_cache": 16, "no_open_support": 17, "parallel_dirops": 18, "handle_killpriv": 19,
+    "posix_acl": 20, "abort_error": 21, "max_pages": 22, "cache_symlinks": 23, "no_opendir_support": 24,
+    "explicit_inval_data": 25, "handle_killpriv_v2": 28, "setxattr_ext": 29, "init_ext": 30,
+    "direct_io_allow_mmap": 36, "passthrough": 37, "over_io_uring": 41,
+}  # fmt: skip
+WANTED = sum(1 << FEATURES[name] for name in ("dont_mask", "handle_killpriv_v2", "direct_io_allow_mmap"))
+# pyfuse3 copies what it gets, so a pipe in between is two system calls more for each request.
+UNWANTED = sum(1 << FEATURES[name] for name in ("splice_write", "splice_move", "splice_read"))
+# A node that can't exist: inode numbers are below 2**32.
+HANDOFF_NODE = 1 << 63 | 0x6461786673
+
+# linux/mount.h: the flags of mount(2), and the value that the option must have for them.
+_MS = {"suid": (2, False), "dev": (4, False), "exec": (8, False), "sync": (16, True), "dirsync": (128, True)}
+_MS_RDONLY, _MS_NOATIME, _MS_NODIRATIME, _MNT_DETACH = 1, 1024, 2048, 2
+_DEFAULTS = {"suid": False, "dev": False, "exec": True}  # as libfuse has them
+_FOR_LIBFUSE = ("allow_root", "auto_unmount")  # libfuse's own emulations
+# What mount(8) says. EPERM, EACCES and EINVAL are no errors yet: libfuse, with fusermount3, may be let.
+_REFUSED = {
+    errno.ENOENT: "mount point does not exist",
+    errno.ENOTDIR: "mount point is not a directory",
+    errno.EBUSY: "already mounted or mount point busy",
+    errno.ENODEV: "unknown filesystem type 'fuse': modprobe fuse",
+    errno.ENOSPC: "too many mounts (sysctl fs.mount-max)",
+}
+
+
+class Unusable(Exception):
+    """This mount is libfuse's to make; the text says why."""
+
+
+def names(flags: int) -> list[str]:
+    """Names of the INIT features in a 64-bit word of flags; ``bit N`` for one without a name here."""
+    known = {bit: name for name, bit in FEATURES.items()}
+    return [known.get(bit, f"bit {bit}") for bit in range(64) if flags >> bit & 1]
+
+
+def offered(request: bytes) -> int:
+    """The 64 flags of a kernel's INIT request. SourceError where *request* is none."""
+    if len(request) < _IN_FLAGS + 4 or IN_HEADER.unpack_from(request)[1] != INIT:
+        raise SourceError(f"the first request of the kernel is not INIT: {request[:48].hex()}", errno.EPROTO)
+    flags = _WORD.unpack_from(request, _IN_FLAGS)[0]
+    if flags & INIT_EXT and len(request) >= _IN_FLAGS2 + 4:
+        flags |= _WORD.unpack_from(request, _IN_FLAGS2)[0] << 32
+    return flags
+
+
+def without_splice(request: bytes) -> bytes:
+    """The INIT request as libfuse shall see it."""
+    out = bytearray(request)
+    _WORD.pack_into(out, _IN_FLAGS, _WORD.unpack_from(request, _IN_FLAGS)[0] & ~UNWANTED)
+    return bytes(out)
+
+
+def patched(reply: bytes, offer: int) -> tuple[bytes, int]:
+    """libfuse's INIT reply with the features that we want and the kernel has; and all 64 flags in it.
+
+    SourceError where libfuse answered with an error. A reply too short for flags is left as it is.
+    """
+    error = OUT_HEADER.unpack_from(reply)[1] if len(reply) >= OUT_HEADER.size else -errno.EPROTO
+    if error:
+        raise SourceError(f"libfuse refuses the kernel's INIT: {os.strerror(-error)}", -error)
+    if len(reply) < _OUT_FLAGS + 4:
+        return reply, 0
+    flags = _WORD.unpack_from(reply, _OUT_FLAGS)[0]
+    extended = len(reply) >= _OUT_FLAGS2 + 4
+    if flags & INIT_EXT and extended:
+        flags |= _WORD.unpack_from(reply, _OUT_FLAGS2)[0] << 32
+    add = WANTED & offer
+    if add >> 32:
+        add = add | INIT_EXT if extended and offer & INIT_EXT else add & 0xFFFFFFFF
+    flags |= add
+    out = bytearray(reply)
+    _WORD.pack_into(out, _OUT_FLAGS, flags & 0xFFFFFFFF)
+    if flags & INIT_EXT and extended:
+        _WORD.pack_into(out, _OUT_FLAGS2, flags >> 32)
+    return bytes(out), flags
+
+
+def mount_arguments(config: MountConfig, fd: int) -> tuple[bytes, int, bytes]:
+    """(source, flags, data) for mount(2). Unusable for options that are libfuse's own."""
+    flags = _DEFAULTS | config.flags
+    for name in _FOR_LIBFUSE:
+        if flags.get(name) and not (name == "allow_root" and flags.get("allow_other")):
+            raise Unusable(f"{name} is done by libfuse")
+    bits = sum(bit for name, (bit, value) in _MS.items() if flags.get(name, not value) is value)
+    bits |= _MS_RDONLY if config.readonly else 0
+    bits |= _MS_NOATIME if config.atime == "noatime" else 0
+    bits |= _MS_NODIRATIME if config.nodiratime else 0
+    data = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions"
+    data += ",allow_other" if flags.get("allow_other") else ""
+    return os.fsencode(config.fsname or ",".join(config.sources)), bits, data.encode()
+
+
+def _mount(config: MountConfig, mountpoint: str, fd: int) -> None:
+    """mount(2). Unusable, or SourceError in the words of mount(8)."""
+    source, bits, data = mount_arguments(config, fd)
+    libc = ctypes.CDLL(None, use_errno=True)
+    fstype = f"fuse.{SUBTYPE}".encode()
+    if libc.mount(source, os.fsencode(mountpoint), fstype, ctypes.c_ulong(bits), data) == 0:
+        return
+    code = ctypes.get_errno()
+    if code in (errno.EPERM, errno.EACCES, errno.EINVAL):
+        why = ", CAP_SYS_ADMIN is missing" if code == errno.EPERM else ""
+        raise Unusable(f"mount(2): {os.strerror(code)}{why}")
+    raise SourceError(f"{mountpoint}: {_REFUSED.get(code) or os.strerror(code)}", code)
+
+
+class Link:
+    """One mount that we made, and the way from its /dev/fuse descriptor to libfuse.
+
+    ``path``: for pyfuse3.init. ``flags``: the INIT features that were agreed on, from the reply on.
+    """
+
+    def __init__(self, mountpoint: str, device: int):
+        self.mountpoint = mountpoint
+        self.flags = 0
+        self._fuse: int | None = device
+        self._taken = trio.Event()
+        self._theirs, self._ours = (None, None)
+        self._mounted = False
+        self._number: int | None = None  # st_dev of the mount, once it was seen
+
+    @classmethod
+    def open(cls, config: MountConfig, mountpoint: str) -> "Link":
+        """Mount. Unusable where libfuse has to do it, SourceError where it can't be done."""
+        if os.environ.get(SWITCH) == "libfuse":
+            raise Unusable(f"{SWITCH}=libfuse in the environment")
+        try:
+            device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as exc:
+            raise Unusable(f"{DEVICE}: {exc.strerror}") from exc  # libfuse says it better, or has fusermount3
+        link = cls(mountpoint, device)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            link._ours, link._theirs = ours, theirs.detach()
+            _mount(config, mountpoint, device)
+            link._mounted = True
+            mount = mountinfo.mount_at(mountpoint)
+            if mount is None or mount.fstype not in mountinfo.TYPES:
+                raise SourceError(f"{mountpoint}: was unmounted at once", errno.EIO)
+            link._number = mount.device
+        except BaseException:
+            link.close(None)
+            raise
+        return link
+
+    @property
+    def path(self) -> str:
+        return f"/dev/fd/{self._theirs}"
+
+    async def negotiate(self) -> bool:
+        """INIT and the hand-over, while pyfuse3.main runs; False where the mount is gone before that."""
+        try:
+            # Does not wait: mount(2) has queued INIT. No other request can come before its reply.
+            request = os.read(self._fuse, 1 << 16)
+            offer = offered(request)
+            self._ours.send(without_splice(request))
+            await trio.lowlevel.wait_readable(self._ours)
+            reply, flags = patched(self._ours.recv(1 << 16), offer)
+            self.flags = flags
+            os.write(self._fuse, reply)
+        except OSError as exc:
+            # From the two calls on /dev/fuse alone: the connection was ended.
+            if exc.errno in (errno.ENODEV, errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED):
+                return False
+            raise
+        # After the reply to INIT: the handler takes the descriptor over, and real requests wait on it by now.
+        size = IN_HEADER.size + 8
+        self._ours.send(IN_HEADER.pack(size, FORGET, 0, HANDOFF_NODE, 0, 0, 0, 0) + bytes(8))
+        await self._taken.wait()
+        return True
+
+    def takeover(self) -> None:
+        """Put /dev/fuse where libfuse's end of the pair is. Only from the handler of the made-up FORGET."""
+        os.dup2(self._fuse, self._theirs, inheritable=False)
+        self._drop()
+        self._taken.set()
+
+    def _drop(self) -> None:
+        """Close what only the hand-over needs; libfuse has a descriptor of its own."""
+        if self._fuse is not None:
+            os.close(self._fuse)
+            self._fuse = None
+        if self._ours is not None:
+            self._ours.close()
+            self._ours = None
+
+    def close(self, end_session) -> None:
+        """Take the mount away, lazily where it is in use, and close everything.
+
+        *end_session()* ends libfuse's session, which closes libfuse's descriptor; None: there is no session.
+        """
+        there = self._is_mounted()
+        # Descriptors first: that ends all requests, and umount2 must not wait for one that nobody answers.
+        self._drop()
+        if end_session is not None:
+            end_session()
+        elif self._theirs is not None:
+            os.close(self._theirs)
+        self._theirs = None
+        if there:
+            ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(self.mountpoint), _MNT_DETACH)
+
+    def _is_mounted(self) -> bool:
+        """True while the uppermost mount at the mount point is ours.
+
+        Our device number can't be another mount's as long as the connection lives, and POLLERR says that
+        it does not.
+        """
+        if not self._mounted:
+            return False
+        poll = select.poll()
+        poll.register(self._theirs if self._fuse is None else self._fuse, 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            return False
+        if self._number is None:
+            return True
+        found = mountinfo.mount_at(self.mountpoint)
+        return found is not None and found.device == self._number
