@@ -103,13 +103,13 @@ class Operations(pyfuse3.Operations):
         self.counters = {name: stats.operation(name) for name in names}
         self.handles: dict[int, Handle] = {}
         self.next_handle = 1
-        self.link = None  # handshake.Link where we mounted by ourselves
+        self.handshake = None  # a handshake.Link where we mounted by ourselves
         self.killpriv = False
 
     def handoff(self) -> None:
         """The made-up FORGET of the handshake: INIT is answered, no request was read from the kernel yet."""
-        self.killpriv = bool(self.link.flags & _KILLPRIV)
-        self.link.takeover()
+        self.killpriv = bool(self.handshake.flags & _KILLPRIV)
+        self.handshake.takeover()
 
     # -- errors ----------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ class Session:
     def _connect(self) -> None:
         """The mount and pyfuse3's session on it, both or an exception and neither."""
         try:
-            self.link = self.operations.link = handshake.Link.open(self.config, self.mountpoint)
+            self.link = self.operations.handshake = handshake.Link.open(self.config, self.mountpoint)
         except handshake.Unusable as exc:
             self.link_why = str(exc)
             log.info("%s: mounted by libfuse, with the features that it knows: %s", self.mountpoint, exc)
