@@ -7,7 +7,7 @@ import check_cases as cases
 import damage as D
 import populate
 import pytest
-from check_cases import cases.CASES
+from check_cases import CASES
 
 from daxfs.errors import FormatError, SourceError, UsageError
 from daxfs.meta import fs as meta_fs
@@ -75,7 +75,7 @@ def names(problems) -> set[str]:
     return {p.check for p in problems}
 
 
-@pytest.mark.parametrize(("check", "mends", "image", "harm"), cases.CASES)
+@pytest.mark.parametrize(("check", "mends", "image", "harm"), CASES)
 def test_check(victim, check, mends, image, harm):
     sources = victim(image, harm)
     before = [populate.digest(path) for path in sources]
@@ -102,7 +102,7 @@ def test_check(victim, check, mends, image, harm):
 
 
 def test_every_check_has_a_case():
-    assert {param.values[0] for param in cases.CASES} == set(CHECKS)
+    assert {param.values[0] for param in CASES} == set(CHECKS)
 
 
 def test_a_good_region_is_clean(victim):
