@@ -20,9 +20,11 @@ from rich.text import Text
 from daxfs import _flush
 from daxfs.cli import common
 from daxfs.cli.stat import console
-from daxfs.fuse import mountinfo
+from daxfs.fuse import control, mountinfo
 
 CAP_SYS_ADMIN = 21
+# What mount.daxfs negotiates as root beyond libfuse, and the kernel that it came with.
+INIT_FEATURES = {"dont_mask": (2, 6), "handle_killpriv_v2": (5, 11), "direct_io_allow_mmap": (6, 6)}
 
 
 @dataclass
@@ -85,6 +87,26 @@ def passthrough(root: Path) -> Finding:
     if version >= (6, 9):
         return Finding("FUSE passthrough", True, f"kernel {'.'.join(map(str, version))} has it", why)
     return Finding("FUSE passthrough", None, "no, it came with 6.9", why)
+
+
+def fuse_init(root: Path) -> Finding:
+    """What a daxfs mount of this host agreed on with the kernel; without one, what its version has."""
+    name = "FUSE INIT features"
+    why = "default ACLs without umask, shared mmap of O_DIRECT descriptors, one request for a buffered write"
+    for mount in mountinfo.mounts(str(root / "proc/self/mountinfo")):
+        if mount.fstype in mountinfo.TYPES:
+            with contextlib.suppress(OSError):
+                facts = control.ask_mount(mount, {"get": "info"}, timeout=2)
+                if facts["init"]:
+                    return Finding(name, True, f"{mount.mountpoint}: {' '.join(facts['init'])}", why)
+                value = f"{mount.mountpoint}: mounted by {facts['mounted_by']}"
+                return Finding(name, None, value, why, "mount as root")
+    text = _read(root / "proc/sys/kernel/osrelease") or platform.release()
+    version = tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+    have = [name for name, since in INIT_FEATURES.items() if version >= since]
+    whole = len(have) == len(INIT_FEATURES)
+    value = f"nothing is mounted; kernel {'.'.join(map(str, version))} has {' '.join(have)}"
+    return Finding(name, True if whole else None, value, why)
 
 
 def fuse_uring(root: Path) -> Finding:
@@ -177,8 +199,8 @@ def tools(root: Path) -> list[Finding]:
             _tool("blkid", "util-linux", "mkfs.daxfs refuses to overwrite what blkid knows")]
 
 
-PROBES = (kernel, fuse_device, fusermount, admin, allow_other, passthrough, fuse_uring, cpu, tmpfs_huge,
-          hugetlb, map_sync, pmem, tools)
+PROBES = (kernel, fuse_device, fusermount, admin, allow_other, passthrough, fuse_init, fuse_uring, cpu,
+          tmpfs_huge, hugetlb, map_sync, pmem, tools)
 
 
 def examine(root: str = "/") -> list[Finding]:

@@ -179,6 +179,7 @@ class Link:
             link._mounted = True
             mount = mountinfo.mount_at(mountpoint)
             if mount is None or mount.fstype not in mountinfo.TYPES:
+                link._mounted = False
                 raise SourceError(f"{mountpoint}: was unmounted at once", errno.EIO)
             link._number = mount.device
         except BaseException:
@@ -255,7 +256,8 @@ class Link:
         poll.register(self._theirs if self._fuse is None else self._fuse, 0)
         if any(event & select.POLLERR for _, event in poll.poll(0)):
             return False
-        if self._number is None:
-            return True
-        found = mountinfo.mount_at(self.mountpoint)
-        return found is not None and found.device == self._number
+        try:
+            found = mountinfo.mount_at(self.mountpoint)
+        except OSError:
+            return True  # no /proc to ask
+        return found is not None and self._number in (None, found.device)

@@ -40,6 +40,7 @@ class Session:
         self.config = config
         self.mountpoint = os.path.realpath(config.mountpoint)  # before it is mounted on
         self.ended_by = "umount"
+        self.early: list[int] = []  # signals that came before they were listened for
         self.region: Region | None = None
         self.fs: metafs.FileSystem | None = None
         self.mount: mountinfo.Mount | None = None
@@ -144,7 +145,7 @@ class Session:
     async def _signals(self) -> None:
         with trio.open_signal_receiver(*_ENDING) as arrivals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-            async for number in arrivals:
+            async for number in _first(self.early, arrivals):
                 signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # a second one must not cut the end short
                 self.ended_by = signal.Signals(number).name
                 log.info("%s: ending on %s", self.mountpoint, self.ended_by)
@@ -227,6 +228,9 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
     # Until they are received in _signals, and while it ends, these wait: a mount must not outlive us.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     session = Session(config)
+    # numpy's threads were there before and don't block them: no default action may end us with a mount.
+    for number in _ENDING:
+        signal.signal(number, lambda number, _frame: session.early.append(number))
     try:
         attempt(session.open)
         session.serve(ready)
@@ -268,6 +272,14 @@ def _init(operations, mountpoint: str, where: str, arguments: list[str]) -> None
         raise SourceError(f"{mountpoint}: can't be mounted: {lines or problem}", errno.EPERM) from problem
     if lines:
         log.warning("libfuse: %s", lines)
+
+
+async def _first(early: list[int], arrivals):
+    """The signals of *early*, then those that arrive."""
+    for number in early:
+        yield number
+    async for number in arrivals:
+        yield number
 
 
 async def _sync(mountpoint: str) -> None:
