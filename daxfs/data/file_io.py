@@ -96,6 +96,12 @@ class FileIo:
             self.dax.writeback(node.map)
         self.fs.release(node)
 
+    def write_back(self) -> None:
+        """Flush, drain and mark clean what is dirty in any file (before umount, or a remount read-only)."""
+        for node in list(self.fs.nodes.values()):
+            if node.map.dirty is not None and node.map.dirty.count:
+                self.dax.writeback(node.map)
+
     def snapshot(self) -> dict:
         """Counters for reports."""
         return {

@@ -6,11 +6,11 @@ The kernel's /dev/fuse descriptor is mounted here; libfuse gets one end of a soc
 the kernel's descriptor takes the place of libfuse's end (dup2), and nothing stands between any more: later
 requests cost what they cost without this.
 
-Limits: one thread, the trio loop's. What `Link.open` began must be ended with `Link.close`. The dup2 may happen
-only while no task waits for that descriptor: epoll would go on watching the socket that is gone. So it is
-done inside a request: `negotiate` sends one made-up FORGET, whose handler (ops.forget) calls `takeover`.
-pyfuse3's task has read it and given the lock on, but no other task ran since; the next one that waits finds a
-descriptor that epoll does not know yet, and trio adds it.
+Limits: one thread, the trio loop's. What `Link.open` began must be ended with `Link.close`. The dup2 may
+happen only while no task waits for that descriptor: epoll would go on watching the socket that is gone. So
+it is done inside a request: `negotiate` sends one made-up FORGET, whose handler (ops.forget) calls
+`takeover`. pyfuse3's task has read it and given the lock on, but no other task ran since; the next one that
+waits finds a descriptor that epoll does not know yet, and trio adds it.
 """
 
 import ctypes

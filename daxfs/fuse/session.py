@@ -97,7 +97,7 @@ class Session:
     def _connect(self) -> None:
         """The mount and pyfuse3's session on it, both or an exception and neither."""
         try:
-            self.link = self.operations.link = handshake.Link.open(self.config, self.mountpoint)
+            self.link = self.operations.handshake = handshake.Link.open(self.config, self.mountpoint)
         except handshake.Unusable as exc:
             self.link_why = str(exc)
             log.info("%s: mounted by libfuse, with the features that it knows: %s", self.mountpoint, exc)
@@ -192,7 +192,7 @@ class Session:
             raise fail(errno.EINVAL, f"atime policy {atime!r} is unknown")
         if readonly and not fs.readonly:
             # All durable and marked clean while stores are still allowed.
-            self._write_back()
+            self.operations.files.write_back()
             fs.sync_all()
             fs.set_mounted(0)
         elif not readonly and fs.readonly:
@@ -205,19 +205,13 @@ class Session:
         log.info("%s: remounted %s,%s", self.mountpoint, "ro" if readonly else "rw", atime)
         return {"ok": True, "options": config.describe()}
 
-    def _write_back(self) -> None:
-        """Flush and drain the data that are still dirty: of files that are open, or were until the end."""
-        for node in list(self.fs.nodes.values()):
-            if node.map.dirty is not None and node.map.dirty.count:
-                self.operations.files.dax.writeback(node.map)
-
     def close(self, durable: bool) -> None:
         """End the file system (*durable*: make everything durable and mark it clean), then the region."""
         try:
             if self.fs is not None and durable:
                 if self.fs.readonly and self.region.mode == "rw":
                     self.fs.readonly = False  # remounted ro: orphans and times still want their end
-                self._write_back()
+                self.operations.files.write_back()
                 self.fs.unmount()
         finally:
             if self.region is not None:
