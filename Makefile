@@ -81,7 +81,7 @@ dist: $(VENV)/.tools
 	$(VENV)/bin/python -m build --outdir dist .
 
 quickstart: $(BUILD)
-	$(SUDO) $(VENV)/bin/daxfs install-links
+	-$(SUDO) $(VENV)/bin/daxfs install-links
 	$(SUDO) $(VENV)/bin/daxfs quickstart
 
 unquickstart:
