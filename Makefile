@@ -86,7 +86,8 @@ quickstart: $(BUILD)
 
 unquickstart:
 	if [ -x $(VENV)/bin/daxfs ]; then \
-	    $(SUDO) $(VENV)/bin/daxfs quickstart --undo && $(SUDO) $(VENV)/bin/daxfs install-links --remove; fi
+	    $(SUDO) $(VENV)/bin/daxfs quickstart --undo && $(SUDO) $(VENV)/bin/daxfs install-links --remove; \
+	else echo 'nothing done: $(VENV)/bin/daxfs is gone (make build brings it back)'; fi
 
 clean:
 	rm -rf build dist $(VENV)

@@ -41,8 +41,11 @@ def tracked(folder: str) -> set[str]:
 def built(tmp_path_factory):
     """(sdist, wheel): the sdist of the checkout, and the wheel of that sdist, unpacked elsewhere."""
     out, work = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("sdist")
+    # Of a clone: meson renews the index, which would then be root's in a user's checkout.
+    clone = tmp_path_factory.mktemp("clone")
+    run("git", "clone", "-q", ROOT, clone, cwd="/")
     hook = "import mesonpy, sys; mesonpy.build_{}(sys.argv[1], {})"
-    run(sys.executable, "-c", hook.format("sdist", None), out, cwd=ROOT)
+    run(sys.executable, "-c", hook.format("sdist", None), out, cwd=clone)
     (sdist,) = out.glob("*.tar.gz")
     run("tar", "-xzf", sdist, cwd=work)  # not extractall: Debian 12's has no filter=, newer ones warn without
     (source,) = work.iterdir()
