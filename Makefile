@@ -85,7 +85,7 @@ quickstart: $(BUILD)
 	$(SUDO) $(VENV)/bin/daxfs quickstart
 
 unquickstart:
-	if [ -x $(VENV)/bin/daxfs ]; then \
+	@if [ -x $(VENV)/bin/daxfs ]; then \
 	    $(SUDO) $(VENV)/bin/daxfs quickstart --undo && $(SUDO) $(VENV)/bin/daxfs install-links --remove; \
 	else echo 'nothing done: $(VENV)/bin/daxfs is gone (make build brings it back)'; fi
 
