@@ -5,11 +5,15 @@
 VENV   := .venv
 PYTHON ?= python3
 PIP    := $(VENV)/bin/pip
-PYTEST := $(VENV)/bin/pytest
-SUDO   := $(shell [ $$(id -u) = 0 ] || echo sudo)
+# What runs as root leaves nothing of root's in a user's checkout: no byte code, no caches.
+SUDO   := $(shell [ $$(id -u) = 0 ] || \
+            echo sudo env PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/run/daxfs-hypothesis)
+PYTEST := $(VENV)/bin/pytest $(if $(SUDO),-p no:cacheprovider)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 SOURCES := pyproject.toml meson.build $(shell find daxfs docs/man -type f -not -name '*.pyc' 2>/dev/null)
-BUILD_TOOLS := 'meson-python>=0.17' 'Cython>=3.1' 'meson>=1.6' 'ninja>=1.11'
+# The build that the other targets use: make test BUILD=debug
+BUILD  := build
+INSTALL := $(PIP) install -q --no-build-isolation --no-deps --config-settings=build-dir=build
 
 .PHONY: help build debug test test-fast crash bench lint docs dist quickstart unquickstart clean
 
@@ -19,21 +23,28 @@ help:
 	@echo 'make test          the same set-up, then all tests; test-fast: without the slow ones'
 	@echo 'make crash         50 rounds of kill -9 under load'
 	@echo 'make bench         what is promised about speed, measured'
-	@echo 'make build debug lint docs dist clean'
+	@echo 'make build         build and install into $(VENV); debug: not optimised, with symbols and assertions'
+	@echo 'make lint          ruff and the tests of style'
+	@echo 'make docs          check the manual pages, make HTML of them in build/docs'
+	@echo 'make dist          sdist and wheel, in dist'
+	@echo 'make clean         remove what make made'
+	@echo 'BUILD=debug with test, test-fast, crash or bench takes the debug build for them.'
 
-$(VENV)/.tools: tools/setup.sh
+# Dependencies first and by themselves: the Makefile builds daxfs without isolation, to build only what changed.
+$(VENV)/.tools: tools/setup.sh tools/requirements.py pyproject.toml
 	tools/setup.sh
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q $(BUILD_TOOLS)
+	$(VENV)/bin/python tools/requirements.py > $(VENV)/requirements.txt
+	$(PIP) install -q -r $(VENV)/requirements.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(SOURCES)
-	$(PIP) install -q --no-build-isolation -Cbuild-dir=build/release '.[test]'
+	$(INSTALL)/release .
 	rm -f $(VENV)/.debug
 	touch $@
 
 $(VENV)/.debug: $(VENV)/.tools $(SOURCES)
-	$(PIP) install -q --no-build-isolation -Cbuild-dir=build/debug -Csetup-args=-Dbuildtype=debug '.[test]'
+	$(INSTALL)/debug --config-settings=setup-args=-Dbuildtype=debug .
 	rm -f $(VENV)/.built
 	touch $@
 
@@ -41,26 +52,26 @@ build: $(VENV)/.built
 
 debug: $(VENV)/.debug
 
-test: build
+test: $(BUILD)
 	$(SUDO) $(PYTEST) tests
 
-test-fast: build
+test-fast: $(BUILD)
 	$(SUDO) $(PYTEST) tests -m 'not slow' -x
 
-crash: build
+crash: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/kill9.py --rounds 50
 
-bench: build
+bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/flush.py
 	$(SUDO) $(VENV)/bin/python tools/bench/requests.py
 	$(SUDO) $(VENV)/bin/python tools/bench/namespace.py
 	$(SUDO) $(VENV)/bin/python tools/bench/mount_time.py
 
-lint: build
+lint: $(BUILD)
 	$(VENV)/bin/ruff check .
 	$(PYTEST) -q tests/t0_layout
 
-docs:
+docs: $(VENV)/.tools
 	mandoc -T lint -W warning docs/man/*.[1-8]
 	mkdir -p build/docs
 	for page in docs/man/*.[1-8]; do mandoc -T html $$page > build/docs/$$(basename $$page).html; done
@@ -69,11 +80,13 @@ dist: $(VENV)/.tools
 	$(PIP) install -q build
 	$(VENV)/bin/python -m build --outdir dist .
 
-quickstart: build
+quickstart: $(BUILD)
+	-$(SUDO) $(VENV)/bin/daxfs install-links
 	$(SUDO) $(VENV)/bin/daxfs quickstart
 
 unquickstart:
-	if [ -x $(VENV)/bin/daxfs ]; then $(SUDO) $(VENV)/bin/daxfs quickstart --undo; fi
+	if [ -x $(VENV)/bin/daxfs ]; then \
+	    $(SUDO) $(VENV)/bin/daxfs quickstart --undo && $(SUDO) $(VENV)/bin/daxfs install-links --remove; fi
 
 clean:
 	rm -rf build dist $(VENV)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 # What other compiled units may use of _flush: the bound table and the dirty bitmap.
-from libc.stdint cimport uint64_t
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "daxfs/native/flush.h" nogil:
     struct daxfs_flush:
@@ -17,16 +18,27 @@ cdef extern from "daxfs/native/flush.h" nogil:
     enum: DAXFS_CLWB, DAXFS_CLFLUSHOPT, DAXFS_CLFLUSH, DAXFS_FLUSH_NONE, DAXFS_MSYNC
 
 cdef extern from "daxfs/native/dirty.h" nogil:
+    struct dirty_arena:
+        uint32_t slots
     struct dirty_map:
+        dirty_arena *arena
         size_t n, cap
         uint64_t count
 
 cdef class Flush:
     cdef daxfs_flush *t          # owned; valid for the life of the object
 
+cdef class StateArena:
+    cdef dirty_arena a
+    cdef object table            # with enter() and exit(): the region's
+
+@cython.no_gc_clear
 cdef class DirtyMap:
     cdef dirty_map m
-    # All of them without the GIL, under the inode's lock.
+    cdef StateArena arena        # None: chunks are in DRAM. m points into it, so it goes last
+    # All of them without the GIL, under the inode's lock and, with an arena, between enter and exit.
     cdef int set_range(self, uint64_t first, uint64_t count) noexcept nogil      # 0 or -ENOMEM
     cdef void clear_range(self, uint64_t first, uint64_t count) noexcept nogil
     cdef uint64_t next_run(self, uint64_t start, uint64_t *length) noexcept nogil  # UINT64_MAX: none
+    cdef int _enter(self) except -1
+    cdef int _exit(self) except -1

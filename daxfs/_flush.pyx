@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""L1: the flush primitives (native/flush.c) and the dirty bitmap (native/dirty.c).
+"""L1: the flush primitives (native/flush.c), the dirty bitmap and its room in the region (native/dirty.c).
 
 Limits: this file holds lifetime, names and errors; what is fast is in C. ``Flush`` may
 be used by any thread. ``DirtyMap`` is not locked: its caller holds the inode's lock.
@@ -9,7 +9,7 @@ Addresses are integers that the caller vouches for: a wrong one ends the process
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 import os
 
@@ -25,7 +25,12 @@ cdef extern from "daxfs/native/flush.h" nogil:
 cdef extern from "daxfs/native/dirty.h" nogil:
     struct dirty_chunk:
         pass
-    void dirty_init(dirty_map *m)
+    int dirty_arena_init(dirty_arena *a, void *base, size_t bytes)
+    void dirty_arena_destroy(dirty_arena *a)
+    uint32_t dirty_arena_used(dirty_arena *a)
+    uint64_t dirty_arena_fallbacks(dirty_arena *a)
+    void dirty_init(dirty_map *m, dirty_arena *arena)
+    size_t dirty_in_dram(const dirty_map *m)
     void dirty_destroy(dirty_map *m)
     int dirty_set(dirty_map *m, uint64_t first, uint64_t count)
     void dirty_clear(dirty_map *m, uint64_t first, uint64_t count)
@@ -207,14 +212,50 @@ cdef class Flush:
             raise OSError(error, f"msync: {os.strerror(error)}; data may not be durable")
 
 
+cdef class StateArena:
+    """Room for the chunks of dirty bitmaps in the region itself (``mkfs --map=dev``, SEEDS S5).
+
+    *length* bytes at *address*, which stay mapped while users of *table* (region.table) are in. What
+    stands there is volatile: taken slots are zeroed, nothing is flushed, no mount reads what an earlier
+    one left. Chunks for which there is no slot are made in DRAM and counted. Any thread.
+    """
+
+    def __cinit__(self, uintptr_t address, size_t length, table):
+        if address % 64:
+            raise ValueError(f"address {address:#x} is no multiple of 64")
+        if dirty_arena_init(&self.a, <void *>address, length) != 0:
+            raise MemoryError(f"no memory to manage {length} bytes of page state")
+        self.table = table
+
+    def __dealloc__(self):
+        dirty_arena_destroy(&self.a)
+
+    @property
+    def slots(self):
+        """Chunks that there is room for."""
+        return self.a.slots
+
+    @property
+    def used(self):
+        """Slots in use."""
+        return dirty_arena_used(&self.a)
+
+    @property
+    def fallbacks(self):
+        """Chunks that were made in DRAM because every slot was in use."""
+        return dirty_arena_fallbacks(&self.a)
+
+
 cdef class DirtyMap:
     """A set of dirty units in [0, 2**40), kept as a sparse bitmap (native/dirty.h).
 
-    set, clear and the run search cost what is dirty, not what could be. Not locked.
+    set, clear and the run search cost what is dirty, not what could be. Not locked. *arena*: where its
+    chunks live, DRAM if None; the Python methods then enter the region's table, OSError EIO after kill.
     """
 
-    def __cinit__(self):
-        dirty_init(&self.m)
+    def __cinit__(self, StateArena arena=None):
+        self.arena = arena
+        dirty_init(&self.m, &arena.a if arena is not None else NULL)
 
     def __dealloc__(self):
         dirty_destroy(&self.m)
@@ -228,36 +269,56 @@ cdef class DirtyMap:
     cdef uint64_t next_run(self, uint64_t start, uint64_t *length) noexcept nogil:
         return dirty_next_run(&self.m, start, length)
 
+    cdef int _enter(self) except -1:
+        if self.arena is not None:
+            self.arena.table.enter()
+        return 0
+
+    cdef int _exit(self) except -1:
+        if self.arena is not None:
+            self.arena.table.exit()
+        return 0
+
     def set(self, uint64_t first, uint64_t count):
         """Mark units [first, first + count); MemoryError or UsageError leave the map as it was."""
+        cdef int err
         if first > DIRTY_LIMIT or count > DIRTY_LIMIT - first:
             raise UsageError(f"units {first}+{count} are past the end of a dirty map ({DIRTY_LIMIT})")
-        if dirty_set(&self.m, first, count) != 0:
+        self._enter()
+        err = dirty_set(&self.m, first, count)
+        self._exit()
+        if err:
             raise MemoryError(f"no memory to mark {count} units dirty")
 
     def clear(self, uint64_t first, uint64_t count):
         """Unmark units [first, first + count)."""
+        if not self.m.n:
+            return
+        self._enter()
         dirty_clear(&self.m, first, count)
+        self._exit()
 
     def find_run(self, uint64_t start):
         """``(first, length)`` of the first run at or after ``start``, or None. One begun before is cut."""
         cdef uint64_t length
+        self._enter()
         cdef uint64_t first = dirty_next_run(&self.m, start, &length)
+        self._exit()
         return None if first == DIRTY_NONE else (first, length)
 
     def runs(self):
         """Each maximal run as ``(first, length)``, ascending; what was yielded may be cleared on the way."""
-        cdef uint64_t length, first = 0
-        while True:
-            first = dirty_next_run(&self.m, first, &length)
-            if first == DIRTY_NONE:
-                return
-            yield first, length
-            first += length
+        run = self.find_run(0)
+        while run is not None:
+            yield run
+            run = self.find_run(run[0] + run[1])
 
     def count_range(self, uint64_t first, uint64_t count) -> int:
         """Dirty units in [first, first + count)."""
-        return dirty_count_range(&self.m, first, count)
+        self._enter()
+        cdef uint64_t n = dirty_count_range(&self.m, first, count)
+        self._exit()
+        return n
 
     @property
     def count(self):
@@ -266,12 +327,15 @@ cdef class DirtyMap:
 
     @property
     def chunks(self):
-        """Leaf chunks in memory: how many pieces of 32,768 units hold a dirty one."""
+        """Leaf chunks: how many pieces of 32,768 units hold a dirty one."""
         return self.m.n
 
     def __contains__(self, uint64_t unit):
-        return dirty_test(&self.m, unit) != 0
+        self._enter()
+        cdef bint found = dirty_test(&self.m, unit) != 0
+        self._exit()
+        return found
 
     def __sizeof__(self):
-        return (object.__sizeof__(self) + self.m.n * sizeof(dirty_chunk)
+        return (object.__sizeof__(self) + dirty_in_dram(&self.m) * sizeof(dirty_chunk)
                 + self.m.cap * sizeof(dirty_chunk *))

@@ -64,7 +64,7 @@ SUPERBLOCK = np.dtype(
         ("journal_pages", "<u8"),
         ("inode_pfn", "<u8"),
         ("inode_pages", "<u8"),
-        ("map_pfn", "<u8"),  # per-page state kept in the region (S5), 0 pages with MAP_MEM
+        ("map_pfn", "<u8"),  # per-page state (S5): volatile, of one mount, never flushed; MAP_MEM: 0 pages
         ("map_pages", "<u8"),
         ("data_pfn", "<u8"),
         ("backup_pfn", "<u8"),

@@ -27,6 +27,7 @@ need git command -v git
 need rsync command -v rsync
 need mandoc command -v mandoc
 need libpmem-dev test -e /usr/include/libpmem.h
+need python3 command -v python3
 need python3-venv python3 -c 'import ensurepip, venv'
 need python3-dev sh -c 'test -e "$(python3 -c "import sysconfig; print(sysconfig.get_path(\"include\"))")/Python.h"'
 
@@ -45,6 +46,14 @@ if [ "$(id -u)" != 0 ]; then
     sudo=sudo
 fi
 echo "setup: installing$missing"
-$sudo apt-get -qq update
-# shellcheck disable=SC2086 # a list of packages
-$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $missing
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# hundreds of lines that nobody wants to see unless it fails
+# shellcheck disable=SC2086 # $missing is a list of packages
+if ! { $sudo apt-get -qq update &&
+       $sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $missing; } \
+    >"$log" 2>&1; then
+    cat "$log" >&2
+    echo "setup: the distribution's packages could not be installed" >&2
+    exit 1
+fi

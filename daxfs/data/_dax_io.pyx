@@ -181,8 +181,9 @@ cdef class DaxIo:
             at = m.pgoff + m.len
         return True
 
-    cdef int _copy_in(self, FileMap f, uint64_t pos, uint64_t size, const char *source, bint nt) noexcept nogil:
-        """Copy over mapped pages, past the cache (*nt*) or through it and marked. Under the exclusive lock."""
+    cdef int _copy_in(self, FileMap f, uint64_t pos, uint64_t size, const char *source,
+                      bint nt) noexcept nogil:
+        """Copy over mapped pages, past the cache (*nt*) or through it, marked. Under the exclusive lock."""
         cdef iomap m
         cdef uint64_t n, off, avail, pages
         cdef char *target

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+from daxfs._flush import StateArena
 from daxfs._iomap import FileMap
 
 POLICIES: tuple[str, ...]
@@ -8,4 +9,6 @@ class Tracker:
     def attach(self, f: FileMap) -> None: ...
     def dirty_pages(self, f: FileMap) -> int: ...
 
-class PteTracker(Tracker): ...
+class PteTracker(Tracker):
+    arena: StateArena | None
+    def __init__(self, arena: StateArena | None = None) -> None: ...

@@ -9,7 +9,7 @@ writeback. Callers hold the inode's lock exclusively. Knows nothing of FUSE.
 from libc.errno cimport EINVAL
 from libc.stdint cimport uint64_t, UINT64_MAX
 
-from daxfs._flush cimport DirtyMap
+from daxfs._flush cimport DirtyMap, StateArena
 from daxfs._iomap cimport FileMap
 
 POLICIES = ("pte",)
@@ -40,13 +40,20 @@ cdef class Tracker:
 
 
 cdef class PteTracker(Tracker):
-    """One bit a page of 4 KiB, for each inode; in DRAM, made when a file is first opened for writing."""
+    """One bit a page of 4 KiB, for each inode; in DRAM, or in the region (*arena*, S5) while slots are left.
+
+    With an arena, mark, next_run and clean belong between range_enter and range_exit.
+    """
 
     name = "pte"
+    cdef readonly StateArena arena
+
+    def __init__(self, StateArena arena=None):
+        self.arena = arena
 
     def attach(self, FileMap f not None):
         if f.dirty is None:
-            f.dirty = DirtyMap()
+            f.dirty = DirtyMap(self.arena)
 
     cdef int mark(self, FileMap f, uint64_t pgoff, uint64_t pages, uint64_t pfn) noexcept nogil:
         if f.dirty is None:

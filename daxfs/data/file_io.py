@@ -8,12 +8,27 @@ whose data are not durable. Metadata thread; no suspension point.
 
 import errno
 
+from .. import layout as L
+from .._flush import StateArena
 from ..errors import fail
 from ..meta import attr, file
+from ..pfn import PAGE_SIZE
 from ._dax_io import DaxIo
 from ._tracker import PteTracker
 
 TRACKERS = {"pte": PteTracker}
+
+
+def state_arena(fs) -> StateArena | None:
+    """Room for per-page state in the region of a read-write mount made with ``--map=dev`` (S5), else None.
+
+    The state is volatile: it begins empty at each mount and is never flushed.
+    """
+    sb = fs.sb
+    if sb.map != L.MAP_DEV or fs.readonly or fs.region.mode == "ro":
+        return None
+    fs.region.check(sb.map_pfn * PAGE_SIZE, sb.map_pages * PAGE_SIZE)
+    return StateArena(fs.region.address + sb.map_pfn * PAGE_SIZE, sb.map_pages * PAGE_SIZE, fs.region.table)
 
 
 class FileIo:
@@ -25,7 +40,8 @@ class FileIo:
 
     def __init__(self, fs, track: str = "pte", write: str = "nt", drain: str = "write"):
         self.fs = fs
-        self.tracker = TRACKERS[track]()
+        self.arena = state_arena(fs)
+        self.tracker = TRACKERS[track](self.arena)
         self.dax = DaxIo(fs.region, self.tracker, write, drain)
 
     def opened(self, node) -> None:
@@ -80,10 +96,20 @@ class FileIo:
             self.dax.writeback(node.map)
         self.fs.release(node)
 
+    def write_back(self) -> None:
+        """Flush, drain and mark clean what is dirty in any file (before umount, or a remount read-only)."""
+        for node in list(self.fs.nodes.values()):
+            if node.map.dirty is not None and node.map.dirty.count:
+                self.dax.writeback(node.map)
+
     def snapshot(self) -> dict:
         """Counters for reports."""
         return {
             "policy": self.tracker.name,
+            "state": "dev" if self.arena else "mem",
+            "slots": self.arena.slots if self.arena else 0,
+            "slots_used": self.arena.used if self.arena else 0,
+            "fallbacks": self.arena.fallbacks if self.arena else 0,
             "write": "nt" if self.dax.nt else "cached",
             "drain": "write" if self.dax.drain_write else "fsync",
             "dirtied_bytes": self.dax.dirtied_pages * 4096,

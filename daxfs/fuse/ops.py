@@ -80,12 +80,14 @@ def group_check(ctx):
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("direct", "in_group", "ino", "noatime", "node")
+    __slots__ = ("direct", "dsync", "in_group", "ino", "noatime", "node")
 
     def __init__(self, ino: int, node, flags: int = 0, in_group=None):
         self.ino, self.node = ino, node
         self.direct = bool(flags & os.O_DIRECT)
         self.noatime = bool(flags & os.O_NOATIME)
+        # The kernel sends FSYNC after a buffered write through such a descriptor, but not after a direct one.
+        self.dsync = bool(self.direct and flags & os.O_DSYNC)
         self.in_group = in_group  # None: the opener may write and leave setuid and setgid set
 
 
@@ -103,6 +105,7 @@ class Operations(pyfuse3.Operations):
         self.counters = {name: stats.operation(name) for name in names}
         self.handles: dict[int, Handle] = {}
         self.next_handle = 1
+        self.sync = False  # mount option sync: every write is as if O_SYNC was given
         self.handshake = None  # a handshake.Link where we mounted by ourselves
         self.killpriv = False
 
@@ -267,6 +270,8 @@ class Operations(pyfuse3.Operations):
         """A handle on a file. O_DIRECT means direct I/O: each read and write is a request."""
         node = self.fs.open(ino)
         self.files.opened(node)
+        if self.sync:
+            flags |= os.O_DSYNC
         handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None)
         # A read that must move the access time has to arrive here, so the cache is dropped before it.
         keep = not attr.atime_due(self.fs, ino)
@@ -305,7 +310,10 @@ class Operations(pyfuse3.Operations):
         # setgid without group execute in any case.
         if handle.in_group is not None or (self.killpriv and handle.node.capability is not False):
             attr.drop_privileges(self.fs, handle.node, handle.in_group, self.killpriv or handle.direct)
-        return self.files.write(handle.node, pos, data)
+        written = self.files.write(handle.node, pos, data)
+        if handle.dsync:
+            self.files.fsync(handle.node)
+        return written
 
     @handler
     def flush(self, fh):
@@ -385,8 +393,10 @@ class Operations(pyfuse3.Operations):
 def make_operations(fs, config) -> Operations:
     """The handlers for a mounted *fs*; ``.stats`` is what `daxfs stat` shows.
 
-    *config*: with ``track``, ``write`` and ``drain`` (options of mount.daxfs).
+    *config*: with ``track``, ``write``, ``drain`` and ``flags`` (options of mount.daxfs).
     """
     files = FileIo(fs, config.track, config.write, config.drain)
     faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
-    return Operations(fs, files, faults, Stats(fs, files, faults))
+    operations = Operations(fs, files, faults, Stats(fs, files, faults))
+    operations.sync = config.flags.get("sync", False)
+    return operations

@@ -193,7 +193,7 @@ class Session:
             raise fail(errno.EINVAL, f"atime policy {atime!r} is unknown")
         if readonly and not fs.readonly:
             # All durable and marked clean while stores are still allowed.
-            self._write_back()
+            self.operations.files.write_back()
             fs.sync_all()
             fs.set_mounted(0)
         elif not readonly and fs.readonly:
@@ -206,19 +206,13 @@ class Session:
         log.info("%s: remounted %s,%s", self.mountpoint, "ro" if readonly else "rw", atime)
         return {"ok": True, "options": config.describe()}
 
-    def _write_back(self) -> None:
-        """Flush and drain the data that are still dirty: of files that are open, or were until the end."""
-        for node in list(self.fs.nodes.values()):
-            if node.map.dirty is not None and node.map.dirty.count:
-                self.operations.files.dax.writeback(node.map)
-
     def close(self, durable: bool) -> None:
         """End the file system (*durable*: make everything durable and mark it clean), then the region."""
         try:
             if self.fs is not None and durable:
                 if self.fs.readonly and self.region.mode == "rw":
                     self.fs.readonly = False  # remounted ro: orphans and times still want their end
-                self._write_back()
+                self.operations.files.write_back()
                 self.fs.unmount()
         finally:
             if self.region is not None:

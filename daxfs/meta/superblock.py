@@ -6,7 +6,7 @@ state page (`fs.FileSystem`).
 """
 
 import uuid as uuidlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -16,10 +16,6 @@ from ..pfn import PAGE_SHIFT, PAGE_SIZE
 
 _CRC = L.SUPERBLOCK.fields["crc"][1]
 _LABEL_CRC = L.SOURCE_LABEL.fields["crc"][1]
-_SCALARS = (
-    "format_rev", "compat", "ro_compat", "incompat", "created", "npages", "nsources", "map", "journal_pfn",
-    "journal_pages", "inode_pfn", "inode_pages", "map_pfn", "map_pages", "data_pfn", "backup_pfn",
-)  # fmt: skip
 
 
 @dataclass
@@ -72,6 +68,9 @@ class Superblock:
         for i, (uuid, start, pages) in enumerate(self.sources):
             page["sources"][0][i] = (np.void(uuid), start, pages)
         return L.sealed(bytearray(page.tobytes()), _CRC, 0)
+
+
+_SCALARS = tuple(f.name for f in fields(Superblock) if f.type is int)
 
 
 def parse(page: bytes) -> Superblock:

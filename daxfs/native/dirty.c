@@ -12,17 +12,117 @@
 #define CHUNK_MASK (DIRTY_CHUNK_BITS - 1)
 #define MIN_CAP 4
 
-void dirty_init(struct dirty_map *m)
+int dirty_arena_init(struct dirty_arena *a, void *base, size_t bytes)
+{
+	size_t slots = bytes / DIRTY_SLOT_BYTES;
+
+	memset(a, 0, sizeof(*a));
+	if (slots > UINT32_MAX)
+		slots = UINT32_MAX;
+	a->back = malloc((slots ? slots : 1) * sizeof(*a->back));	/* costs memory as it is used */
+	if (!a->back)
+		return -ENOMEM;
+	a->base = base;
+	a->slots = (uint32_t)slots;
+	pthread_mutex_init(&a->lock, NULL);
+	return 0;
+}
+
+void dirty_arena_destroy(struct dirty_arena *a)
+{
+	if (!a->back)
+		return;
+	free(a->back);
+	a->back = NULL;
+	pthread_mutex_destroy(&a->lock);
+}
+
+uint32_t dirty_arena_used(struct dirty_arena *a)
+{
+	uint32_t used;
+
+	pthread_mutex_lock(&a->lock);
+	used = a->fresh - a->nback;
+	pthread_mutex_unlock(&a->lock);
+	return used;
+}
+
+uint64_t dirty_arena_fallbacks(struct dirty_arena *a)
+{
+	uint64_t n;
+
+	pthread_mutex_lock(&a->lock);
+	n = a->fallbacks;
+	pthread_mutex_unlock(&a->lock);
+	return n;
+}
+
+/* A slot, or NULL when all are in use. */
+static struct dirty_chunk *arena_take(struct dirty_arena *a)
+{
+	char *p = NULL;
+
+	pthread_mutex_lock(&a->lock);
+	if (a->nback)
+		p = a->base + (size_t)a->back[--a->nback] * DIRTY_SLOT_BYTES;
+	else if (a->fresh < a->slots)
+		p = a->base + (size_t)a->fresh++ * DIRTY_SLOT_BYTES;
+	else
+		a->fallbacks++;
+	pthread_mutex_unlock(&a->lock);
+	return (struct dirty_chunk *)p;
+}
+
+static int in_arena(const struct dirty_arena *a, const struct dirty_chunk *c)
+{
+	return a && (uintptr_t)c - (uintptr_t)a->base < (uintptr_t)a->slots * DIRTY_SLOT_BYTES;
+}
+
+/* A chunk of zeros, or NULL without memory. */
+static struct dirty_chunk *chunk_new(struct dirty_map *m)
+{
+	struct dirty_chunk *c = m->arena ? arena_take(m->arena) : NULL;
+
+	if (c)
+		return memset(c, 0, sizeof(*c));
+	return calloc(1, sizeof(*c));
+}
+
+/* Not a byte of a slot is touched: the region may be gone. */
+static void chunk_free(struct dirty_map *m, struct dirty_chunk *c)
+{
+	struct dirty_arena *a = m->arena;
+
+	if (!in_arena(a, c)) {
+		free(c);
+		return;
+	}
+	pthread_mutex_lock(&a->lock);
+	a->back[a->nback++] = (uint32_t)(((char *)c - a->base) / DIRTY_SLOT_BYTES);
+	pthread_mutex_unlock(&a->lock);
+}
+
+void dirty_init(struct dirty_map *m, struct dirty_arena *arena)
 {
 	memset(m, 0, sizeof(*m));
+	m->arena = arena;
 }
 
 void dirty_destroy(struct dirty_map *m)
 {
 	for (size_t i = 0; i < m->n; i++)
-		free(m->chunk[i]);
+		chunk_free(m, m->chunk[i]);
 	free(m->chunk);
-	dirty_init(m);
+	dirty_init(m, m->arena);
+}
+
+size_t dirty_in_dram(const struct dirty_map *m)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < m->n; i++)
+		n += !in_arena(m->arena, m->chunk[i]);
+	return n;
 }
 
 /* Index of the first chunk whose number is not below `number` (== n: none). */
@@ -191,12 +291,12 @@ static int populate(struct dirty_map *m, size_t at, uint64_t first, uint64_t las
 	if (reserve(m, m->n + need - have))
 		return -ENOMEM;
 	for (i = have; i < need; i++) {
-		c = calloc(1, sizeof(*c));
+		c = chunk_new(m);
 		if (!c) {
 			while (spare) {
 				c = spare;
 				spare = (struct dirty_chunk *)(uintptr_t)c->number;
-				free(c);
+				chunk_free(m, c);
 			}
 			shrink(m);
 			return -ENOMEM;
@@ -272,7 +372,7 @@ void dirty_clear(struct dirty_map *m, uint64_t first, uint64_t count)
 		if (c->count)
 			m->chunk[keep++] = c;
 		else
-			free(c);
+			chunk_free(m, c);
 	}
 	if (keep == i)
 		return;

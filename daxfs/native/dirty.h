@@ -11,6 +11,7 @@
 #ifndef DAXFS_DIRTY_H
 #define DAXFS_DIRTY_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,14 +28,44 @@ struct dirty_chunk {
 	uint64_t word[DIRTY_WORDS];
 };
 
+/*
+ * Room for chunks in the region (SEEDS.md S5), shared by the maps of one mount.
+ * What stands in it is volatile: a slot is zeroed when it is taken, nothing is
+ * flushed, and which slots are in use is known in DRAM alone, so that nothing of
+ * an earlier mount is ever looked at and giving a slot back touches no region.
+ * `lock` guards the rest; maps take it with their inode's lock held.
+ */
+#define DIRTY_SLOT_BYTES ((sizeof(struct dirty_chunk) + 63) & ~(size_t)63)
+
+struct dirty_arena {
+	char *base;			/* of `slots` slots of DIRTY_SLOT_BYTES */
+	uint32_t slots;
+	uint32_t fresh;			/* slots from here on were never taken */
+	uint32_t *back;			/* stack of slots that were given back, room for all */
+	uint32_t nback;
+	uint64_t fallbacks;		/* chunks that had to be made in DRAM */
+	pthread_mutex_t lock;
+};
+
+/* 0, or -ENOMEM. `base` is a multiple of 64; bytes that make no slot are left alone. */
+int dirty_arena_init(struct dirty_arena *a, void *base, size_t bytes);
+void dirty_arena_destroy(struct dirty_arena *a);
+/* Slots in use. */
+uint32_t dirty_arena_used(struct dirty_arena *a);
+uint64_t dirty_arena_fallbacks(struct dirty_arena *a);
+
 struct dirty_map {
+	struct dirty_arena *arena;	/* where chunks come from first; NULL: DRAM alone */
 	struct dirty_chunk **chunk;	/* sorted by number */
 	size_t n, cap;
 	uint64_t count;			/* bits set in all chunks */
 };
 
-void dirty_init(struct dirty_map *m);
+/* With an arena, dirty_destroy alone may be called when the region is not entered. */
+void dirty_init(struct dirty_map *m, struct dirty_arena *arena);
 void dirty_destroy(struct dirty_map *m);
+/* Chunks that are in DRAM. */
+size_t dirty_in_dram(const struct dirty_map *m);
 /* 0, or -ENOMEM (memory) or -EINVAL (past DIRTY_LIMIT) with nothing changed. */
 int dirty_set(struct dirty_map *m, uint64_t first, uint64_t count);
 /* What lies past DIRTY_LIMIT is clear already; the same goes for the questions below. */

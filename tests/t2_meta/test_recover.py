@@ -172,7 +172,8 @@ def test_a_damaged_inode_costs_a_read_only_mount_only_itself(copy):
         mounted.unmount()
         region.mem[mounted.inodes.place(victim) + 100] ^= 1
     before = populate.digest(copy)
-    with Region.open([copy]) as region, pytest.raises(CorruptError, match=f"inode {victim}: .*mount read-only"):
+    refusal = pytest.raises(CorruptError, match=f"inode {victim}: .*mount read-only")
+    with Region.open([copy]) as region, refusal:
         meta_fs.mount(region)
     assert populate.digest(copy) == before
     with Region.open([copy], "cow") as region:

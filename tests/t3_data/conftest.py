@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "t2_meta"))  # regions.Maker
 
-import datakit  # noqa: E402  needs the line above
+import datakit
 
 settings.register_profile(
     "ci", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

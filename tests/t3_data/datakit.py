@@ -74,8 +74,8 @@ class Kit(regions.Maker):
         fs.unmount()
         again = meta_fs.mount(fs.region)
         again.clock = fs.clock
-        dax = io.dax
-        return FileIo(again, write="nt" if dax.nt else "cached", drain="write" if dax.drain_write else "fsync")
+        shown = io.snapshot()
+        return FileIo(again, write=shown["write"], drain=shown["drain"])
 
     def on_image(self, image: np.ndarray) -> FileIo:
         """A data path on a region with these bytes, mounted as after a power failure."""
@@ -125,7 +125,7 @@ _DRAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Recorder:
-    """Notes every call on a region's table as (what, offset in the region, length); drains as ("drain", 0, 0).
+    """Notes each call on a region's table: (what, offset in the region, length), or ("drain", 0, 0).
 
     ``watch(what, offset, length)``: called at each call, of a drain before it is done, of the others after.
     """

@@ -57,7 +57,9 @@ near = st.builds(
 )
 far = st.sampled_from([2 * MIB - 5000, 2 * MIB, 3 * MIB + 17, 1 << 32, (1 << 44) - 5000])
 places = st.one_of(near, near, near, far)
-lengths = st.one_of(st.integers(1, 300), st.integers(1, 5000), st.sampled_from([PAGE, 3 * PAGE, 20000, 100_000]))
+lengths = st.one_of(
+    st.integers(1, 300), st.integers(1, 5000), st.sampled_from([PAGE, 3 * PAGE, 20000, 100_000])
+)
 
 
 class Files(RuleBasedStateMachine):

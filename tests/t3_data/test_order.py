@@ -142,8 +142,8 @@ def test_fsync_flushes_the_dirty_lines_of_its_inode_and_no_others(kit):
         assert io.fsync(node) == 0
         assert {entry[0] for entry in table.take()} == {"drain"}, "clean: nothing is flushed twice"
         assert io.fsync(other) == 4
-        got = sum(length for what, offset, length in table.take() if what == "flush" and where(offset) == "data")
-        assert got == 4 * PAGE
+        log = [entry for entry in table.take() if entry[0] == "flush" and where(entry[1]) == "data"]
+        assert sum(length for _, _, length in log) == 4 * PAGE
 
 
 def test_marks_go_after_flush_and_drain(kit):
@@ -240,7 +240,7 @@ def test_times_in_place_are_flushed(kit):
 
 
 def test_replay_brings_no_old_time_back_after_fsync(kit):
-    """A record since the tail holds the mtime of the append; the one of the write over stands in place only."""
+    """A record since the tail holds the mtime of the append; that of the write over stands in place only."""
     io = kit.io("cached")
     node = create(io, b"f")
     io.write(node, 0, noise(100))
@@ -303,7 +303,7 @@ class Watched:
 
 @pytest.mark.parametrize("write, drain", POLICIES)
 def test_a_file_is_old_or_new_at_every_drain_and_never_shows_what_was_there_before(kit, write, drain):
-    """Appends of all kinds into blocks full of somebody else's bytes; images at worst, at best and between."""
+    """Appends of all kinds into blocks full of somebody else's bytes; images at worst, best and between."""
     io = kit.io(write, drain)
     fs = io.fs
     dirt = create(io, b"dirt")
@@ -332,7 +332,8 @@ def test_a_file_is_old_or_new_at_every_drain_and_never_shows_what_was_there_befo
     text = b"a" * 1000
     good.add(text)
     with Watched(kit, io, judge) as watched:
-        for pos, data in ((1000, b"b" * 500), (1500, b"c" * 6000), (9000, b"d" * 100), (5 * PAGE, b"e" * 9000)):
+        writes = ((1000, b"b" * 500), (1500, b"c" * 6000), (9000, b"d" * 100), (5 * PAGE, b"e" * 9000))
+        for pos, data in writes:
             text = text.ljust(pos, b"\0") + data
             grow(lambda p=pos, d=data: io.write(node, p, d), text)
         text = text[:700]

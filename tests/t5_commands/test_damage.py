@@ -185,9 +185,8 @@ def info(path: str) -> None:
 
 def program(*args, **kwargs) -> subprocess.CompletedProcess:
     code = "import sys; from daxfs.cli.fsck import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-P", "-c", code, *args], capture_output=True, text=True, timeout=60, check=False, **kwargs
-    )
+    command = [sys.executable, "-P", "-c", code, *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **kwargs)
 
 
 def test_program_exit_statuses(victim, tmp_path):

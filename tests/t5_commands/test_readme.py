@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""README.md says what is so: its commands are run, and what it shows has the shape of what they print.
+
+Numbers, UUIDs and column widths may differ, words may not. Limits: `make` targets are only looked up, as they
+would set up the machine; the region and the mount point of the tour are replaced by ones of the test.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import mounts
+import pytest
+
+from daxfs.cli import fsck, main, mkfs, mount
+from daxfs.fault._decision import KIND_NAMES, REASON_NAMES, RESULT_NAMES
+from daxfs.fuse import options
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+REGION, MOUNTPOINT = "/dev/shm/region", "/mnt/dax"
+PROGRAMS = {"mkfs.daxfs": mkfs.command, "fsck.daxfs": fsck.command, "mount.daxfs": mount.command}
+
+
+def block(start: str) -> str:
+    """The one code block that starts with *start*."""
+    (found,) = [text for text in BLOCKS if text.startswith(start)]
+    return found
+
+
+def tour() -> list[tuple[str, list[str]]]:
+    """(command, the lines shown below it) of the tour."""
+    steps = []
+    for line in block("# mkfs.daxfs").replace("\\\n", "").splitlines():
+        if line.startswith("# "):
+            steps.append((line[2:].removesuffix("(shortened)").strip(), []))
+        elif line.strip():
+            steps[-1][1].append(line)
+    return steps
+
+
+def shape(line: str) -> str:
+    """*line* with what differs from run to run, and from width to width, taken out."""
+    line = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", line)
+    return re.sub(r"\s+", " ", re.sub(r"\d+(\.\d+)?", "N", line)).strip()
+
+
+def check_tables(shown: list[str], printed: list[str]) -> None:
+    """The tables of `daxfs stat`: headings as shown, and their rows for operations; faults' words exist."""
+    shapes = {shape(line) for line in printed}
+    operations = {line.split()[0] for line in printed if line.strip()}
+    heading = ""
+    for line in shown:
+        words = line.split()
+        if words[0] in ("operation", "fault"):
+            heading = words[0]
+            assert shape(line) in shapes
+        elif heading == "fault" and "─" not in line:
+            kind, order, result, reason = words[:4]
+            assert kind in KIND_NAMES and order in ("PTE", "PMD")
+            assert result in RESULT_NAMES and (reason in REASON_NAMES or reason.isdigit())
+        elif heading == "operation" and "─" not in line:
+            assert words[0] in operations
+
+
+@pytest.mark.mount
+@pytest.mark.skipif(not (shutil.which("fio") and shutil.which("xfs_io")), reason="no fio or no xfs_io")
+def test_tour(tmp_path):
+    region, mountpoint = Path(f"/dev/shm/{mounts.PREFIX}readme"), tmp_path / "dax"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = []
+    try:
+        for command, shown in tour():
+            words = command.replace(REGION, str(region)).replace(MOUNTPOINT, str(mountpoint))
+            with open(tmp_path / "output", "w+") as output:  # a file: the daemon keeps a pipe open
+                done = subprocess.run(["sh", "-c", words], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                                      stdout=output, stderr=subprocess.STDOUT, timeout=120, check=False,
+                                      env={**os.environ, "PATH": path, "COLUMNS": "100"})  # fmt: skip
+                output.seek(0)
+                printed = output.read().replace(str(region), REGION).replace(str(mountpoint), MOUNTPOINT)
+            assert done.returncode == 0, f"{words}\n{printed}"
+            if command.startswith("daxfs stat"):
+                check_tables(shown, printed.splitlines())
+            elif shown:
+                assert [shape(line) for line in shown] == [shape(line) for line in printed.splitlines()]
+            ran.append(command.split()[0])
+    finally:
+        if mounts.mounts_of(mountpoint):
+            mounts.run(["umount", "-l", mountpoint], check=False)
+        region.unlink(missing_ok=True)
+    assert ran == ["mkfs.daxfs", "mkdir", "echo", "xfs_io", "fio", "daxfs", "umount"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dax", "output"]  # nothing left behind
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    spoken = "\n".join([*BLOCKS, *re.findall(r"`([^`\n]+)`", TEXT)])
+    named = set(re.findall(r"^make ([a-z-]+)", spoken, re.MULTILINE))
+    assert {"quickstart", "unquickstart", "test"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_commands_and_switches_exist():
+    for words in re.findall(r"`((?:daxfs|mkfs\.daxfs|fsck\.daxfs|mount\.daxfs)[^`]*)`", TEXT):
+        program, *rest = words.split()
+        command = PROGRAMS.get(program, main.command)
+        with click.Context(command) as ctx:
+            if program == "daxfs":
+                command = main.command.get_command(ctx, rest[0])
+            assert command, words
+            known = {switch for param in command.get_params(ctx) for switch in param.opts}
+        assert {word for word in rest if word.startswith("-")} <= known, words
+
+
+def test_policies_are_those_of_the_mount():
+    found = re.findall(r"`([a-z]+)=([a-z_]+(?:\|[a-z_]+)+)`", TEXT)
+    assert {name for name, _ in found} == {"write", "drain", "flush", "granularity"}
+    for name, values in found:
+        assert set(values.split("|")) == set(options.CHOICES[name]) - {"auto"}, name
+
+
+def test_fstab_line_is_understood():
+    source, _, kind, text, *_ = block(f"{REGION} ").split()
+    assert (source, kind) == (REGION, "fuse.daxfs")
+    config = options.parse(",".join(option for option in text.split(",") if option != "noauto"))
+    assert config.write == "nt"
+
+
+def test_files_it_names_are_there():
+    for name in re.findall(r"\bdocs/[\w./-]*\w", TEXT):
+        assert (ROOT / name).exists(), name

@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Print what pyproject.toml asks for, a requirement a line: for building, running and testing.
+
+Needed because pip, asked to build daxfs without build isolation, builds its dependencies so too; one that
+comes as source and wants other tools (pyfuse3 wants setuptools) can't be built then.
+"""
+
+import tomllib
+from pathlib import Path
+
+with open(Path(__file__).resolve().parent.parent / "pyproject.toml", "rb") as file:
+    wanted = tomllib.load(file)
+project = wanted["project"]
+for requirement in (*wanted["build-system"]["requires"], *project["dependencies"],
+                    *project["optional-dependencies"]["test"]):  # fmt: skip
+    print(requirement)
