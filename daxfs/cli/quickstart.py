@@ -157,11 +157,13 @@ def fio_summary(text: str) -> list[str]:
 
 
 def what_next(state: dict) -> None:
+    # What sudo mounted answers root alone.
+    sudo = "sudo " if state["tmpfs"] and os.environ.get("SUDO_USER", "root") != "root" else ""
     click.echo("Go on with:")
     for line in (f"daxfs stat {state['directory']}", f"daxfs info {state['directory']}",
                  f"fio --name=a --directory={state['directory']} --size=64M --rw=randwrite --bs=4k --fsync=1",
                  "daxfs quickstart --undo"):
-        click.echo(f"  {line}")
+        click.echo(f"  {sudo}{line}")
 
 
 def take_away(state: dict, quiet: bool = False) -> None:

@@ -61,6 +61,7 @@ def test_odd_block_sizes(target, engine):
     assert job["write"]["io_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_written_data_are_there_after_a_fresh_mount(target, reopen):
     for engine in ENGINES:
         written_and_verified(target, f"seq-{engine}", engine, "write", bs="128k")

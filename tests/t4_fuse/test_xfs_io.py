@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.mount,
 # Lines that depend on the clock, the file system's name or its inode numbers.
 NOISE = re.compile(r"ops; |^fd\.path|^stat\.(ino|blocks|atime|mtime|ctime|btime)|^fsxattr|^dioattr"
                    r"|^[ \[]\d+\]? +0x|FS_IOC|XFS_IOC|FSGETXATTR")
+NO_FSXATTR = re.compile(r"(FS|XFS)_IOC_(FS)?GETXATTR: Inappropriate ioctl for device$")
 
 SCRIPTS = {
     "pwrite_pread": ["pwrite -S 0x61 0 10000", "pwrite -S 0x62 5000 20", "pread -v 4990 40", "fsync",
@@ -48,7 +49,9 @@ def xfs_io(file, commands, *flags):
     for text in commands:
         args += ["-c", text]
     done = mounts.run([*args, file], check=False, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
+    # In xfsprogs 6.13 (Debian 13) `stat` fails at its end where there are no XFS attributes to show.
+    failed = [line for line in done.stderr.splitlines() if not NO_FSXATTR.match(line)]
+    assert done.returncode == 0 or (done.stderr and not failed), done.stdout + done.stderr
     lines = (done.stdout + done.stderr).splitlines()
     return [line for line in lines if line and not NOISE.search(line)]
 

@@ -144,6 +144,18 @@ def test_quickstart_and_undo(tmp_path):
     assert "nothing to undo" in quick("--undo")
 
 
+@pytest.mark.parametrize(("user", "tmpfs", "sudo"), [("dev", True, True), ("root", True, False),
+                                                     (None, True, False), ("dev", False, False)])
+def test_quickstart_says_sudo_where_it_is_needed(monkeypatch, capsys, user, tmpfs, sudo):
+    if user:
+        monkeypatch.setenv("SUDO_USER", user)
+    else:
+        monkeypatch.delenv("SUDO_USER", raising=False)
+    quickstart.what_next({"directory": "/mnt", "tmpfs": tmpfs})
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines and all(line.startswith("  sudo ") is sudo for line in lines)
+
+
 @pytest.mark.mount
 def test_quickstart_that_fails_leaves_nothing(tmp_path):
     env = {**os.environ, "DAXFS_QUICKSTART": str(tmp_path / "home")}

@@ -7,7 +7,7 @@ A failing round prints the command that plays it again.
 import pytest
 from crash_round import Plan, Round
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 
 def check(plan):
