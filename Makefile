@@ -64,6 +64,7 @@ crash: $(BUILD)
 bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/flush.py
 	$(SUDO) $(VENV)/bin/python tools/bench/requests.py
+	$(SUDO) $(VENV)/bin/python tools/bench/handshake.py
 	$(SUDO) $(VENV)/bin/python tools/bench/namespace.py
 	$(SUDO) $(VENV)/bin/python tools/bench/mount_time.py
 

@@ -145,13 +145,12 @@ class Session:
     async def _signals(self) -> None:
         with trio.open_signal_receiver(*_ENDING) as arrivals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-            async for number in _first(self.early, arrivals):
-                signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # a second one must not cut the end short
-                self.ended_by = signal.Signals(number).name
-                log.info("%s: ending on %s", self.mountpoint, self.ended_by)
-                await _sync(self.mountpoint)
-                pyfuse3.terminate()
-                return
+            number = self.early[0] if self.early else await anext(arrivals)
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # a second one must not cut the end short
+            self.ended_by = signal.Signals(number).name
+            log.info("%s: ending on %s", self.mountpoint, self.ended_by)
+            await _sync(self.mountpoint)
+            pyfuse3.terminate()
 
     def answer(self, request: dict) -> dict:
         """The control socket's requests. DaxfsError for one that is unknown or refused."""
@@ -272,14 +271,6 @@ def _init(operations, mountpoint: str, where: str, arguments: list[str]) -> None
         raise SourceError(f"{mountpoint}: can't be mounted: {lines or problem}", errno.EPERM) from problem
     if lines:
         log.warning("libfuse: %s", lines)
-
-
-async def _first(early: list[int], arrivals):
-    """The signals of *early*, then those that arrive."""
-    for number in early:
-        yield number
-    async for number in arrivals:
-        yield number
 
 
 async def _sync(mountpoint: str) -> None:

@@ -94,7 +94,9 @@ def drop_privileges(fs, node, in_group, capability: bool) -> None:
     CAP_FSETID. *capability*: file capabilities are ours to remove, whoever writes.
     """
     mode = fs.inodes.mode(node.ino)
-    capability = capability and node.capability is not False and xattr.has_capability(fs, node)
+    if not mode & 0o6000 and (node.capability is False or not capability):
+        return
+    capability = capability and xattr.has_capability(fs, node)
     killed = mode
     if in_group is not None and mode & 0o6000:
         killed = file.killed_privileges(mode, not mode & 0o2000 or in_group(fs.inodes.read(node.ino).gid))

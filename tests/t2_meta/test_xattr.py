@@ -152,6 +152,47 @@ def test_default_acl_is_inherited(small_fs):
     oracle.check(fs)
 
 
+@pytest.mark.parametrize("kind", [0o100000, 0o040000, 0o010000, 0o120000])
+def test_umask_is_for_what_no_default_acl_decides(small_fs, kind):
+    fs, who = small_fs, ns.Creds(0, 0, 0o027)
+    mode = ns.create(fs, L.ROOT_INO, b"plain", kind | 0o777, who, target=b"t" * (kind == 0o120000)).mode
+    assert mode == kind | (0o777 if kind == 0o120000 else 0o750)
+    parent = make(fs, b"d", 0o040755)
+    xattr.put(fs, parent, DEFAULT, acl.pack([(1, 7, 0), (4, 7, 0), (32, 7, 0)]))
+    mode = ns.create(fs, parent, b"x", kind | 0o777, who, target=b"t" * (kind == 0o120000)).mode
+    assert mode == kind | 0o777
+
+
+@pytest.mark.parametrize(
+    ("mode", "in_group", "capability", "left"),
+    [(0o6755, None, True, (0o6755, False)), (0o6755, None, False, (0o6755, True)),
+     (0o6755, True, True, (0o755, False)), (0o2745, True, False, (0o2745, True)),
+     (0o2745, False, True, (0o745, False)), (0o755, True, True, (0o755, False))],
+)  # fmt: skip
+def test_what_a_write_takes_away(small_fs, mode, in_group, capability, left):
+    fs, ino = small_fs, make(small_fs, mode=0o100000 | mode)
+    node = fs.open(ino)
+    for _ in range(2):  # the second time with a known answer in the node
+        xattr.put(fs, ino, b"security.capability", b"cap")
+        attr.setattr(fs, ino, {"mode": mode})
+        attr.drop_privileges(fs, node, None if in_group is None else lambda gid: in_group, capability)
+        found = fs.inodes.read(ino).mode & 0o7777, b"security.capability" in xattr.names(fs, ino)
+        assert found == left
+    before = fs.journal.records
+    attr.drop_privileges(fs, node, None if in_group is None else lambda gid: in_group, capability)
+    assert fs.journal.records == before, "a record for nothing"
+    fs.release(node)
+
+
+def test_truncation_takes_the_capability_away(small_fs):
+    fs, ino = small_fs, make(small_fs)
+    xattr.put(fs, ino, b"security.capability", b"cap")
+    xattr.put(fs, ino, b"user.a", b"stays")
+    attr.setattr(fs, ino, {"size": 0})
+    assert xattr.names(fs, ino) == [b"user.a"]
+    oracle.check(fs)
+
+
 def test_unlink_frees_the_run(small_fs):
     fs = small_fs
     free = fs.alloc.free_pages + fs.alloc.held
