@@ -43,6 +43,7 @@ struct daxfs_flush {
 	/* Counters, only ever added to: what was asked for, not what was dirty. */
 	uint64_t n_store, store_bytes, n_nt, nt_bytes, n_flush, flush_lines, n_drain;
 	int error;	/* errno of the first failed msync, sticky until read (DAXFS_MSYNC) */
+	void *recorder;	/* of the recording table that stands in for the bound functions (record.h), or NULL */
 
 	/* What the five functions above are made of; bound with them, for flush*.c alone.
 	 * `lines` writes back n lines from `line` on; `edge` stores a piece of one line,

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: MIT
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""L1: the recorder: every store, flush and drain on a region, written to a log (native/record.c).
+
+`Recorder` puts a recording table in the place of the functions that a region was bound to; daxfs/testing
+reads the log. Limits: attach and detach in one thread, while no other stores; any thread may store in
+between; `take` when none does. A call site is the Python line that the storing thread stands in: finding
+it needs the GIL, so a thread that stores without it waits for it, under its FileMap lock too. That can't
+deadlock, because no thread waits for a FileMap lock with the GIL (docs/concurrency.md). Native threads have
+no Python line: site 0.
+"""
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.errno cimport EBUSY
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+
+from daxfs._flush cimport Flush, daxfs_flush
+
+import errno
+import json
+import os
+import stat
+import struct
+import sys
+
+from daxfs.errors import UsageError, fail
+
+cdef extern from "Python.h" nogil:
+    void *PyGILState_GetThisThreadState()
+
+cdef extern from "daxfs/native/record.h" nogil:
+    enum: DAXFS_EV_SITE, DAXFS_EV_IMAGE, DAXFS_EV_SCAN
+    struct daxfs_recorder:
+        uint32_t (*site)(void *) noexcept nogil
+        void *context
+        char *buf
+        size_t used
+        int error
+        uint64_t events, bytes, ops
+    int daxfs_record_init(daxfs_recorder *r, const void *base, int fd)
+    void daxfs_record_destroy(daxfs_recorder *r)
+    int daxfs_record_attach(daxfs_recorder *r, daxfs_flush *t)
+    void daxfs_record_detach(daxfs_recorder *r)
+    void daxfs_record_note(daxfs_recorder *r, int kind, uint32_t site, uint64_t place, const void *data,
+                           size_t len)
+    uint64_t daxfs_record_begin(daxfs_recorder *r, const void *text, size_t len)
+    void daxfs_record_end(daxfs_recorder *r, uint64_t op, const void *text, size_t len)
+    int daxfs_record_sync(daxfs_recorder *r)
+
+MAGIC = b"DAXFSREC"
+VERSION = 1
+PAGE = 4096
+PIECE = 1 << 20
+SITE_DEPTH = 4      # Python frames that make a call site
+
+
+cdef uint32_t _site(void *context) noexcept nogil:
+    if PyGILState_GetThisThreadState() == NULL:
+        return 0
+    with gil:
+        return _python_site(<Recorder>context)
+
+
+cdef uint32_t _python_site(Recorder recorder) noexcept:
+    try:
+        return recorder.here()
+    except Exception:
+        return 0        # an exception of a signal handler, or no memory: the store itself must go on
+
+
+cdef class Recorder:
+    """Records what is stored on *region* between ``with`` and its end.
+
+    region: daxfs.region.Region. path: the log, a file that is made or replaced (mode 0600: it holds data);
+    None keeps it in memory for `take`. sites: note the call sites. info: what the header says besides the
+    region's own facts (plain values). UsageError where *path* can't be a log of this region, OSError where
+    it can't be made, EBUSY where the region is being recorded already. A log that can't be written (disk
+    full) ends there: ``error`` is the errno, the region goes on.
+    """
+
+    cdef daxfs_recorder r
+    cdef object region, known
+    cdef Flush flush
+    cdef int fd
+    cdef bint attached
+    cdef readonly object path
+
+    def __cinit__(self, region, path=None, sites=True, info=None):
+        self.fd = -1
+        self.attached = False
+        self.region, self.flush, self.path = region, region.flush, path
+        self.known = {}
+        if path is not None:
+            self.fd = _create(path, region)
+        if daxfs_record_init(&self.r, <const void *><uintptr_t>region.address, self.fd):
+            raise MemoryError("no memory for the buffer of a recorder")
+        if sites:
+            self.r.site = _site
+            self.r.context = <void *>self
+        if path is not None:
+            self._header(info or {})
+            self._image()
+
+    def __dealloc__(self):
+        if self.attached:
+            daxfs_record_detach(&self.r)
+        daxfs_record_destroy(&self.r)
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def __enter__(self):
+        if daxfs_record_attach(&self.r, self.flush.t):
+            raise fail(EBUSY, "the region is being recorded already")
+        self.attached = True
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def close(self):
+        """Stop recording and complete the log. Twice is fine. Look at ``error`` afterwards."""
+        if self.attached:
+            daxfs_record_detach(&self.r)
+            self.attached = False
+        if self.fd >= 0:
+            daxfs_record_sync(&self.r)
+            os.close(self.fd)
+            self.fd = -1
+
+    @property
+    def events(self):
+        """Events so far."""
+        return self.r.events
+
+    @property
+    def bytes(self):
+        """Bytes of log so far, the header of a file not counted."""
+        return self.r.bytes
+
+    @property
+    def error(self):
+        """errno that ended the log before its time, 0 for none."""
+        return self.r.error
+
+    def take(self) -> bytes:
+        """The events since the last take, of a log in memory (daxfs.testing.log.parse reads them)."""
+        if self.path is not None:
+            raise ValueError("the log is in a file")
+        if self.r.error:
+            raise MemoryError("no memory for the log")
+        out = PyBytes_FromStringAndSize(self.r.buf, self.r.used)
+        self.r.used = 0
+        return out
+
+    def begin(self, text: str) -> int:
+        """An operation begins on this thread: what is stored from now on belongs to it. Its number."""
+        cdef bytes raw = text.encode("utf-8", "surrogateescape")
+        return daxfs_record_begin(&self.r, <const char *>raw, len(raw))
+
+    def end(self, op: int, text: str = ""):
+        """Operation *op* of this thread has returned, *text* says with what."""
+        cdef bytes raw = text.encode("utf-8", "surrogateescape")
+        daxfs_record_end(&self.r, op, <const char *>raw, len(raw))
+
+    def scan(self, uint64_t place, data):
+        """Note bytes that a client's mapping was found to have stored, in an order that nobody knows."""
+        cdef Py_buffer b
+        PyObject_GetBuffer(data, &b, PyBUF_SIMPLE)
+        try:
+            daxfs_record_note(&self.r, DAXFS_EV_SCAN, self.here(), place, b.buf, b.len)
+        finally:
+            PyBuffer_Release(&b)
+
+    def here(self) -> int:
+        """The number of the call site: the innermost Python frames of this thread."""
+        cdef list key = []
+        frame = sys._getframe()
+        for _ in range(SITE_DEPTH):
+            if frame is None:
+                break
+            key.append((frame.f_code, frame.f_lineno))
+            frame = frame.f_back
+        whole = tuple(key)
+        found = self.known.get(whole)
+        if found is None:
+            found = self.known[whole] = len(self.known) + 1
+            self._note_site(found, whole)
+        return found
+
+    cdef _note_site(self, uint32_t number, tuple frames):
+        text = " < ".join(f"{_short(code.co_filename)}:{line} {code.co_name}" for code, line in frames)
+        cdef bytes raw = text.encode("utf-8", "surrogateescape")
+        daxfs_record_note(&self.r, DAXFS_EV_SITE, number, 0, <const char *>raw, len(raw))
+
+    cdef _header(self, dict info):
+        facts = {"version": VERSION, "region": self.region.describe(), **info}
+        text = json.dumps(facts).encode()
+        text += b" " * (-len(text) % 8)
+        os.write(self.fd, MAGIC + struct.pack("<II", VERSION, len(text)) + text)
+
+    cdef _image(self):
+        """What the region holds now, pages of zeros left out: the log is whole without the region."""
+        cdef bytes piece
+        cdef const char *p
+        cdef uint64_t place, at, end
+        zero = bytes(PAGE)
+        for source in self.region.sources:
+            place = source.pfn_start * PAGE
+            for start, stop in _data(source.fd, source.pages * PAGE):
+                for at in range(start, stop, PIECE):
+                    piece = os.pread(source.fd, min(PIECE, stop - at), at)
+                    for first, last in _runs(piece, zero):
+                        p = piece
+                        daxfs_record_note(&self.r, DAXFS_EV_IMAGE, 0, place + at + <uint64_t>first,
+                                          p + <size_t>first, <size_t>(last - first))
+        if self.r.error:
+            raise fail(self.r.error, f"{self.path}: {os.strerror(self.r.error)}")
+
+
+def _create(path, region) -> int:
+    """A new log; UsageError where *path* is a source of the region, or no regular file."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"{path}: a recording needs a regular file")
+        for source in region.sources:
+            own = os.fstat(source.fd)
+            if (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino):
+                raise UsageError(f"{path}: is a source of the region that is to be recorded")
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _data(fd: int, size: int):
+    """(start, end) of the pieces of a source that may hold something, in whole pages."""
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+            end = min(os.lseek(fd, at, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            end = size      # a device knows no holes
+        at = at // PAGE * PAGE
+        end = (end + PAGE - 1) // PAGE * PAGE
+        yield at, end
+        at = end
+
+
+def _runs(piece: bytes, zero: bytes):
+    """(first, last) of the runs of pages in *piece* that are not all zero."""
+    start = None
+    for at in range(0, len(piece), PAGE):
+        if piece[at:at + PAGE] != zero[:len(piece) - at]:
+            start = at if start is None else start
+        elif start is not None:
+            yield start, at
+            start = None
+    if start is not None:
+        yield start, len(piece)
+
+
+def _short(path: str) -> str:
+    """A file's name as a reader knows it: from the package on, or with its folder."""
+    parts = path.split("/")
+    if "daxfs" in parts[:-1]:
+        return "/".join(parts[len(parts) - parts[::-1].index("daxfs"):])
+    return "/".join(parts[-2:])
