@@ -108,6 +108,7 @@ def prepare_write(fs, node, pos: int, length: int) -> WritePlan:
     """The plan for writing *length* bytes at *pos*. EFBIG, ENOSPC, EROFS change nothing."""
     if pos >= L.MAX_FILE_SIZE:
         raise fail(errno.EFBIG)
+    finish_truncation(fs, node)
     plan = WritePlan(fs, node, pos, min(length, L.MAX_FILE_SIZE - pos))
     try:
         zero_tail(fs, node, pos)
@@ -139,8 +140,8 @@ def truncate(fs, node, size: int, now: int, changes=None) -> None:
     """Set the size. *changes(edit, tx)* adds further inode changes to the same transaction."""
     if size > L.MAX_FILE_SIZE:
         raise fail(errno.EFBIG)
-    if fs.readonly:
-        raise fail(errno.EROFS)  # here, because the tail is zeroed before the transaction
+    fs.may_change()  # here, because the tail is zeroed before the transaction
+    finish_truncation(fs, node)
     old = node.map.size
     if size > old and zero_tail(fs, node, size):
         # Orders the zeros behind the old end before the record with the new size.
@@ -163,6 +164,12 @@ def truncate(fs, node, size: int, now: int, changes=None) -> None:
     if node.map.dirty is not None:
         node.map.dirty.clear(first, extent.MAX_PGOFF - first)
     if first and beyond > EXTENTS_PER_STEP:
+        continue_truncate(fs, node)
+
+
+def finish_truncation(fs, node) -> None:
+    """Free what a truncation left behind that failed halfway, before the file may grow over it."""
+    if fs.inodes.flags(node.ino) & L.FLAG_TRUNCATING:
         continue_truncate(fs, node)
 
 

@@ -83,9 +83,15 @@ class FileSystem:
 
     def begin(self) -> Transaction:
         """A transaction; EROFS on a read-only mount."""
+        self.may_change()
+        return Transaction(self)
+
+    def may_change(self) -> None:
+        """Ask before a change: EROFS on a read-only mount, an OSError where a failed record may come back."""
         if self.readonly:
             raise fail(errno.EROFS)
-        return Transaction(self)
+        if self.journal.doubt:
+            self.journal.ready()
 
     def journalled(self, inodes) -> None:
         """A record with these inodes was committed (`Transaction.commit`)."""
@@ -219,6 +225,7 @@ class FileSystem:
         """Make size and times of *ino* durable, and safe from replay. The caller's data are flushed."""
         if self.readonly:
             return
+        self.journal.ready()
         self.sync_times(ino)
         if ino in self.unsettled:
             # A record since the tail holds older times of this inode: replay must not bring them back.

@@ -23,6 +23,7 @@ PLACE_OF = {name: offset for name, offset in F.offset.items() if offset < L.INOD
 _unpack = F.unpack_from
 _make = Inode._make
 _mode, _MODE = F.codec["mode"].unpack_from, F.offset["mode"]
+_flags, _FLAGS = F.codec["flags"].unpack_from, F.offset["flags"]
 
 
 class InodeTable:
@@ -61,6 +62,10 @@ class InodeTable:
     def mode(self, ino: int) -> int:
         """The mode alone, of a number known to be in use."""
         return _mode(self.mem, self.base + ino * L.INODE_SIZE + _MODE)[0]
+
+    def flags(self, ino: int) -> int:
+        """The flags alone, of a number known to be in use."""
+        return _flags(self.mem, self.base + ino * L.INODE_SIZE + _FLAGS)[0]
 
     def raw(self, ino: int) -> bytearray:
         """A copy of the inode's 256 bytes."""
