@@ -205,20 +205,20 @@ def _rewrite(tx, edit, node, old, new, low: int, high: int) -> None:
 
 
 def _subtract(runs, minus) -> list[tuple[int, int]]:
-    """Runs without the pages that *minus* has (both small lists)."""
-    out = list(runs)
-    for pfn, length in minus:
-        end, rest = pfn + length, []
-        for start, pages in out:
-            stop = start + pages
-            if stop <= pfn or end <= start:
-                rest.append((start, pages))
-                continue
-            if start < pfn:
-                rest.append((start, pfn - start))
-            if end < stop:
-                rest.append((end, stop - end))
-        out = rest
+    """Runs without the pages that *minus* has; neither overlaps itself. One pass over both, sorted."""
+    out, minus, at = [], sorted(minus), 0
+    for pfn, pages in sorted(runs):
+        here, stop = pfn, pfn + pages
+        while at < len(minus) and sum(minus[at]) <= here:
+            at += 1
+        n = at
+        while n < len(minus) and minus[n][0] < stop:
+            if here < minus[n][0]:
+                out.append((here, minus[n][0] - here))
+            here = max(here, sum(minus[n]))
+            n += 1
+        if here < stop:
+            out.append((here, stop - here))
     return out
 
 
