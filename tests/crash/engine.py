@@ -23,7 +23,6 @@ from crash.ground import Ground, mounted
 from daxfs._record import Recorder
 from daxfs.meta.check import check_region
 from daxfs.testing import log
-from daxfs.testing.costs import Costs
 from daxfs.testing.media import Media
 
 MAX_VIOLATIONS = 5      # of one sequence: then it is given up
@@ -128,7 +127,6 @@ class Run:
         # The same choices for the same sequence, whatever ran before it in this process.
         self.rng = random.Random(engine.seed * 1_000_003 + zlib.crc32(sequence.name.encode()))
         self.media = Media(self.ground.image.copy(), engine.granularity)
-        self.costs = Costs()
         self.sites: dict[int, str] = {}
 
     def go(self) -> None:
@@ -152,20 +150,22 @@ class Run:
                 model = after
                 if len(self.outcome.violations) >= MAX_VIOLATIONS:
                     break
-            self.costs.finish()
-        self.outcome.costs = self.costs.rows(self.sites)
 
     def _feed(self, recorder, point) -> None:
-        """Hand what was recorded to the model; at each drain, and at the end, the images of *point*."""
-        drains = 0
+        """Hand what was recorded to the persistence model; the images of *point*.
+
+        Before a drain the most is in flight: whatever a crash since the last one could leave is among
+        the images there. With pages each flush makes something sure, so each event is a point.
+        """
+        steps = 0
         for event in log.parse(recorder.take()):
             if event.kind == log.SITE:
                 self.sites[event.site] = event.data.decode()
                 continue
-            self.costs.apply(event)
-            if event.kind == log.DRAIN and point is not None:
-                drains += 1
-                self._point(dataclasses.replace(point, label=f"{point.label}, before drain {drains}"))
+            if point is not None and (event.kind == log.DRAIN or self.media.granularity == "page"):
+                steps += 1
+                what = f"before {log.NAMES[event.kind]} {steps}"
+                self._point(dataclasses.replace(point, label=f"{point.label}, {what}"))
             self.media.apply(event)
         if point is not None:
             self._point(Point(f"{point.label}, returned", point.op, point.after, None))
