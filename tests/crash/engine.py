@@ -17,13 +17,14 @@ import time
 import zlib
 
 import numpy as np
-from crash import judge, vfs, workloads
-from crash.ground import Ground, mounted
 
 from daxfs._record import Recorder
 from daxfs.meta.check import check_region
 from daxfs.testing import log
 from daxfs.testing.media import Media
+
+from . import judge, vfs, workloads
+from .ground import Ground, mounted
 
 MAX_VIOLATIONS = 5      # of one sequence: then it is given up
 

@@ -10,13 +10,14 @@ import os
 import random
 
 import numpy as np
-from crash import judge, model, vfs
 
 from daxfs.data.file_io import FileIo
 from daxfs.meta import fs as meta_fs
 from daxfs.meta import mkfs
 from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE
 from daxfs.region import Region, create_file
+
+from . import judge, model, vfs
 
 SIZE = 8 << 20
 INODES = 256
