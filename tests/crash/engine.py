@@ -25,6 +25,7 @@ from daxfs.testing.media import Media
 
 from . import judge, vfs, workloads
 from .ground import Ground, mounted
+from .recorded import Player
 
 MAX_VIOLATIONS = 5      # of one sequence: then it is given up
 
@@ -94,6 +95,25 @@ class Engine:
         if run.outcome.violations:
             self._explain(sequence, run)
         return run.outcome
+
+    def run_log(self, path: str, share: int = 0, shares: int = 1) -> Outcome:
+        """Images of operations of a mount that was recorded; *share* of *shares*, for several processes."""
+        outcome, began, points = Outcome(path), time.perf_counter(), set()
+        with Player(path, self.limit, random.Random(self.seed)) as player:
+            for op, label, complaints, image in player.play(player.choose(share, shares)):
+                outcome.images += 1
+                outcome.ops[op.name] = outcome.ops.get(op.name, 0) + 1
+                points.add((op.first, label))
+                if complaints:
+                    outcome.violations.append({
+                        "sequence": {"name": path, "operation": op.begin}, "seed": self.seed, "point": label,
+                        "image": outcome.images, "complaints": complaints,
+                        "lines": image.describe(player.recording.sites),
+                    })
+                if len(outcome.violations) >= MAX_VIOLATIONS:
+                    break
+        outcome.points, outcome.seconds = len(points), time.perf_counter() - began
+        return outcome
 
     def _explain(self, sequence, run) -> None:
         """Add the shortest sequence that still fails to the first violation."""
