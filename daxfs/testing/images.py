@@ -57,7 +57,7 @@ class Group:
             return None
         steps = [[self._atom_values(atom, k) for atom in atoms] for k in range(n + 1)]
         # At point k: all of the first k ordered parts, and any atoms of the next.
-        steps = [[a | b for a, b in zip(steps[k], steps[min(k + 1, n)], strict=True)]
+        steps = [[here | then for here, then in zip(steps[k], steps[min(k + 1, n)], strict=True)]
                  for k in range(n + 1)]
         pairs = [(p, q) for p in range(n + 1) for q in range(n, p - 1, -1)] if torn else [
             (k, k) for k in range(n + 1)]
