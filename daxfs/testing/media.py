@@ -152,12 +152,11 @@ class Media:
         if self.granularity == "byte" and thread in self._last:
             flushed = dict.fromkeys(self._pieces, self._last.pop(thread) + 1)
         for piece in self._nt.pop(thread, ()):
-            self._drain_nt(piece, flushed)
+            self._drain_nt(piece)
         for unit, number in flushed.items():
             self._settle(unit, thread, number)
 
-    def _drain_nt(self, piece: Piece, flushed: dict[int, int]) -> None:
-        """All of an nt store is sure, and in its units what was *flushed*: later stores win."""
+    def _drain_nt(self, piece: Piece) -> None:
         place, units = piece.event.place, self._units(piece.event.place, len(piece.data))
         alone = [piece]
         if all(self._pieces.get(unit) == alone for unit in units):  # the usual case, and many lines
@@ -167,7 +166,7 @@ class Media:
                 del self._pieces[unit]
             return
         for unit in units:
-            self._settle(unit, piece.event.thread, flushed.get(unit, 0))
+            self._settle(unit, piece.event.thread, 0)
 
     def _settle(self, unit: int, thread: int | None, before: int) -> None:
         """In one unit, nt stores of *thread* and other stores with a number less than *before* are sure."""
