@@ -19,6 +19,7 @@ from libc.string cimport memset
 from daxfs._flush cimport Flush, daxfs_flush
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -26,6 +27,7 @@ import struct
 import sys
 
 from daxfs.errors import UsageError, fail
+from daxfs.layout import SB_MAGIC
 
 cdef extern from "Python.h" nogil:
     void *PyGILState_GetThisThreadState()
@@ -86,7 +88,7 @@ cdef uint32_t _python_site(Recorder recorder) noexcept:
 cdef void _frames(frame_key *key):
     """Code and place in it of the innermost Python frames: what tells one call site from another.
 
-    Places in the byte code, not lines: a line number is looked up in a table, which costs more than all of this.
+    Places in the byte code, not lines: to look up a line number costs more than all of this.
     """
     cdef PyFrameObject *frame = PyEval_GetFrame()
     cdef PyFrameObject *back
@@ -261,12 +263,12 @@ cdef class Recorder:
                         p = piece
                         daxfs_record_note(&self.r, DAXFS_EV_IMAGE, 0, place + at + <uint64_t>first,
                                           p + <size_t>first, <size_t>(last - first))
-        if self.r.error:
+        if daxfs_record_sync(&self.r):
             raise fail(self.r.error, f"{self.path}: {os.strerror(self.r.error)}")
 
 
 def _create(path, region) -> int:
-    """A new log; UsageError where *path* is a source of the region, or no regular file."""
+    """A new log; UsageError where *path* is a source of the region, a region, or no regular file."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     try:
         found = os.fstat(fd)
@@ -276,6 +278,12 @@ def _create(path, region) -> int:
             own = os.fstat(source.fd)
             if (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino):
                 raise UsageError(f"{path}: is a source of the region that is to be recorded")
+        if os.pread(fd, len(SB_MAGIC), 0) == SB_MAGIC:
+            raise UsageError(f"{path}: holds a daxfs region, which a recording would replace")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise fail(EBUSY, f"{path}: busy: another recording, or another program, has it") from None
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
     except BaseException:
