@@ -8,7 +8,7 @@ whose data are not durable. Metadata thread; no suspension point.
 
 from .. import layout as L
 from .._flush import StateArena
-from ..meta import attr, file
+from ..meta import attr, fallocate, file
 from ..pfn import PAGE_SIZE
 from ._dax_io import DaxIo
 from ._tracker import PteTracker
@@ -70,6 +70,13 @@ class FileIo:
             raise
         plan.commit(self.fs.clock())
         return plan.length
+
+    def fallocate(self, node, mode: int, pos: int, length: int) -> None:
+        """fallocate(2) (`meta.fallocate`); durable on return, whatever the policies.
+
+        What a write takes away (`attr.drop_privileges`) this does too: the caller's business, as there.
+        """
+        fallocate.fallocate(self.fs, node, mode, pos, length, self.fs.clock())
 
     def fsync(self, node) -> int:
         """Make data, size and times of *node* durable; returns the pages that had to be flushed.
