@@ -39,6 +39,7 @@ class Stored(NamedTuple):
     """What an operation in flight may have stored in place before it is decided: byte ranges of one file.
 
     *record*: a record decides it. *ordered*: which comes after them, so that with it they are all there.
+    The zeros at the edges of a hole are an overwrite, and share the drain of the record: not ordered.
     """
 
     ranges: tuple
@@ -163,7 +164,7 @@ class Content:
         if mode & 0x10:
             unwritten = unwritten | whole | (pages - written)
         return self._with(size=size, data=data, older=tuple(older), written=written,
-                          unwritten=unwritten), Stored(edges, True, True)  # fmt: skip
+                          unwritten=unwritten), Stored(edges, True, False)  # fmt: skip
 
     # -- comparing -------------------------------------------------------------------------
 
