@@ -11,17 +11,17 @@ from crash.summary import TOP_VIOLATIONS, cells, clock, last_line, unfinished, v
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bad: #c62828; --good: #2e7d32; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 .n { text-align: right; } .bad { color: var(--bad); font-weight: 600; } .good { color: var(--good); }
 .wide { overflow-x: auto; } .note { opacity: .75; }
-.map td { width: 2.6rem; text-align: right; border: 1px solid var(--line); font-size: .75rem;
+.map td { min-width: 1.9rem; text-align: right; border: 1px solid var(--line); font-size: .75rem;
           padding: .15rem .3rem; }
 .map th { font-size: .75rem; font-weight: 500; border: 0; white-space: nowrap; }
-.map thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; }
-.map .hit { background: var(--bad); color: #fff; font-weight: 600; }
+.map thead th { writing-mode: vertical-rl; text-align: left; }
+.map td.hit { background: var(--bad); color: #fff; font-weight: 600; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0 1rem; padding: .6rem;
       border: 1px solid var(--line); border-radius: 4px; font-size: .82rem; }
 """
@@ -75,8 +75,8 @@ def _facts(summary: dict) -> str:
 
 
 def _set_rows(summary: dict) -> str:
-    headings = ("set", "sequences", "of", "points", "images", "nested", "violations", "time", "images/min")
-    rows = [((row["set"], f"{row['sequences']:,}", f"{row['of']:,}", *cells(row)), row["violations"])
+    headings = ("set", "sequences", "left", "points", "images", "nested", "violations", "time", "images/min")
+    rows = [((row["set"], f"{row['sequences']:,}", f"{row['left']:,}", *cells(row)), row["violations"])
             for row in summary["sets"]]
     return _table(headings, rows, numbers=8)
 
@@ -94,7 +94,7 @@ def _heat_map(pairs: list[dict]) -> str:
                    for first in firsts)
     return ("<h2>Two operations: images</h2>"
             '<p class="note">Down: the first; across: the second, in or after which the power failed. '
-            'Red: violations / images.</p><div class="wide"><table class="map">'
+            'Red: with violations.</p><div class="wide"><table class="map">'
             f"<thead><tr><th></th>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>")
 
 
@@ -102,7 +102,7 @@ def _heat(pair: dict | None, most: int) -> str:
     if pair is None:
         return "<td></td>"
     if pair["violations"]:
-        return f'<td class="hit">{pair["violations"]:,} / {pair["images"]:,}</td>'
+        return f'<td class="hit" title="{pair["violations"]:,} violations">{pair["images"]:,}</td>'
     strength = math.log1p(pair["images"]) / math.log1p(most) if most else 0
     return f'<td style="background:rgb(66 133 244 / {0.55 * strength:.2f})">{pair["images"]:,}</td>'
 

@@ -90,11 +90,11 @@ def _work(pipe, parent: int, parameters: dict) -> None:
                 answer = {"failure": traceback.format_exc()}
                 _close(engines)         # who knows what state they are in
             pipe.send(answer)
-    except (EOFError, BrokenPipeError):
-        pass                # the parent is gone
+    except (EOFError, BrokenPipeError, SystemExit):
+        # The parent is gone, or wants this end. Else it reads there what went wrong.
+        _stderr_of(os.getpid()).unlink(missing_ok=True)
     finally:
         _close(engines)
-        _stderr_of(os.getpid()).unlink(missing_ok=True)
 
 
 def _close(engines: dict) -> None:

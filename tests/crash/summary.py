@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 from crash.sweep import Sweep
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,6 +21,7 @@ from rich.table import Table
 TOP_SITES, TOP_VIOLATIONS = 15, 10
 KEPT_VIOLATIONS = 200           # of them with all details in summary.json and in the page
 REPLAY = "build/crash-replay"
+PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 # -- gathering -------------------------------------------------------------------------------
@@ -63,6 +65,8 @@ def _sets(sweep: Sweep) -> list[dict]:
     for name in dict.fromkeys(job.set for job in sweep.jobs):
         records = [record for record in sweep.records if record["set"] == name]
         row = {"set": name, "sequences": len(records), "of": sum(job.set == name for job in sweep.jobs)}
+        row["failed"] = sum(record["set"] == name for record in sweep.failures)
+        row["left"] = row["of"] - row["sequences"] - row["failed"]
         for field in ("points", "images", "nested"):
             row[field] = sum(record["outcome"][field] for record in records)
         row["violations"] = sum(len(record["outcome"]["violations"]) for record in records)
@@ -89,7 +93,9 @@ def _costs(outcomes) -> list[dict]:
     for outcome in outcomes:
         for cost in outcome["costs"]:
             total[cost["kind"], cost["site"]] += cost["count"]
-    return [{"kind": kind, "site": site, "count": count} for (kind, site), count in total.most_common()]
+    # What is missing is a bug, what is useless a cost.
+    order = sorted(total.items(), key=lambda item: (not item[0][0].startswith("missing"), -item[1], item[0]))
+    return [{"kind": kind, "site": site, "count": count} for (kind, site), count in order]
 
 
 def replay(record: dict, command: list[str]) -> str:
@@ -158,27 +164,32 @@ def show(summary: dict, console: Console) -> None:
         console.print(_cost_table(summary))
     for number, found in enumerate(summary["found"][:TOP_VIOLATIONS], 1):
         console.print(f"[red]violation {number}[/]", highlight=False)
-        console.print("\n".join(violation_lines(found)), markup=False, highlight=False)
+        console.print("\n".join(violation_lines(found)), **PLAIN)
     if summary["violations"] > TOP_VIOLATIONS:
         console.print(f"{summary['violations'] - TOP_VIOLATIONS:,} more are in the HTML summary")
     for failure in summary["failures"][:TOP_VIOLATIONS]:
-        console.print(f"[red]failed[/]: {escape(failure['name'])}", highlight=False)
-        console.print(f"{failure['text']}\n  again:   {failure['replay']}", markup=False, highlight=False)
+        console.print(f"[red]failed[/]: {escape(failure['name'])}", highlight=False, soft_wrap=True)
+        console.print(f"{failure['text']}\n  again:   {failure['replay']}", **PLAIN)
     if summary["left"]:
         console.print(f"[yellow]{unfinished(summary)}[/]", highlight=False)
 
 
+def _table(title: str, caption: str | None) -> Table:
+    return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 0),
+                 title_justify="left", caption_justify="left")
+
+
 def _set_table(summary: dict) -> Table:
-    table = Table(title="power failures, judged", caption="nested: a second failure, in or after recovery")
-    table.add_column("set")
-    for heading in ("sequences", "points", "images", "nested", "violations", "time", "images/min"):
+    table = _table("power failures, judged", "nested: a second failure, in or after recovery")
+    table.add_column("set", no_wrap=True)
+    left = ("left",) if summary["left"] else ()
+    counts = ("points", "images", "nested", "violations", "time", "images per min")
+    for heading in ("sequences", *left, *counts):
         table.add_column(heading, justify="right")
-    for row in summary["sets"]:
-        share = f"{row['sequences']:,}" + (f" of {row['of']:,}" if row["sequences"] < row["of"] else "")
-        table.add_row(row["set"], share, *cells(row), style="red" if row["violations"] else None)
-    if len(summary["sets"]) > 1:
-        table.add_section()
-        table.add_row("all", f"{summary['sequences']:,}", *cells(summary))
+    rows = summary["sets"] + ([{**summary, "set": "all"}] if len(summary["sets"]) > 1 else [])
+    for row in rows:
+        table.add_row(row["set"], f"{row['sequences']:,}", *[f"{row[name]:,}" for name in left], *cells(row),
+                      style="red" if row["violations"] else None)
     return table
 
 
@@ -190,7 +201,7 @@ def cells(row: dict) -> list[str]:
 def _cost_table(summary: dict) -> Table:
     rows = summary["costs"]
     more = f"{len(rows) - TOP_SITES} more are in the HTML summary" if len(rows) > TOP_SITES else None
-    table = Table(title="flushes and drains that did nothing, or are missing", caption=more)
+    table = _table("flushes and drains that did nothing, or are missing", more)
     table.add_column("count", justify="right")
     table.add_column("kind")
     table.add_column("call site", overflow="fold")
