@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from crash import page, summary, sweep
-from crash.pool import parts, remove_scratch
+from crash.pool import remove_scratch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -98,11 +98,9 @@ def replay_command(args) -> list[str]:
 def choose(args) -> list[sweep.Job]:
     """The jobs that the options ask for. SweepError where there are none."""
     if args.log:
-        if not hasattr(parts()[0].Engine, "run_log"):
-            raise sweep.SweepError("this engine judges no recordings")
         args.log.open("rb").close()
         args.fresh = True
-        return [sweep.Job("log", sweep.Recording(str(args.log)), args.limit or sweep.LIMITS["log"])]
+        return sweep.make_recording_jobs(str(args.log), args.jobs, args.limit)
     jobs = sweep.make_jobs(args.set, args.seed, args.three, args.random, args.limit)
     if args.match:
         jobs = sweep.matching(jobs, args.match)

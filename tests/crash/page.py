@@ -7,7 +7,7 @@ One file that loads nothing from elsewhere. Whatever comes from a sequence or an
 import html
 import math
 
-from crash.summary import TOP_VIOLATIONS, cells, clock, last_line, unfinished, violation_lines
+from .summary import TOP_VIOLATIONS, cells, clock, last_line, unfinished, violation_lines
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bad: #c62828; --good: #2e7d32; }
@@ -140,5 +140,5 @@ def _cost_rows(costs: list[dict]) -> str:
     if not costs:
         return ""
     rows = [((row["kind"], row["site"], f"{row['count']:,}"), False) for row in costs]
-    return ("<h2>Flushes and drains that did nothing, or are missing</h2>"
+    return ("<h2>Flushes and drains for nothing</h2>"
             + _table(("kind", "call site", "count"), rows, numbers=1))

@@ -106,7 +106,8 @@ def _close(engines: dict) -> None:
 def _run(engine, job) -> dict:
     engine.limit = job.limit
     if job.set == "log":
-        return dataclasses.asdict(engine.run_log(job.sequence.name))
+        recording = job.sequence
+        return dataclasses.asdict(engine.run_log(recording.path, recording.share, recording.shares))
     return dataclasses.asdict(engine.run(job.sequence, job.points))
 
 

@@ -12,11 +12,12 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from crash.sweep import Sweep
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from .sweep import Sweep
 
 TOP_SITES, TOP_VIOLATIONS = 15, 10
 KEPT_VIOLATIONS = 200           # of them with all details in summary.json and in the page
@@ -92,17 +93,17 @@ def _costs(outcomes) -> list[dict]:
     total = collections.Counter()
     for outcome in outcomes:
         for cost in outcome["costs"]:
-            total[cost["kind"], cost["site"]] += cost["count"]
-    # What is missing is a bug, what is useless a cost.
-    order = sorted(total.items(), key=lambda item: (not item[0][0].startswith("missing"), -item[1], item[0]))
-    return [{"kind": kind, "site": site, "count": count} for (kind, site), count in order]
+            # The callers in daxfs, without those in the tests.
+            total[cost["kind"], cost["site"].split(" < crash/")[0]] += cost["count"]
+    return [{"kind": kind, "site": site, "count": count} for (kind, site), count in total.most_common()]
 
 
 def replay(record: dict, command: list[str]) -> str:
     """The command that runs the sequence of *record* alone, again, with its own results."""
     words = [*command, "--limit", str(record["limit"]), "--fresh", "--out", REPLAY]
     if record["set"] == "log":
-        return shlex.join([*words, "--log", record["name"]])
+        path, share = record["name"].rsplit(" ", 1)
+        return shlex.join([*words, "--jobs", share.split("/")[1], "--log", path])
     return shlex.join([*words, "--set", record["set"], "--match", record["name"]])
 
 
@@ -201,7 +202,7 @@ def cells(row: dict) -> list[str]:
 def _cost_table(summary: dict) -> Table:
     rows = summary["costs"]
     more = f"{len(rows) - TOP_SITES} more are in the HTML summary" if len(rows) > TOP_SITES else None
-    table = _table("flushes and drains that did nothing, or are missing", more)
+    table = _table("flushes and drains for nothing", more)
     table.add_column("count", justify="right")
     table.add_column("kind")
     table.add_column("call site", overflow="fold")
@@ -220,7 +221,10 @@ def violation_lines(found: dict) -> list[str]:
     lines = [f"  {sequence['name']}, seed {found['seed']}, {found['granularity']}",
              f"  at:      {found['point']}, image {found['image']}"]
     lines += [f"  wrong:   {complaint}" for complaint in found["complaints"]]
-    lines += [f"  ops:     {sequence_text(sequence['ops'])}"]
+    # Of a recording, the operation in flight.
+    one = [f"{name}={value}" for name, value in sequence.get("operation", {}).items()]
+    ops = sequence.get("ops") or [one]
+    lines.append(f"  ops:     {sequence_text(ops)}")
     if found.get("minimal"):
         lines.append(f"  minimal: {sequence_text(found['minimal']['ops'])}")
     lines += [f"  lines:   {line}" for line in str(found["lines"]).splitlines()]

@@ -17,7 +17,7 @@ import random
 import time
 from pathlib import Path
 
-from crash.pool import Pool, parts
+from .pool import Pool, parts
 
 # Images for each crash point: so that all of it, two operations above all, takes less than an hour on 2 CPUs.
 LIMITS = {"one": 48, "two": 12, "three": 12, "random": 4, "granularity": 24, "log": 48}
@@ -61,10 +61,16 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A file that ``-o record=FILE`` wrote, in the place of a sequence."""
+    """Share number *share* of a file that ``-o record=FILE`` wrote, in the place of a sequence."""
 
-    name: str
+    path: str
+    share: int
+    shares: int
     ops: tuple = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.path} {self.share + 1}/{self.shares}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +109,11 @@ def _members(name: str, seed: int, three: int, random_count: int):
         yield from ((sequence, "last", model) for model in ("byte", "page") for sequence in some)
     else:
         raise SweepError(f"no set {name!r}: there are {', '.join(SETS)}")
+
+
+def make_recording_jobs(path: str, shares: int, limit: int = 0) -> list[Job]:
+    """*shares* jobs that judge the recording *path* together."""
+    return [Job("log", Recording(path, share, shares), limit or LIMITS["log"]) for share in range(shares)]
 
 
 def sample(items: list, share: float, seed: int) -> list:

@@ -158,9 +158,10 @@ def test_every_set_gets_its_share():
 
 
 def test_recording(tool):
-    (tool.folder / "file").write_bytes(b"12345")
-    done = tool.run("--log", str(tool.folder / "file"))
-    assert (done.returncode, last(done)) == (0, "5 images, 0 violations")
+    (tool.folder / "file").write_text("12!45")
+    done = tool.run("--log", str(tool.folder / "file"), "--jobs", "2")
+    assert (done.returncode, last(done)) == (1, "5 images, 1 violation")
+    assert "ops:     op=mkdir name=d" in done.stdout and f"--jobs 2 --log {tool.folder}/file" in done.stdout
 
 
 def test_time_is_kept_and_spread_over_the_sets(tool):
