@@ -146,7 +146,9 @@ class Transaction:
     def new_inode(self, ino: int) -> InodeEdit:
         """The inode *ino* that was free: all zero but magic, number and the next generation."""
         table = self.fs.inodes
-        generation = F.codec["generation"].unpack_from(table.raw(ino), F.offset["generation"])[0]
+        generation = 0  # behind the limit stands what was never an inode of this region
+        if ino < table.limit:
+            generation = F.codec["generation"].unpack_from(table.raw(ino), F.offset["generation"])[0]
         edit = InodeEdit(ino, table.place(ino), bytearray(L.INODE_SIZE), fresh=True)
         edit.magic, edit.ino, edit.generation = L.INODE_MAGIC, ino, (generation + 1) & 0xFFFFFFFF or 1
         self._inodes[ino] = edit
@@ -183,11 +185,11 @@ class Transaction:
             self._blocks.pop(pfn, None)
 
     def raw(self, place: int, data: bytes) -> None:
-        """Journal *data* for byte offset *place* as it is (the caller sealed it)."""
+        """Journal *data* for byte offset *place* as it is (the caller sealed it), before all edits."""
         self._raw.append((place, data))
 
     def zero(self, place: int, length: int) -> None:
-        """Journal a run of zeros, before what `raw` puts there."""
+        """Journal a run of zeros, before what `raw` and edits put there."""
         self._raw.append((place, length))
 
     def alloc(self, pages: int, pgoff: int = 0, goal: int | None = None) -> list[tuple[int, int]]:
@@ -210,14 +212,13 @@ class Transaction:
         self._undo.append(call)
 
     def entries(self) -> list:
-        """All redo entries (tests and the model look at them)."""
-        fs, out = self.fs, []
+        """All redo entries, in the order in which they are applied (a new chunk's zeros before its inode)."""
+        fs, out = self.fs, list(self._raw)
         for pfn in self._blocks:
             out.extend(self._blocks[pfn].entries(fs.seed))
         for edit in self._inodes.values():
             live = fs.mem[edit.place : edit.place + L.INODE_SIZE]
             out.extend(edit.entries(bytes(live), fs.seed))
-        out.extend(self._raw)
         return out
 
     def commit(self) -> None:

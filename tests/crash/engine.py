@@ -127,7 +127,7 @@ class Engine:
         until = time.monotonic() + 60
         while at < len(ops) and len(ops) > 1 and time.monotonic() < until:
             less = ops[:at] + ops[at + 1 :]
-            run = Run(self, dataclasses.replace(sequence, ops=less), "all")
+            run = Run(self, sequence._replace(ops=tuple(less)), "all")
             try:
                 run.go()
             finally:
@@ -219,7 +219,7 @@ class Run:
                 self._violation(point.label, number, complaints, image.describe())
 
     def _violation(self, point: str, image: int, complaints, lines: str) -> None:
-        sequence = dataclasses.asdict(self.sequence)
+        sequence = self.sequence._asdict()
         self.outcome.violations.append({
             "sequence": sequence, "seed": self.engine.seed, "point": point, "image": image,
             "complaints": complaints, "lines": lines,
