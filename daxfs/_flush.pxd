@@ -15,7 +15,9 @@ cdef extern from "daxfs/native/flush.h" nogil:
         int granularity
         uint64_t n_store, store_bytes, n_nt, nt_bytes, n_flush, flush_lines, n_drain
         int error
+        uint64_t n_error
         void *recorder
+    int daxfs_flush_take_error(daxfs_flush *t)
     enum: DAXFS_CLWB, DAXFS_CLFLUSHOPT, DAXFS_CLFLUSH, DAXFS_FLUSH_NONE, DAXFS_MSYNC
 
 cdef extern from "daxfs/native/dirty.h" nogil:

@@ -20,7 +20,6 @@ cdef extern from "daxfs/native/flush.h" nogil:
     int daxfs_flush_choose(unsigned available, int granularity, int *kind, int *nt_kind)
     unsigned daxfs_flush_available()
     void daxfs_persist(daxfs_flush *t, const void *addr, size_t len)
-    int daxfs_flush_take_error(daxfs_flush *t)
 
 cdef extern from "daxfs/native/dirty.h" nogil:
     struct dirty_chunk:
@@ -204,6 +203,11 @@ cdef class Flush:
             "store": t.n_store, "store_bytes": t.store_bytes, "nt": t.n_nt, "nt_bytes": t.nt_bytes,
             "flush": t.n_flush, "flush_lines": t.flush_lines, "drain": t.n_drain,
         }
+
+    @property
+    def failures(self):
+        """How often a failed msync was reported; what was flushed before such a report may not be durable."""
+        return self.t.n_error
 
     def check(self):
         """Raise OSError for the first msync that failed since the last check, and forget it."""

@@ -17,7 +17,7 @@ from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from daxfs._flush cimport DAXFS_MSYNC, DirtyMap, Flush
+from daxfs._flush cimport DAXFS_MSYNC, DirtyMap, Flush, daxfs_flush_take_error
 
 import os
 import time
@@ -70,7 +70,6 @@ cdef extern from *:
     #define DAXFS_LOCK(m) (&(m)->lock)
     #define DAXFS_LOAD(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
     #define DAXFS_STORE(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
-    #define DAXFS_TAKE(p) __atomic_exchange_n((p), 0, __ATOMIC_RELAXED)
     """
     uint64_t DAXFS_ATTR_DAX
     pthread_rwlock_t *DAXFS_LOCK(filemap *m) nogil
@@ -79,7 +78,6 @@ cdef extern from *:
     int load_dead "DAXFS_LOAD"(int *p) nogil
     void store_size "DAXFS_STORE"(uint64_t *p, uint64_t v) nogil
     void store_dead "DAXFS_STORE"(int *p, int v) nogil
-    int take_error "DAXFS_TAKE"(int *p) nogil
 
 HOLE = IOMAP_HOLE
 UNWRITTEN = IOMAP_UNWRITTEN
@@ -422,7 +420,7 @@ cdef class Stores:
         cdef int error
         range_exit(&self.table.t)
         if self.bound.t.error:
-            error = take_error(&self.bound.t.error)
+            error = daxfs_flush_take_error(self.bound.t)
             if error:
                 raise fail(error, "writing back to the source failed: " + os.strerror(error))
         return 0
@@ -465,6 +463,43 @@ cdef class Stores:
         with nogil:
             self.bound.t.nt_fill(self.bound.t, p, byte, length)
         range_exit(&self.table.t)
+
+    def nt_zero(self, FileMap f not None, uint64_t pos, uint64_t end):
+        """Zero bytes [pos, end) of a file where its extents are written, as nt_fill does, under its lock.
+
+        Holes and unwritten extents read as zeros already. EIO after kill.
+        """
+        cdef int err
+        if not self.writable:
+            raise fail(EROFS, "the region is open read-only")
+        with nogil:
+            f.write_lock()
+            err = self._zero(f, pos, end)
+            f.unlock()
+        if err:
+            raise fail(-err)
+
+    cdef int _zero(self, FileMap f, uint64_t pos, uint64_t end) noexcept nogil:
+        cdef iomap m
+        cdef uint64_t n, off, avail
+        cdef char *p
+        if range_enter(&self.table.t):
+            return -EIO
+        while pos < end:
+            filemap_lookup(&f.m, pos >> PAGE_SHIFT, &m)
+            off = pos & PAGE_MASK
+            n = end - pos
+            if m.len <= (n + off) >> PAGE_SHIFT:
+                n = (m.len << PAGE_SHIFT) - off
+            if m.type == IOMAP_MAPPED:
+                p = range_address(&self.table.t, m.pfn, &avail)
+                if p == NULL or (off + n + PAGE_MASK) >> PAGE_SHIFT > avail:
+                    range_exit(&self.table.t)
+                    return -EIO
+                self.bound.t.nt_fill(self.bound.t, p + off, 0, n)
+            pos += n
+        range_exit(&self.table.t)
+        return 0
 
     def flush_range(self, offset, uint64_t length):
         """Queue the cache lines of [offset, offset + length) for write-back."""

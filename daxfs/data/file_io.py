@@ -6,12 +6,9 @@ drains, meta publishes them in one record. So a record never makes a block reach
 whose data are not durable. Metadata thread; no suspension point.
 """
 
-import errno
-
 from .. import layout as L
 from .._flush import StateArena
-from ..errors import fail
-from ..meta import attr, file
+from ..meta import attr, fallocate, file
 from ..pfn import PAGE_SIZE
 from ._dax_io import DaxIo
 from ._tracker import PteTracker
@@ -59,8 +56,7 @@ class FileIo:
         """Write *data* at *pos*; bytes written, fewer where space runs out. ENOSPC, EFBIG, EROFS."""
         if not len(data):
             return 0
-        if self.fs.readonly:
-            raise fail(errno.EROFS)  # writes over blocks that are there ask nobody else
+        self.fs.may_change()  # writes over blocks that are there ask nobody else
         if not self.dax.write(node.map, pos, data):
             attr.touch_write(self.fs, node.ino)
             return len(data)
@@ -74,6 +70,13 @@ class FileIo:
             raise
         plan.commit(self.fs.clock())
         return plan.length
+
+    def fallocate(self, node, mode: int, pos: int, length: int) -> None:
+        """fallocate(2) (`meta.fallocate`); durable on return, whatever the policies.
+
+        What a write takes away (`attr.drop_privileges`) this does too: the caller's business, as there.
+        """
+        fallocate.fallocate(self.fs, node, mode, pos, length, self.fs.clock())
 
     def fsync(self, node) -> int:
         """Make data, size and times of *node* durable; returns the pages that had to be flushed.

@@ -205,20 +205,20 @@ def _rewrite(tx, edit, node, old, new, low: int, high: int) -> None:
 
 
 def _subtract(runs, minus) -> list[tuple[int, int]]:
-    """Runs without the pages that *minus* has (both small lists)."""
-    out = list(runs)
-    for pfn, length in minus:
-        end, rest = pfn + length, []
-        for start, pages in out:
-            stop = start + pages
-            if stop <= pfn or end <= start:
-                rest.append((start, pages))
-                continue
-            if start < pfn:
-                rest.append((start, pfn - start))
-            if end < stop:
-                rest.append((end, stop - end))
-        out = rest
+    """Runs without the pages that *minus* has; neither overlaps itself. One pass over both, sorted."""
+    out, minus, at = [], sorted(minus), 0
+    for start, pages in sorted(runs):
+        stop = start + pages
+        while at < len(minus) and sum(minus[at]) <= start:
+            at += 1
+        n = at
+        while n < len(minus) and minus[n][0] < stop:
+            if start < minus[n][0]:
+                out.append((start, minus[n][0] - start))
+            start = max(start, sum(minus[n]))
+            n += 1
+        if start < stop:
+            out.append((start, stop - start))
     return out
 
 

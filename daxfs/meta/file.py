@@ -29,6 +29,14 @@ def killed_privileges(mode: int, in_group: bool = True) -> int:
     return mode & ~0o2000 if mode & 0o010 or not in_group else mode
 
 
+def goal_of(node, first: int) -> int | None:
+    """The pfn at which page *first* would go on where the page before it ends, or None."""
+    if not first:
+        return None
+    kind, _, _, pfn, _ = node.map.lookup(first - 1)
+    return pfn + 1 if kind != extent.HOLE else None
+
+
 class WritePlan:
     """One write that needs blocks or grows the file.
 
@@ -68,10 +76,7 @@ class WritePlan:
             raise fail(errno.ENOSPC)
 
     def _allocate(self) -> None:
-        goal = None
-        if self.first:
-            kind, _, _, pfn, _ = self.node.map.lookup(self.first - 1)
-            goal = pfn + 1 if kind != extent.HOLE else None
+        goal = goal_of(self.node, self.first)
         for pgoff, pages, pfn, kind in extent.holes(self.node, self.first, self.last):
             if kind == extent.HOLE:
                 at = pgoff
@@ -108,6 +113,7 @@ def prepare_write(fs, node, pos: int, length: int) -> WritePlan:
     """The plan for writing *length* bytes at *pos*. EFBIG, ENOSPC, EROFS change nothing."""
     if pos >= L.MAX_FILE_SIZE:
         raise fail(errno.EFBIG)
+    finish_truncation(fs, node)
     plan = WritePlan(fs, node, pos, min(length, L.MAX_FILE_SIZE - pos))
     try:
         zero_tail(fs, node, pos)
@@ -139,14 +145,15 @@ def truncate(fs, node, size: int, now: int, changes=None) -> None:
     """Set the size. *changes(edit, tx)* adds further inode changes to the same transaction."""
     if size > L.MAX_FILE_SIZE:
         raise fail(errno.EFBIG)
-    if fs.readonly:
-        raise fail(errno.EROFS)  # here, because the tail is zeroed before the transaction
+    fs.may_change()  # here, because the tail is zeroed before the transaction
+    finish_truncation(fs, node)
     old = node.map.size
     if size > old and zero_tail(fs, node, size):
         # Orders the zeros behind the old end before the record with the new size.
         fs.region.drain()
     first = (size + PAGE_SIZE - 1) >> PAGE_SHIFT
-    beyond = len(node.map) - node.map.find(first)
+    # A file that grows keeps what fallocate put behind its end.
+    beyond = len(node.map) - node.map.find(first) if size <= old else 0
     with fs.begin() as tx:
         edit = tx.inode(node.ino)
         edit.size = size
@@ -160,9 +167,25 @@ def truncate(fs, node, size: int, now: int, changes=None) -> None:
         elif beyond and first < node.map.end():
             tx.free(extent.replace(tx, edit, node, first, extent.MAX_PGOFF, []))
         tx.after(lambda: setattr(node.map, "size", size))
-    if node.map.dirty is not None:
-        node.map.dirty.clear(first, extent.MAX_PGOFF - first)
+    forget_dirty(node, first, extent.MAX_PGOFF - first)
     if first and beyond > EXTENTS_PER_STEP:
+        continue_truncate(fs, node)
+
+
+def forget_dirty(node, first: int, pages: int) -> None:
+    """Pages that hold no data any more are not dirty."""
+    if node.map.dirty is None or not pages:
+        return
+    node.map.lock()
+    try:
+        node.map.dirty.clear(first, pages)
+    finally:
+        node.map.unlock()
+
+
+def finish_truncation(fs, node) -> None:
+    """Free what a truncation left behind that failed halfway, before the file may grow over it."""
+    if fs.inodes.flags(node.ino) & L.FLAG_TRUNCATING:
         continue_truncate(fs, node)
 
 

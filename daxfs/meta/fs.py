@@ -83,9 +83,15 @@ class FileSystem:
 
     def begin(self) -> Transaction:
         """A transaction; EROFS on a read-only mount."""
+        self.may_change()
+        return Transaction(self)
+
+    def may_change(self) -> None:
+        """Ask before a change: EROFS on a read-only mount, an OSError where a failed record may come back."""
         if self.readonly:
             raise fail(errno.EROFS)
-        return Transaction(self)
+        if self.journal.doubt:
+            self.journal.ready()
 
     def journalled(self, inodes) -> None:
         """A record with these inodes was committed (`Transaction.commit`)."""
@@ -97,15 +103,18 @@ class FileSystem:
 
     def new_ino(self, tx) -> int:
         """A free inode number, the table grown where needed. ENOSPC where it is full."""
-        ino = self.inodes.take()
+        table = self.inodes
+        ino = table.take()
         if ino is None:
-            limit = self.inodes.grow()
-            with self.begin() as grow:
-                grow.raw(_STATE, state_line(self.seed, limit))
-                grow.after(lambda: self.inodes.grown(limit))
-            ino = self.inodes.take()
-        tx.undo(lambda: self.inodes.give(ino))
-        tx.after(lambda: setattr(self.inodes, "used", self.inodes.used + 1))
+            # Zeros, limit and the first inode of the chunk are one record. DRAM learns of it afterwards,
+            # so a transaction that fails leaves nothing to give back.
+            ino, limit = table.limit, table.next_chunk()
+            tx.zero(table.place(ino), (limit - ino) * L.INODE_SIZE)
+            tx.raw(_STATE, state_line(self.seed, limit))
+            tx.after(lambda: table.grown(limit))
+        else:
+            tx.undo(lambda: table.give(ino))
+        tx.after(lambda: setattr(table, "used", table.used + 1))
         return ino
 
     # -- inodes in use ------------------------------------------------------------------
@@ -130,14 +139,18 @@ class FileSystem:
         self.lookups.pop(ino, None)
         self.drop_unused(ino)
 
+    def in_use(self, ino: int) -> bool:
+        """True where the kernel knows *ino* or has it open."""
+        node = self.nodes.get(ino)
+        return ino in self.lookups or (node is not None and node.opens > 0)
+
     def drop_unused(self, ino: int) -> None:
         """Let go of the Node, and of the inode where it is unlinked, if nobody uses it any more."""
-        node = self.nodes.get(ino)
-        if ino in self.lookups or (node is not None and node.opens):
+        if self.in_use(ino):
             return
         if ino in self.orphans and not self.readonly:
             self.destroy(ino)
-        elif node is not None:
+        elif ino in self.nodes:
             self.sync_times(ino)
             del self.nodes[ino]
 
@@ -154,24 +167,35 @@ class FileSystem:
             self.drop_unused(node.ino)
 
     def destroy(self, ino: int) -> None:
-        """Free an unlinked inode and everything that it holds, in one transaction."""
-        inode = self.inodes.read(ino)
+        """Free an unlinked inode that nobody uses any more."""
+        self.inodes.read(ino)
         with self.begin() as tx:
-            edit = tx.inode(ino)
-            # All but file data is written through the journal, a long symlink's target too.
-            if inode.blocks:
-                extent.clear(tx, edit, self.node(ino), metadata=inode.mode & 0o170000 != 0o100000)
-            if inode.xattr_pfn:
-                tx.free([(inode.xattr_pfn, inode.xattr_pages)], metadata=True)
-            # All zero but what the next user of the number needs: its generation.
-            generation = edit.generation
-            edit.fresh = True
-            edit.buf[:] = bytes(L.INODE_SIZE)
-            edit.magic, edit.ino, edit.generation = L.INODE_MAGIC, ino, generation
-        self.orphans.discard(ino)
-        self.nodes.pop(ino, None)
-        self.inodes.give(ino)
-        self.inodes.used -= 1
+            self.free_inode(tx, tx.inode(ino))
+
+    def free_inode(self, tx, edit) -> None:
+        """Free the inode *edit* and everything that it holds, in *tx*: 256 bytes of record, whatever it has.
+
+        Nobody may use it (`in_use`), and no name may be left once *tx* is durable.
+        """
+        ino = edit.number
+        # All but file data is written through the journal, a long symlink's target too.
+        if edit.blocks:
+            extent.clear(tx, edit, self.node(ino), metadata=edit.mode & 0o170000 != 0o100000)
+        if edit.xattr_pfn:
+            tx.free([(edit.xattr_pfn, edit.xattr_pages)], metadata=True)
+        # All zero but what the next user of the number needs: its generation.
+        generation = edit.generation
+        edit.fresh = True
+        edit.buf[:] = bytes(L.INODE_SIZE)
+        edit.magic, edit.ino, edit.generation = L.INODE_MAGIC, ino, generation
+
+        def gone():
+            self.orphans.discard(ino)
+            self.nodes.pop(ino, None)
+            self.inodes.give(ino)
+            self.inodes.used -= 1
+
+        tx.after(gone)
 
     # -- times and durability -----------------------------------------------------------
 
@@ -201,6 +225,7 @@ class FileSystem:
         """Make size and times of *ino* durable, and safe from replay. The caller's data are flushed."""
         if self.readonly:
             return
+        self.journal.ready()
         self.sync_times(ino)
         if ino in self.unsettled:
             # A record since the tail holds older times of this inode: replay must not bring them back.

@@ -23,6 +23,7 @@ PLACE_OF = {name: offset for name, offset in F.offset.items() if offset < L.INOD
 _unpack = F.unpack_from
 _make = Inode._make
 _mode, _MODE = F.codec["mode"].unpack_from, F.offset["mode"]
+_flags, _FLAGS = F.codec["flags"].unpack_from, F.offset["flags"]
 
 
 class InodeTable:
@@ -62,6 +63,10 @@ class InodeTable:
         """The mode alone, of a number known to be in use."""
         return _mode(self.mem, self.base + ino * L.INODE_SIZE + _MODE)[0]
 
+    def flags(self, ino: int) -> int:
+        """The flags alone, of a number known to be in use."""
+        return _flags(self.mem, self.base + ino * L.INODE_SIZE + _FLAGS)[0]
+
     def raw(self, ino: int) -> bytearray:
         """A copy of the inode's 256 bytes."""
         place = self.place(ino)
@@ -75,26 +80,22 @@ class InodeTable:
         return magic == L.INODE_MAGIC and L.is_sealed(raw[COLD:], 4, self.seed)
 
     def take(self) -> int | None:
-        """A free number below the limit, or None: then `grow` is due."""
+        """A free number below the limit, or None: then the table must grow (`next_chunk`, `grown`)."""
         return self.free.pop() if self.free else None
 
     def give(self, ino: int) -> None:
         """Number *ino* is free again (after the transaction that freed it)."""
         self.free.append(ino)
 
-    def grow(self) -> int:
-        """Zero the next chunk of the table; the limit that the state line must now get (journalled)."""
+    def next_chunk(self) -> int:
+        """The limit after the next step. What stands behind the present one may be anything. ENOSPC."""
         if self.limit >= self.capacity:
             raise fail(errno.ENOSPC, "no free inode")
-        limit = min(self.limit + L.INODE_CHUNK, self.capacity)
-        self.region.nt_fill(self.place(self.limit), 0, (limit - self.limit) * L.INODE_SIZE)
-        # Orders the zeroed inodes before the record with the limit that makes them valid.
-        self.region.drain()
-        return limit
+        return min(self.limit + L.INODE_CHUNK, self.capacity)
 
     def grown(self, limit: int) -> None:
-        """The new limit is durable."""
-        self.free.extend(range(limit - 1, self.limit - 1, -1))
+        """The new limit is durable; its first number is in use already."""
+        self.free.extend(range(limit - 1, self.limit, -1))
         self.limit = limit
 
     def check(self, ino: int) -> Inode:

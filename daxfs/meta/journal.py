@@ -14,6 +14,11 @@ physical redo in order is idempotent, and a crash during replay replays again.
   journalled (replay would write over it): `Allocator.quarantine`,
 - a word that such a record holds is changed in place and that change must last.
 
+Where a source reports errors (msync), two things can be unknown. A record whose
+drain failed may be on the media or not: `ready` takes it back before anything else
+changes. Lines in place that were queued before a failure may not be durable, and
+the kernel may not try again: `settle` stores them anew before the tail moves.
+
 One thread: the metadata thread. Knows nothing of inodes and directories.
 """
 
@@ -87,6 +92,8 @@ class Journal:
         self.limit = self.size // 2
         self.seed = seed
         self.head = self.tail = 0
+        self.doubt = False  # a record that failed may stand at the head
+        self.failures = region.flush.failures  # when all in-place lines were last known to be queued well
         self.records = self.bytes = self.settles = 0
         self.on_settle = []
 
@@ -184,9 +191,10 @@ class Journal:
         """Make *entries* durable as one atom, then store them in place. Returns the lsn.
 
         Costs one drain, and one more where a lap of the ring ends. An OSError of a
-        source (msync) is raised before anything is stored in place. ENOSPC where the
-        record is larger than half of the ring.
+        source (msync) is raised before anything is stored in place; the record then
+        counts as not committed (`ready`). ENOSPC where it is larger than half of the ring.
         """
+        self.ready()
         region = self.region
         body = encode(entries, self.head, self.seed)
         length = len(body)
@@ -204,17 +212,34 @@ class Journal:
             self.head += room
             body = encode(entries, self.head, self.seed)
         lsn = self.head
+        self.doubt = True
         region.nt_store(self.ring + lsn % self.size, body)
         # Orders this record (and the in-place lines of the one before it) before the stores
         # below: live metadata never change before their record is durable.
         region.drain()
         region.flush.check()
+        self.doubt = False
         self.head = lsn + length
         for place, data in entries:
             self._apply(place, data)
         self.records += 1
         self.bytes += length
         return lsn
+
+    def ready(self) -> None:
+        """Take back a record that failed; call before anything changes. OSError while that can't be done.
+
+        A crash would redo it. By then its pages may be another file's, its words older
+        than those in place. So there must be no change between its failure and this.
+        """
+        if self.doubt:
+            region, place = self.region, self.ring + self.head % self.size
+            region.store(place, bytes(8))  # magic and checksum, in one atom
+            region.flush_range(place, 8)
+            # Orders the end of the failed record before every further change.
+            region.drain()
+            region.flush.check()
+            self.doubt = False
 
     def _skip(self, room: int) -> bytes:
         """A record header that says: nothing up to the end of this lap."""
@@ -228,6 +253,8 @@ class Journal:
         """Move the tail to the head: every record so far stands in place and is never redone."""
         if self.tail != self.head:
             region, word = self.region, self.base + _TAIL
+            if self.failures != region.flush.failures:
+                self._store_again()
             # Orders the in-place lines of all records before the tail that gives them up.
             region.drain()
             region.store(word, L.WORD.pack(L.tail_word(self.head)))
@@ -239,3 +266,17 @@ class Journal:
             self.settles += 1
         for call in self.on_settle:
             call()
+
+    def _store_again(self) -> None:
+        """A write-back failed since the last settle: make every line of the records dirty again."""
+        region = self.region
+        failures = region.flush.failures
+        for _, body in self.pending():
+            for place, data in decode(body):
+                length = data if isinstance(data, int) else len(data)
+                # What stands there now: words in place may be newer than the record.
+                region.nt_store(place, bytes(region.mem[place : place + length]))
+        # Orders these lines before the tail that gives their records up. A failure leaves all as it was.
+        region.drain()
+        region.flush.check()
+        self.failures = failures

@@ -170,11 +170,15 @@ def link(fs, ino: int, parent: int, name: bytes):
 
 
 def _unlinked(tx, fs, edit, now: int, links: int = 1) -> None:
-    """*links* names of an inode go; with the last one it is an orphan until nobody uses it."""
+    """*links* names of an inode go; with the last one the inode, or it is an orphan until nobody uses it."""
     edit.nlink = max(edit.nlink - links, 0)
     edit.ctime = now
-    if not edit.nlink:
+    if edit.nlink:
+        return
+    if fs.in_use(edit.number):
         tx.after(lambda: fs.orphans.add(edit.number))
+    else:
+        fs.free_inode(tx, edit)
 
 
 def unlink(fs, parent: int, name: bytes) -> int:

@@ -53,6 +53,8 @@ struct daxfs_flush {
 	void (*copy_lines)(char *dst, const char *src, size_t n);
 	void (*fill_lines)(char *dst, int byte, size_t n);
 	size_t page_size;
+
+	uint64_t n_error;	/* times that `error` was taken: what was flushed before may not be durable */
 };
 
 /* 0, or -EOPNOTSUPP where this CPU can't do `kind` or `nt_kind`. -1 for either means best.
@@ -86,7 +88,11 @@ static inline void daxfs_persist(struct daxfs_flush *t, const void *addr, size_t
 /* The kept errno of the first failure (0: none), which is forgotten by this call. */
 static inline int daxfs_flush_take_error(struct daxfs_flush *t)
 {
-	return __atomic_exchange_n(&t->error, 0, __ATOMIC_ACQ_REL);
+	int error = __atomic_exchange_n(&t->error, 0, __ATOMIC_ACQ_REL);
+
+	if (error)
+		DAXFS_COUNT(t->n_error, 1);
+	return error;
 }
 
 #endif

@@ -120,7 +120,7 @@ static void event(struct daxfs_recorder *r, struct daxfs_event *e, const void *d
 
 static uint32_t site(struct daxfs_recorder *r)
 {
-	return r->site ? r->site(r->context) : 0;
+	return r->site && !r->error ? r->site(r->context) : 0;
 }
 
 /* The five functions of the table: ask for the site, lock, log, do it, unlock. */

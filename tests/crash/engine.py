@@ -21,10 +21,12 @@ import numpy as np
 from daxfs._record import Recorder
 from daxfs.meta.check import check_region
 from daxfs.testing import log
+from daxfs.testing.costs import LATE, NEVER, Costs
 from daxfs.testing.media import Media
 
 from . import judge, vfs, workloads
 from .ground import Ground, mounted
+from .recorded import Player
 
 MAX_VIOLATIONS = 5      # of one sequence: then it is given up
 
@@ -95,6 +97,25 @@ class Engine:
             self._explain(sequence, run)
         return run.outcome
 
+    def run_log(self, path: str, share: int = 0, shares: int = 1) -> Outcome:
+        """Images of operations of a mount that was recorded; *share* of *shares*, for several processes."""
+        outcome, began, points = Outcome(path), time.perf_counter(), set()
+        with Player(path, self.limit, random.Random(self.seed)) as player:
+            for op, label, complaints, image in player.play(player.choose(share, shares)):
+                outcome.images += 1
+                outcome.ops[op.name] = outcome.ops.get(op.name, 0) + 1
+                points.add((op.first, label))
+                if complaints:
+                    outcome.violations.append({
+                        "sequence": {"name": path, "operation": op.begin}, "seed": self.seed, "point": label,
+                        "image": outcome.images, "complaints": complaints,
+                        "lines": image.describe(player.recording.sites),
+                    })
+                if len(outcome.violations) >= MAX_VIOLATIONS:
+                    break
+        outcome.points, outcome.seconds = len(points), time.perf_counter() - began
+        return outcome
+
     def _explain(self, sequence, run) -> None:
         """Add the shortest sequence that still fails to the first violation."""
         first = run.outcome.violations[0]
@@ -106,7 +127,7 @@ class Engine:
         until = time.monotonic() + 60
         while at < len(ops) and len(ops) > 1 and time.monotonic() < until:
             less = ops[:at] + ops[at + 1 :]
-            run = Run(self, dataclasses.replace(sequence, ops=less), "all")
+            run = Run(self, sequence._replace(ops=tuple(less)), "all")
             try:
                 run.go()
             finally:
@@ -128,7 +149,7 @@ class Run:
         # The same choices for the same sequence, whatever ran before it in this process.
         self.rng = random.Random(engine.seed * 1_000_003 + zlib.crc32(sequence.name.encode()))
         self.media = Media(self.ground.image.copy(), engine.granularity)
-        self.sites: dict[int, str] = {}
+        self.costs = Costs(engine.granularity, self._later)
 
     def go(self) -> None:
         ground, ops = self.ground, self.sequence.ops
@@ -151,6 +172,21 @@ class Run:
                 model = after
                 if len(self.outcome.violations) >= MAX_VIOLATIONS:
                     break
+        self._flushes()
+
+    def _later(self, event) -> bool:
+        """True for a store that is flushed later by policy: data and times that wait for fsync."""
+        site, policy = self.costs.sites.get(event.site, ""), self.sequence.policy
+        data = policy.write == "cached" and site.startswith("data/file_io.py")
+        return data or (policy.lazytime and "store_times" in site.split(" < ")[0])
+
+    def _flushes(self) -> None:
+        """Stores that no flush covered are violations, flushes and drains for nothing are costs."""
+        for row in self.costs.report():
+            if row.kind in (NEVER, LATE):
+                self._violation("the log", 0, [f"{row.kind}, {row.count} times: {row.site}"], "")
+            else:
+                self.outcome.costs.append({"kind": row.kind, "site": row.site, "count": row.count})
 
     def _feed(self, recorder, point) -> None:
         """Hand what was recorded to the persistence model; the images of *point*.
@@ -160,14 +196,12 @@ class Run:
         """
         steps = 0
         for event in log.parse(recorder.take()):
-            if event.kind == log.SITE:
-                self.sites[event.site] = event.data.decode()
-                continue
             if point is not None and (event.kind == log.DRAIN or self.media.granularity == "page"):
                 steps += 1
                 what = f"before {log.NAMES[event.kind]} {steps}"
                 self._point(dataclasses.replace(point, label=f"{point.label}, {what}"))
             self.media.apply(event)
+            self.costs.apply(event)
         if point is not None:
             self._point(Point(f"{point.label}, returned", point.op, point.after, None))
 
@@ -182,10 +216,10 @@ class Run:
             self.outcome.images += 1
             self.outcome.ops[point.op] = self.outcome.ops.get(point.op, 0) + 1
             if complaints:
-                self._violation(point.label, number, complaints, image.describe(self.sites))
+                self._violation(point.label, number, complaints, image.describe())
 
     def _violation(self, point: str, image: int, complaints, lines: str) -> None:
-        sequence = dataclasses.asdict(self.sequence)
+        sequence = self.sequence._asdict()
         self.outcome.violations.append({
             "sequence": sequence, "seed": self.engine.seed, "point": point, "image": image,
             "complaints": complaints, "lines": lines,

@@ -17,7 +17,7 @@ from daxfs.meta import namespace, xattr
 from .content import mixed, padded
 from .model import Model
 from .node import DIR, LNK, REG
-from .tree import ROOT
+from .tree import ROOT, show
 
 PAGE = 4096
 
@@ -233,7 +233,7 @@ def step(vfs, model: Model, op) -> list[str]:
     if got == due:
         return []
     names = [errno.errorcode.get(code, str(code)) if code else "success" for code in (got, due)]
-    return [f"{' '.join(map(str, op))}: {names[0]}, due is {names[1]}"]
+    return [f"{show(op)}: {names[0]}, due is {names[1]}"]
 
 
 def space(io) -> dict:
@@ -244,7 +244,7 @@ def space(io) -> dict:
 
 
 def drain_space(io, baseline: dict) -> list[str]:
-    """Remove everything; every page and inode that the empty file system had (`space`) must be free again.
+    """Remove everything; all pages and inodes that the empty file system had (`space`) must be free again.
 
     The root keeps its first block, and an extent block where its blocks were scattered: those are its own.
     """
@@ -263,6 +263,8 @@ def drain_space(io, baseline: dict) -> list[str]:
                 out.append(f"{name!r} can't be removed: {error}")
 
     remove(ROOT)
+    for name in xattr.names(fs, ROOT):
+        xattr.remove(fs, ROOT, name)
     now = space(io)
     if now != baseline:
         out.append(f"after removing everything free are {now}, not {baseline}")

@@ -31,6 +31,8 @@ class Model(Tree):
         self._unlink(path)
 
     def _close(self):
+        if not self.held:
+            raise fail(errno.EBADF)
         held, self.held = self.held, ()
         for number in sorted(set(held)):
             self._last_close(number)

@@ -7,16 +7,24 @@ with the errno that is due before it changes anything. Copies are cheap: nodes a
 
 import copy
 import errno
+import re
 
 from .content import Stored
 from .node import DIR, FIFO, LNK, REG, Node, Policy
 
 STEP = 1000  # ns that the clock moves with each operation; it stands during one
 ROOT = 1
+SETGID = 0o2000
 
 
 def fail(code: int) -> OSError:
     return OSError(code, errno.errorcode[code])
+
+
+def show(op) -> str:
+    """An operation in one line; a run of one letter is told by its length."""
+    text = " ".join(map(str, op))
+    return re.sub(r"([a-z])\1{9,}", lambda run: f"{run[1]}*{len(run[0])}", text)
 
 
 class Tree:
@@ -129,7 +137,11 @@ class Tree:
         parent, name = self.place(path)
         if not name or name in self.nodes[parent].names:
             raise fail(errno.EEXIST)
+        within = self.nodes[parent]
         node = Node(mode, self.now, rdev=rdev, target=target.encode())
+        if within.mode & SETGID:  # the group is inherited, by directories the bit as well
+            node.gid = within.gid
+            node.mode |= SETGID if node.is_dir else 0
         if node.is_dir:
             node.parent = parent
             self.edit(parent).nlink += 1

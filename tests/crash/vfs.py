@@ -223,6 +223,8 @@ class Vfs:
         self._unlink(path)
 
     def _close(self):
+        if not self.held:
+            raise fail(errno.EBADF)
         held, self.held = self.held, []
         for node in held:
             self.io.release(node)

@@ -208,6 +208,7 @@ class Table(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in ("n_store", "store_bytes", "n_nt", "nt_bytes")),
         *((name, ctypes.c_uint64) for name in ("n_flush", "flush_lines", "n_drain")),
         ("error", ctypes.c_int),
+        ("recorder", ctypes.c_void_p),
         ("lines", ctypes.c_void_p),
     ]
 
@@ -373,11 +374,12 @@ def test_msync_error_is_kept_until_it_is_read():
         f.check()
     assert e.value.errno == errno.ENOMEM
     f.check()                           # told once
+    assert f.failures == 1
     Table.from_address(f.table).error = errno.EIO
     f.flush(a + PAGE, 8)                # the first failure is the one that is told
     with pytest.raises(OSError) as e:
         f.check()
-    assert e.value.errno == errno.EIO
+    assert e.value.errno == errno.EIO and f.failures == 2
     assert libc.munmap(a, PAGE) == 0
 
 

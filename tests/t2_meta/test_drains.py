@@ -8,7 +8,7 @@ import pytest
 
 from daxfs import layout as L
 from daxfs.errors import DaxfsError
-from daxfs.meta import acl, attr, file, xattr
+from daxfs.meta import acl, attr, extent, file, xattr
 from daxfs.meta import namespace as ns
 from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE
 
@@ -98,6 +98,39 @@ def _(fs):
     make(fs)
     make(fs, b"g")
     return lambda: ns.rename(fs, ROOT, b"f", ROOT, b"g")
+
+
+@case("rename over a file, still open")
+def _(fs):
+    make(fs)
+    fs.open(make(fs, b"g"))
+    return lambda: ns.rename(fs, ROOT, b"f", ROOT, b"g")
+
+
+@case("rename over a directory")
+def _(fs):
+    make(fs, mode=0o040755)
+    make(fs, b"g", 0o040755)
+    return lambda: ns.rename(fs, ROOT, b"f", ROOT, b"g")
+
+
+@case("unlink, last, with extent blocks and xattrs")
+def _(fs):
+    """However much an inode holds, the record that frees it is no larger."""
+    node = fs.open(make(fs))
+    for n in range(0, 1000, 2):
+        with fs.begin() as tx:
+            ((pfn, _),) = tx.alloc(1)
+            extent.replace(tx, tx.inode(node.ino), node, n, n + 1, [(n, 1, pfn, extent.UNWRITTEN)])
+    xattr.put(fs, node.ino, b"user.a", b"v" * 5000)
+    fs.release(node)
+
+    def unlink():
+        before = fs.journal.bytes
+        ns.unlink(fs, ROOT, b"f")
+        assert fs.journal.bytes - before < 1024
+
+    return unlink
 
 
 @case("rename, exchange")

@@ -7,7 +7,8 @@ import oracle
 import pytest
 
 from daxfs import layout as L
-from daxfs.errors import CorruptError, DaxfsError
+from daxfs.errors import CorruptError, DaxfsError, fail
+from daxfs.meta import attr
 from daxfs.meta import namespace as ns
 
 ROOT = L.ROOT_INO
@@ -60,6 +61,55 @@ def test_table_grows_by_chunks_and_survives(small_fs, crash_copy):
     oracle.check(copy)
     make(copy, b"more")
     oracle.check(copy)
+
+
+def test_create_in_a_new_chunk_is_all_or_nothing(maker):
+    """The chunk, the limit and the inode are one record; behind the limit stood rubbish."""
+    fs = maker.make()
+    fs.region.nt_fill(fs.inodes.place(L.INODE_CHUNK), 0xA5, L.INODE_CHUNK * L.INODE_SIZE)
+    for n in range(len(fs.inodes.free)):
+        make(fs, b"%d" % n)
+    fs.journal.settle()
+    before = bytes(fs.mem)
+    made = make(fs, b"new")
+    assert made.ino == L.INODE_CHUNK and made.generation == 1
+    after, ring = bytes(fs.mem), slice(fs.journal.ring, fs.journal.ring + fs.journal.size)
+    line = fs.inodes.place(made.ino + 1)
+    for name, image in (
+        ("nothing of the record", before),
+        ("the record, nothing in place", before[: ring.start] + after[ring] + before[ring.stop :]),
+        ("the inode in place, not its chunk", after[:line] + b"\xa5" * 256 + after[line + 256 :]),
+        ("all", after),
+    ):
+        region = maker.copy(fs.region)
+        region.mem[:] = image
+        copy = maker._mounted(region)
+        oracle.check(copy)
+        assert copy.inodes.limit == (1 if name.startswith("nothing") else 2) * L.INODE_CHUNK, name
+        assert (ns.lookup(copy, ROOT, b"new") is None) == name.startswith("nothing"), name
+        more = [make(copy, b"more%d" % n) for n in range(L.INODE_CHUNK)]
+        assert all(inode.generation == 1 for inode in more)
+        maker.fsck(copy)
+
+
+def test_failed_create_in_a_new_chunk_changes_nothing(small_fs, monkeypatch):
+    fs = small_fs
+    for n in range(len(fs.inodes.free)):
+        make(fs, b"%d" % n)
+
+    def fails(_):
+        raise fail(errno.EIO)
+
+    for target, mode, expected in ((b"t" * 5000, 0o120777, errno.ENAMETOOLONG), (b"", 0o100644, errno.EIO)):
+        before = bytes(fs.mem), fs.inodes.used, list(fs.inodes.free), fs.alloc.runs()
+        if not target:
+            monkeypatch.setattr(fs.journal, "commit", fails)
+        assert code(ns.create, fs, ROOT, b"f", mode, ns.ROOT, 0, target) == expected
+        assert before == (bytes(fs.mem), fs.inodes.used, list(fs.inodes.free), fs.alloc.runs())
+        assert fs.inodes.limit == L.INODE_CHUNK
+    monkeypatch.undo()
+    assert make(fs, b"f").ino == L.INODE_CHUNK and make(fs, b"g").ino == L.INODE_CHUNK + 1
+    oracle.check(fs)
 
 
 def test_grown_table_is_zero_whatever_was_there(maker):
@@ -120,3 +170,15 @@ def test_free_numbers_after_mount_are_given_lowest_first(small_fs, crash_copy):
         ns.unlink(fs, ROOT, b"%d" % n)
     copy = crash_copy(fs)
     assert [make(copy, b"n%d" % n).ino for n in range(4)] == [4, 7, 9, 12]
+
+
+def test_times_set_to_what_stands_in_place_are_durable(small_fs, crash_copy):
+    """tar sets the times that it read. Replay of an earlier record must not bring back older ones."""
+    fs = small_fs
+    ino = make(fs, b"f").ino  # its record holds the first times, the journal does not settle
+    attr.touch_write(fs, ino)
+    attr.touch_read(fs, ino)
+    inode = fs.inodes.read(ino)
+    attr.setattr(fs, ino, {"atime": inode.atime, "mtime": inode.mtime})
+    again = crash_copy(fs).inodes.read(ino)
+    assert (again.atime, again.mtime) == (inode.atime, inode.mtime)

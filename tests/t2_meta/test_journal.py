@@ -6,6 +6,7 @@ one of them in the middle: what is in ``mem`` then is what a crash leaves, with 
 stores since the last drain kept or lost in any 8-byte pieces.
 """
 
+import errno
 import random
 
 import pytest
@@ -27,8 +28,15 @@ SEED = 0x1234
 
 
 class Flush:
+    """Fails where it is told to: the next check raises and counts, as Flush.check does after an msync."""
+
+    def __init__(self):
+        self.failures, self.failing = 0, False
+
     def check(self):
-        pass
+        if self.failing:
+            self.failures, self.failing = self.failures + 1, False
+            raise OSError(errno.EIO, "msync")
 
 
 class Crash(Exception):
@@ -165,6 +173,24 @@ class JournalMachine(RuleBasedStateMachine):
         if not returned:
             apply(done, entries)
         self._recover(region, [bytes(self.model)] if returned else [bytes(self.model), bytes(done)])
+
+    @rule(entries=records(most=100), seed=st.integers(0, 1 << 30))
+    def failed_commit(self, entries, seed):
+        """The source reports an error: the record may be there or not, until it is taken back."""
+        self.region.flush.failing = True
+        with pytest.raises(OSError):
+            self.journal.commit(entries)
+        done = bytearray(self.model)
+        apply(done, entries)
+        self._look(seed, [data_of(self.region), bytes(done[DATA:])])
+        self.journal.ready()
+        self._look(seed, [data_of(self.region)])
+
+    def _look(self, seed, allowed):
+        """What replay makes of a crash now, on a copy."""
+        copy = self.region.after_crash(random.Random(seed))
+        journal_on(copy).replay()
+        assert data_of(copy) in allowed
 
     @rule(seed=st.integers(0, 1 << 30), stop=st.integers(0, 20))
     def crash_inside_replay(self, seed, stop):

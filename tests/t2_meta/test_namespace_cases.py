@@ -268,6 +268,43 @@ def test_unlinked_but_open(fs, crash_copy, fsck):
     oracle.check(fs)
 
 
+@pytest.mark.parametrize("kind", ["unlink", "rmdir", "rename over"])
+def test_the_last_name_and_the_inode_go_together_or_not_at_all(fs, crash_copy, kind, monkeypatch):
+    """One record: a failure leaves both, a crash after it neither, and nobody is an orphan in between."""
+    fs.release(fs.nodes[fs.gone])
+    node = write_file(fs, b"big", 100, 3)
+    xattr.put(fs, node.ino, b"user.a", b"x" * 5000)
+    fs.release(node)
+    ns.create(fs, ROOT, b"new", 0o100644, WHO)
+    empty = ns.lookup(fs, ROOT, b"empty").ino
+    call, victim = {
+        "unlink": (lambda: ns.unlink(fs, ROOT, b"big"), node.ino),
+        "rmdir": (lambda: ns.rmdir(fs, ROOT, b"empty"), empty),
+        "rename over": (lambda: ns.rename(fs, ROOT, b"new", ROOT, b"big"), node.ino),
+    }[kind]
+    held = fs.inodes.read(victim).blocks
+
+    def fails(_):
+        raise OSError(errno.EIO, "")
+
+    before, free = state(fs), fs.alloc.free_pages + fs.alloc.held
+    monkeypatch.setattr(fs.journal, "commit", fails)
+    with pytest.raises(OSError):
+        call()
+    assert state(fs) == before and fs.inodes.read(victim).nlink
+    oracle.check(fs)
+    monkeypatch.undo()
+    records = fs.journal.records
+    call()
+    assert fs.journal.records == records + 1 and not fs.orphans and victim not in fs.nodes
+    assert code(fs.inodes.read, victim) == errno.ESTALE
+    assert fs.alloc.free_pages + fs.alloc.held == free + held
+    oracle.check(fs, closed=True)
+    copy = crash_copy(fs)
+    oracle.check(copy, closed=True)
+    assert code(copy.inodes.read, victim) == errno.ESTALE
+
+
 def test_unmount_finishes_what_is_open(fs, maker):
     write_file(fs, b"big", 100, 3)
     ns.unlink(fs, ROOT, b"big")

@@ -85,7 +85,7 @@ def test_replay_that_was_interrupted_is_redone(copy, killed):
         log = log_of(region)
         log.tail = log.head = 0
     steps = 0
-    for stop in range(1, 2000, 37):
+    for stop in range(1, 2000, 7):
         populate.copy(killed[0], copy)
         with Region.open([copy]) as region:
             log = log_of(region)

@@ -11,13 +11,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from daxfs import layout as L
 from daxfs.meta import attr, file, namespace
+from daxfs.meta.fallocate import KEEP_SIZE, MODES, PUNCH_HOLE, ZERO_RANGE
 
 NAMES = (b"a", b"b", b"c")
 NOISE = noise(1 << 18, 3)
 
 
 class Model:
-    """What a file must read as: pages that were written, and a size."""
+    """What a file must read as: pages that have blocks (zero where they are unwritten), and a size."""
 
     def __init__(self):
         self.size, self.pages = 0, {}
@@ -33,11 +34,27 @@ class Model:
 
     def truncate(self, size: int) -> None:
         last, offset = divmod(size, PAGE)
-        for page in [p for p in self.pages if p > last or (p == last and not offset)]:
-            del self.pages[page]
+        if size <= self.size:  # growing keeps what fallocate put behind the end
+            for page in [p for p in self.pages if p > last or (p == last and not offset)]:
+                del self.pages[page]
         if last in self.pages and size < self.size:
             self.pages[last][offset:] = bytes(PAGE - offset)
         self.size = size
+
+    def fallocate(self, mode: int, pos: int, length: int) -> None:
+        end = pos + length
+        for page in range(pos // PAGE, (end + PAGE - 1) // PAGE):
+            low, high = max(pos - page * PAGE, 0), min(end - page * PAGE, PAGE)
+            if mode & PUNCH_HOLE and high - low == PAGE:
+                self.pages.pop(page, None)
+            elif mode & PUNCH_HOLE and page in self.pages:
+                self.pages[page][low:high] = bytes(high - low)
+            elif not mode & PUNCH_HOLE:
+                self.pages.setdefault(page, bytearray(PAGE))
+                if mode & ZERO_RANGE:
+                    self.pages[page][low:high] = bytes(high - low)
+        if not mode & KEEP_SIZE:
+            self.size = max(self.size, end)
 
     def read(self, pos: int, length: int) -> bytes:
         end = min(pos + length, self.size)
@@ -109,6 +126,24 @@ class Files(RuleBasedStateMachine):
         self.truncate(name, max(size - delta, 0))
         self.truncate(name, min(max(size - delta, 0) + back, L.MAX_FILE_SIZE))
 
+    @precondition(lambda self: sum(len(m.pages) for m in self.models.values()) < 2000)
+    @rule(name=names, mode=st.sampled_from(MODES), pos=places, length=lengths)
+    def fallocate(self, name, mode, pos, length):
+        length = min(length, L.MAX_FILE_SIZE - pos)
+        self.io.fallocate(self.nodes[name], mode, pos, length)
+        self.models[name].fallocate(mode, pos, length)
+        self.look(name, max(pos - 5000, 0), length + 10000)
+        dirty = self.nodes[name].map.dirty
+        first, last = (pos + PAGE - 1) // PAGE, (pos + length) // PAGE
+        if mode & (PUNCH_HOLE | ZERO_RANGE) and first < last:
+            assert dirty.count_range(first, last - first) == 0
+
+    @rule(name=names, delta=st.integers(0, 9000), length=lengths, mode=st.sampled_from(MODES))
+    def fallocate_around_the_end(self, name, delta, length, mode):
+        pos = max(self.models[name].size - delta, 0)
+        if pos < L.MAX_FILE_SIZE:
+            self.fallocate(name, mode, pos, length)
+
     @rule(name=names)
     def fsync(self, name):
         node = self.nodes[name]
@@ -141,6 +176,7 @@ class Files(RuleBasedStateMachine):
             for node in self.nodes.values():
                 self.io.release(node)
             self.io = self.kit.remount(self.io)
+        self.kit.fsck(self.io.fs)
         self.nodes = {name: find(self.io, name) for name in NAMES}
         for name in NAMES:
             self.look(name, 0, 150_000)

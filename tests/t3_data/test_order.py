@@ -181,7 +181,7 @@ DRAINS = {
     "grow with a tail to zero": (2, 2, 2, 2),
     "grow at a page's end": (1, 1, 1, 1),
     "close": (0, 0, 0, 0),
-    "unlink of the last name": (2, 2, 2, 2),  # the name; the inode and its blocks
+    "unlink of the last name": (1, 1, 1, 1),
 }
 
 
