@@ -11,12 +11,15 @@ no Python line: site 0.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EBUSY
-from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memset
 
 from daxfs._flush cimport Flush, daxfs_flush
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -24,9 +27,18 @@ import struct
 import sys
 
 from daxfs.errors import UsageError, fail
+from daxfs.layout import SB_MAGIC
 
 cdef extern from "Python.h" nogil:
     void *PyGILState_GetThisThreadState()
+
+cdef extern from "Python.h":
+    ctypedef struct PyFrameObject
+    ctypedef struct PyCodeObject
+    PyFrameObject *PyEval_GetFrame()        # borrowed; the next two give a reference
+    PyFrameObject *PyFrame_GetBack(PyFrameObject *)
+    PyCodeObject *PyFrame_GetCode(PyFrameObject *)
+    int PyFrame_GetLasti(PyFrameObject *)
 
 cdef extern from "daxfs/native/record.h" nogil:
     enum: DAXFS_EV_SITE, DAXFS_EV_IMAGE, DAXFS_EV_SCAN
@@ -51,7 +63,12 @@ MAGIC = b"DAXFSREC"
 VERSION = 1
 PAGE = 4096
 PIECE = 1 << 20
-SITE_DEPTH = 4      # Python frames that make a call site
+cdef enum:
+    SITE_DEPTH = 4  # Python frames that make a call site
+
+cdef struct frame_key:
+    void *code
+    int64_t lasti
 
 
 cdef uint32_t _site(void *context) noexcept nogil:
@@ -68,6 +85,31 @@ cdef uint32_t _python_site(Recorder recorder) noexcept:
         return 0        # an exception of a signal handler, or no memory: the store itself must go on
 
 
+cdef void _frames(frame_key *key):
+    """Code and place in it of the innermost Python frames: what tells one call site from another.
+
+    Places in the byte code, not lines: to look up a line number costs more than all of this.
+    """
+    cdef PyFrameObject *frame = PyEval_GetFrame()
+    cdef PyFrameObject *back
+    cdef PyCodeObject *code
+    cdef int depth
+    memset(key, 0, SITE_DEPTH * sizeof(frame_key))
+    if frame is not NULL:
+        Py_INCREF(<object>frame)
+    for depth in range(SITE_DEPTH):
+        if frame is NULL:
+            break
+        code = PyFrame_GetCode(frame)
+        key[depth].code, key[depth].lasti = code, PyFrame_GetLasti(frame)
+        Py_DECREF(<object>code)     # its frame holds it
+        back = PyFrame_GetBack(frame)
+        Py_DECREF(<object>frame)
+        frame = back
+    if frame is not NULL:
+        Py_DECREF(<object>frame)
+
+
 cdef class Recorder:
     """Records what is stored on *region* between ``with`` and its end.
 
@@ -79,7 +121,9 @@ cdef class Recorder:
     """
 
     cdef daxfs_recorder r
-    cdef object region, known
+    cdef object region
+    cdef dict known, sites      # frames, and text, to the number of a call site
+    cdef list codes
     cdef Flush flush
     cdef int fd
     cdef bint attached
@@ -89,7 +133,7 @@ cdef class Recorder:
         self.fd = -1
         self.attached = False
         self.region, self.flush, self.path = region, region.flush, path
-        self.known = {}
+        self.known, self.sites, self.codes = {}, {}, []
         if path is not None:
             self.fd = _create(path, region)
         if daxfs_record_init(&self.r, <const void *><uintptr_t>region.address, self.fd):
@@ -173,22 +217,28 @@ cdef class Recorder:
 
     def here(self) -> int:
         """The number of the call site: the innermost Python frames of this thread."""
-        cdef list key = []
-        frame = sys._getframe()
-        for _ in range(SITE_DEPTH):
-            if frame is None:
-                break
-            key.append((frame.f_code, frame.f_lineno))
-            frame = frame.f_back
-        whole = tuple(key)
+        cdef frame_key key[SITE_DEPTH]
+        _frames(key)
+        whole = PyBytes_FromStringAndSize(<char *>key, sizeof(key))
         found = self.known.get(whole)
+        return self._new_site(whole) if found is None else found
+
+    cdef _new_site(self, bytes whole):
+        """The number of frames not met before; the same one where lines and functions are the same."""
+        frames, frame = [], sys._getframe()
+        while frame is not None and len(frames) < SITE_DEPTH:
+            frames.append((frame.f_code, frame.f_lineno))
+            frame = frame.f_back
+        text = " < ".join(f"{_short(code.co_filename)}:{line} {code.co_name}" for code, line in frames)
+        found = self.sites.get(text)
         if found is None:
-            found = self.known[whole] = len(self.known) + 1
-            self._note_site(found, whole)
+            found = self.sites[text] = len(self.sites) + 1
+            self._note_site(found, text)
+        self.codes.extend(code for code, _ in frames)   # so that no other code gets one's address
+        self.known[whole] = found
         return found
 
-    cdef _note_site(self, uint32_t number, tuple frames):
-        text = " < ".join(f"{_short(code.co_filename)}:{line} {code.co_name}" for code, line in frames)
+    cdef _note_site(self, uint32_t number, str text):
         cdef bytes raw = text.encode("utf-8", "surrogateescape")
         daxfs_record_note(&self.r, DAXFS_EV_SITE, number, 0, <const char *>raw, len(raw))
 
@@ -213,12 +263,12 @@ cdef class Recorder:
                         p = piece
                         daxfs_record_note(&self.r, DAXFS_EV_IMAGE, 0, place + at + <uint64_t>first,
                                           p + <size_t>first, <size_t>(last - first))
-        if self.r.error:
+        if daxfs_record_sync(&self.r):
             raise fail(self.r.error, f"{self.path}: {os.strerror(self.r.error)}")
 
 
 def _create(path, region) -> int:
-    """A new log; UsageError where *path* is a source of the region, or no regular file."""
+    """A new log; UsageError where *path* is a source of the region, a region, or no regular file."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     try:
         found = os.fstat(fd)
@@ -228,6 +278,12 @@ def _create(path, region) -> int:
             own = os.fstat(source.fd)
             if (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino):
                 raise UsageError(f"{path}: is a source of the region that is to be recorded")
+        if os.pread(fd, len(SB_MAGIC), 0) == SB_MAGIC:
+            raise UsageError(f"{path}: holds a daxfs region, which a recording would replace")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise fail(EBUSY, f"{path}: busy: another recording, or another program, has it") from None
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
     except BaseException:

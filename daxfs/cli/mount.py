@@ -123,6 +123,7 @@ def remount(config: options.MountConfig, verbose: bool) -> int:
     mount = mountinfo.mount_at(where)
     if mount is None or mount.fstype not in mountinfo.TYPES:
         raise DaxfsError(f"{config.mountpoint}: no daxfs is mounted here", errno.EINVAL)
+    _check_record(config, mount)
     wish = _wish(config)
     flags = _remount_flags(config, mount)
     if wish.get("readonly"):
@@ -137,6 +138,14 @@ def remount(config: options.MountConfig, verbose: bool) -> int:
     if verbose:
         click.echo(f"{where} remounted")
     return 0
+
+
+def _check_record(config: options.MountConfig, mount: mountinfo.Mount) -> None:
+    """UsageError where a remount is to begin or move a recording; what fstab says again may be there."""
+    if "record" in config.given:
+        have = control.ask_mount(mount, {"get": "stat"})["recording"]
+        if not have or have["path"] != config.record:
+            raise UsageError("record= can't be changed by a remount; umount and mount")
 
 
 def _wish(config: options.MountConfig) -> dict:

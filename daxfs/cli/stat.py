@@ -86,6 +86,11 @@ def head(facts: dict) -> Table:
         ("granularity", f"{facts['granularity']}{safety}"),
         ("options", facts["options"].replace(",", ", ")),
     ]
+    recording = facts["recording"]
+    if recording:
+        ended = f"; ended: {recording['error']}" if recording["error"] else ""
+        rows.append(("recording", f"{recording['path']}: {recording['events']} events, "
+                                  f"{show_size(recording['bytes'])}{ended}"))
     for name, value in rows:
         table.add_row(Text(name, "bold"), Text(value))
     return table

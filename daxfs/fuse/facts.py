@@ -32,6 +32,18 @@ def of_superblock(sb) -> dict:
     }
 
 
+def areas(sb) -> list:
+    """What lies where: (name, first byte, end) each. Directories and extent blocks lie among the data."""
+    pages = [("superblock", 0, 1), ("state", layout.STATE_PFN, layout.STATE_PFN + 1),
+             ("journal", sb.journal_pfn, sb.journal_pfn + sb.journal_pages),
+             ("inode", sb.inode_pfn, sb.inode_pfn + sb.inode_pages),
+             ("map", sb.map_pfn, sb.map_pfn + sb.map_pages),
+             *(("data", start, end) for start, end in sb.data_ranges()),
+             ("backup", sb.backup_pfn, sb.backup_pfn + 1),
+             *(("label", start, start + 1) for _, start, _ in sb.sources[1:])]  # fmt: skip
+    return [(name, start * PAGE_SIZE, end * PAGE_SIZE) for name, start, end in pages if start < end]
+
+
 def of_state(mem, seed: int) -> dict:
     """The state page; CorruptError where it is damaged."""
     state = state_of(mem, seed)

@@ -182,16 +182,21 @@ class Operations(pyfuse3.Operations):
                 self.handoff()
                 continue
             try:
-                self.fs.forget(ino, count)
+                self.forget_one(ino, count)
             except Exception:
                 log.exception("forget: inode %d", ino)
+
+    def forget_one(self, ino: int, count: int) -> None:
+        """The kernel forgets *count* of the times that it was told of *ino*."""
+        self.fs.forget(ino, count)
 
     @handler
     def getattr(self, ino, ctx):
         return self.entry(self.fs.inodes.read(ino))
 
-    @handler
-    def setattr(self, ino, new, fields, fh, ctx):
+    @staticmethod
+    def changes(new, fields) -> dict:
+        """What a SETATTR request asks for, as attr.setattr wants it."""
         changes = {}
         if fields.update_mode:
             changes["mode"] = new.st_mode
@@ -205,6 +210,11 @@ class Operations(pyfuse3.Operations):
             changes["atime"] = new.st_atime_ns
         if fields.update_mtime:
             changes["mtime"] = new.st_mtime_ns
+        return changes
+
+    @handler
+    def setattr(self, ino, new, fields, fh, ctx):
+        changes = self.changes(new, fields)
         if fields.update_size or fields.update_uid or fields.update_gid:
             self._without_set_ids(ino, changes, ctx)
         attr.setattr(self.fs, ino, changes)

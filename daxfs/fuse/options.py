@@ -28,6 +28,7 @@ CHOICES = {
 LATER = {"dax": ("always",), "track": ("extent", "pmd", "none"), "transport": ("uring", "dev")}
 COUNTS = ("flushers", "threads")  # one of each is what this version has
 IDS = ("uid", "gid")
+PATHS = ("log_file", "record")
 
 # What libfuse hands to the kernel: name -> (flag, value). "suid" and "dev" start True for root.
 FLAGS = {
@@ -79,6 +80,7 @@ class MountConfig:
     gid: int | None = None
     log_file: str = ""
     log_level: str = "info"
+    record: str = ""
     debug: bool = False
     flags: dict[str, bool] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)
@@ -93,8 +95,8 @@ class MountConfig:
         words += [f"{name}={getattr(self, name)}" for name in IDS if getattr(self, name) is not None]
         words += [name for name, (flag, value) in FLAGS.items() if self.flags.get(flag, not value) is value
                   and flag in self.flags and name != "async"]
-        words += [f"log_file={self.log_file}"] if self.log_file else []
-        return ",".join(words)
+        words += [f"{name}={getattr(self, name)}" for name in PATHS if getattr(self, name)]
+        return ",".join(word.replace("\\", "\\\\").replace(",", "\\,") for word in words)
 
 
 def split(text: str) -> list[str]:
@@ -169,10 +171,10 @@ def _valued(config: MountConfig, name: str, value: str) -> bool:
     elif name == "subtype":
         if value != SUBTYPE:
             raise UsageError(f"subtype={value}: the type of this file system is fuse.{SUBTYPE}")
-    elif name == "log_file":
+    elif name in PATHS:
         if not value:
-            raise UsageError("log_file= needs a path")
-        config.log_file = os.path.abspath(value)
+            raise UsageError(f"{name}= needs a path")
+        setattr(config, name, os.path.abspath(value))
     else:
         return False
     return True
@@ -196,7 +198,7 @@ def _count(name: str, value: str) -> int:
 
 def _known(name: str) -> bool:
     """True for a name of an option, with or without a value."""
-    valued = {*CHOICES, *COUNTS, *IDS, "fsname", "subtype", "log_file"}
+    valued = {*CHOICES, *COUNTS, *IDS, *PATHS, "fsname", "subtype"}
     plain = {"ro", "rw", "nodiratime", "diratime", "lazytime", "nolazytime", "debug", "remount", "defaults"}
     return name in valued or name in plain or name in FLAGS or name in ATIME
 

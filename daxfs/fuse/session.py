@@ -20,8 +20,9 @@ import trio
 
 from daxfs.errors import DaxfsError, SourceError, fail
 from daxfs.fuse import control, facts, handshake, mountinfo
-from daxfs.fuse.ops import make_operations
+from daxfs.fuse.ops import handler, make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
+from daxfs.fuse.recording import Recording
 from daxfs.layout import ROOT_INO
 from daxfs.meta import attr
 from daxfs.meta import fs as metafs
@@ -42,6 +43,7 @@ class Session:
         self.ended_by = "umount"
         self.early: list[int] = []  # signals that came before they were listened for
         self.region: Region | None = None
+        self.recording: Recording | None = None
         self.fs: metafs.FileSystem | None = None
         self.mount: mountinfo.Mount | None = None
         self.link: handshake.Link | None = None  # None: libfuse mounts
@@ -52,16 +54,36 @@ class Session:
         config = self.config
         mode = "cow" if config.readonly else "rw"  # replay of a read-only mount stays in this process
         self.region = Region.open(config.sources, mode, config.granularity, config.flush)
+        if config.record:
+            self._record()
+        self._operation({"op": "mount", "readonly": config.readonly}, self._open_fs)
+        if self.fs.replayed:
+            log.info("%s: replayed %d records of the journal", config.fsname, self.fs.replayed)
+        if self.region.emulated:
+            log.info("%s: emulated: not power-fail safe", config.fsname)
+
+    def _record(self) -> None:
+        """Record from before the first store on. Where that can't be, the region is closed again."""
+        try:
+            self.recording = Recording(self.region, self.config, self.mountpoint)
+        except BaseException:
+            self.region.close()
+            self.region = None
+            raise
+
+    def _operation(self, begin: dict, call):
+        """``call()``, as an operation of the recording if there is one."""
+        return call() if self.recording is None else self.recording.run(begin, call)
+
+    def _open_fs(self) -> dict:
+        config = self.config
         self.fs = metafs.mount(self.region, config.readonly)
         self._set_times(config)
         owner = {"uid": config.uid, "gid": config.gid}
         changes = {name: value for name, value in owner.items() if value is not None}
         if changes:
             self._own_root(changes)
-        if self.fs.replayed:
-            log.info("%s: replayed %d records of the journal", config.fsname, self.fs.replayed)
-        if self.region.emulated:
-            log.info("%s: emulated: not power-fail safe", config.fsname)
+        return {"replayed": self.fs.replayed}
 
     def _own_root(self, changes: dict) -> None:
         """Options uid= and gid=: the root directory belongs to them from now on."""
@@ -81,6 +103,8 @@ class Session:
         *ready()* is called when the mount is there and will be answered.
         """
         self.operations = make_operations(self.fs, self.config)
+        if self.recording is not None:
+            self.recording.cover(self.operations, handler)
         self._connect()
         try:
             self.mount = mountinfo.mount_at(self.mountpoint)
@@ -178,6 +202,7 @@ class Session:
             "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
             "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
+            "recording": self.recording.describe() if self.recording else None,
             "region": region,
         }
 
@@ -190,14 +215,8 @@ class Session:
         atime = wish.get("atime", fs.atime)
         if atime not in metafs.ATIME_POLICIES:
             raise fail(errno.EINVAL, f"atime policy {atime!r} is unknown")
-        if readonly and not fs.readonly:
-            # All durable and marked clean while stores are still allowed.
-            self.operations.files.write_back()
-            fs.sync_all()
-            fs.set_mounted(0)
-        elif not readonly and fs.readonly:
-            fs.set_mounted(1)
-        fs.readonly = config.readonly = readonly
+        self._operation({"op": "remount", "readonly": readonly}, lambda: self._set_readonly(readonly))
+        config.readonly = readonly
         config.atime = atime
         config.nodiratime = bool(wish.get("nodiratime", config.nodiratime))
         config.lazytime = bool(wish.get("lazytime", config.lazytime))
@@ -205,17 +224,33 @@ class Session:
         log.info("%s: remounted %s,%s", self.mountpoint, "ro" if readonly else "rw", atime)
         return {"ok": True, "options": config.describe()}
 
+    def _set_readonly(self, readonly: bool) -> None:
+        fs = self.fs
+        if readonly and not fs.readonly:
+            # All durable and marked clean while stores are still allowed.
+            self.operations.files.write_back()
+            fs.sync_all()
+            fs.set_mounted(0)
+        elif not readonly and fs.readonly:
+            fs.set_mounted(1)
+        fs.readonly = readonly
+
     def close(self, durable: bool) -> None:
         """End the file system (*durable*: make everything durable and mark it clean), then the region."""
         try:
             if self.fs is not None and durable:
-                if self.fs.readonly and self.region.mode == "rw":
-                    self.fs.readonly = False  # remounted ro: orphans and times still want their end
-                self.operations.files.write_back()
-                self.fs.unmount()
+                self._operation({"op": "unmount"}, self._close_fs)
         finally:
+            if self.recording is not None:
+                self.recording.close()
             if self.region is not None:
                 self.region.close()
+
+    def _close_fs(self) -> None:
+        if self.fs.readonly and self.region.mode == "rw":
+            self.fs.readonly = False  # remounted ro: orphans and times still want their end
+        self.operations.files.write_back()
+        self.fs.unmount()
 
 
 def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:

@@ -31,19 +31,28 @@ def _field(name: str, fields) -> property:
 
         return property(lambda self: bytes(self.buf[offset : offset + size]), put_bytes)
     unpack, pack = codec.unpack_from, codec.pack_into
-    return property(
-        lambda self: unpack(self.buf, offset)[0], lambda self, value: pack(self.buf, offset, value)
-    )
+    given = 1 << offset // 8 if fields is F and offset < _HOT_END else 0
+
+    def put(self, value):
+        pack(self.buf, offset, value)
+        if given:
+            self.given |= given
+
+    return property(lambda self: unpack(self.buf, offset)[0], put)
 
 
 class InodeEdit:
-    """A copy of one inode with its fields as attributes. ``attrs``: its xattrs, where they changed."""
+    """A copy of one inode with its fields as attributes. ``attrs``: its xattrs, where they changed.
 
-    __slots__ = ("attrs", "buf", "fresh", "number", "place")
+    ``given``: the hot words (by number) that were set, be it to what they are.
+    """
+
+    __slots__ = ("attrs", "buf", "fresh", "given", "number", "place")
 
     def __init__(self, number: int, place: int, buf: bytearray, fresh: bool = False):
         self.number, self.place, self.buf, self.fresh = number, place, buf, fresh
         self.attrs = None
+        self.given = 0
 
     def entries(self, live: bytes, seed: int):
         """The redo entries against what stands in place (*live*, 256 bytes)."""
@@ -55,10 +64,11 @@ class InodeEdit:
         if buf[COLD:] != live[COLD:]:
             buf[COLD:] = L.sealed(buf[COLD:], 4, seed)
             yield self.place + COLD, bytes(buf[COLD:])
-        # Of the hot words only those that changed (others may be stored in place), neighbours in one entry.
+        # Of the hot words only those that changed or were set (others may be stored in place), neighbours in
+        # one entry. Set to what it is counts: what stands in place may not last, replay can bring back older.
         start = None
         for n, (new, old) in enumerate(zip(_hot(buf), _hot(live), strict=True)):
-            if new != old:
+            if new != old or self.given >> n & 1:
                 start = n if start is None else start
             elif start is not None:
                 yield self.place + 8 * start, bytes(buf[8 * start : 8 * n])

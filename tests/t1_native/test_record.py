@@ -12,6 +12,7 @@ import pytest
 
 from daxfs._record import Recorder
 from daxfs.errors import DaxfsError, FormatError, UsageError
+from daxfs.layout import SB_MAGIC
 from daxfs.region import Region, create_file
 from daxfs.testing import log
 
@@ -214,3 +215,43 @@ def test_scans_of_clients_have_their_place(region):
         recorder.scan(4096, b"s" * 10)
         (event,) = [e for e in log.parse(recorder.take()) if e.kind == log.SCAN]
     assert (event.place, event.length, event.data) == (4096, 10, b"s" * 10)
+
+
+def test_a_region_and_a_log_in_use_are_no_log(region, tmp_path):
+    """What a typing error in a mount option must not cost."""
+    other = str(tmp_path / "other")
+    with open(other, "wb") as file:
+        file.write(SB_MAGIC + b"the rest")
+    with pytest.raises(UsageError, match="holds a daxfs region"):
+        Recorder(region, other)
+    with open(other, "rb") as file:
+        assert file.read() == SB_MAGIC + b"the rest"
+    with Recorder(region, str(tmp_path / "log"), sites=False):
+        region.store(0, b"x")
+        with pytest.raises(DaxfsError) as refused:
+            Recorder(region, str(tmp_path / "log"))
+        assert refused.value.errno == errno.EBUSY
+    assert len(log.load(str(tmp_path / "log")).events) == 1
+
+
+def test_one_line_is_one_site(region):
+    """Sites are found by their place in the byte code; two places on one line are one to a reader."""
+    with Recorder(region) as recorder:
+        for _ in range(2):
+            region.store(0, b"x"); region.store(8, b"y")  # noqa: E702
+        events = list(log.parse(recorder.take()))
+    assert len({e.site for e in events if e.kind == log.STORE}) == 1
+    assert sum(e.kind == log.SITE for e in events) == 1
+
+
+def test_code_that_goes_away_gives_its_sites_to_nobody(region):
+    """A site is known by the address of its code, so that must not be used again."""
+    with Recorder(region) as recorder:
+        for n in range(50):
+            scope = {}
+            exec(f"def made_{n}(region):\n    region.store({n * 64}, b'x')", scope)
+            scope[f"made_{n}"](region)
+        events = list(log.parse(recorder.take()))
+    sites = {e.site: e.data.decode() for e in events if e.kind == log.SITE}
+    for n, store in enumerate(e for e in events if e.kind == log.STORE):
+        assert f" made_{n} " in sites[store.site]

@@ -63,8 +63,8 @@ def test_every_subcommand_and_its_options():
 
 def test_every_mount_option_and_value():
     text = plain("mount.daxfs.8")
-    names = {*options.FLAGS, *options.COUNTS, *options.IDS, "fsname", "subtype", "log_file", "remount", "ro",
-             "rw", "relatime", "noatime", "strictatime", "nodiratime", "lazytime",
+    names = {*options.FLAGS, *options.COUNTS, *options.IDS, *options.PATHS, "fsname", "subtype", "remount",
+             "ro", "rw", "relatime", "noatime", "strictatime", "nodiratime", "lazytime",
              "defaults", "debug"}  # fmt: skip
     for name in names | set(options.CHOICES):
         assert re.search(rf"\b{name}\b", text), name

@@ -30,7 +30,8 @@ def test_defaults():
         ("lazytime,nolazytime", "lazytime", False), ("uid=0", "uid", 0),
         ("gid=4294967294", "gid", 4294967294),
         ("fsname=x", "fsname", "x"), ("debug", "log_level", "debug"), ("remount", "remount", True),
-        ("log_file=/tmp/x", "log_file", "/tmp/x"),
+        ("log_file=/tmp/x", "log_file", "/tmp/x"), ("record=/tmp/../x", "record", "/x"),
+        ("record=/a,record=/b", "record", "/b"),
     ],
 )  # fmt: skip
 def test_option_sets(text, name, value):
@@ -49,6 +50,7 @@ def test_option_sets(text, name, value):
         ("transport=uring", ["not in this version"]), ("transport=dev", ["not in this version"]),
         ("flushers=2", ["not in this version"]), ("threads=4", ["not in this version"]),
         ("max_read=4096", ["max_read"]), ("subtype=other", ["fuse.daxfs"]), ("log_file=", ["log_file"]),
+        ("record=", ["record= needs a path"]), ("record", ["'record'", "needs a value"]),
         ("user_id=0", ["unknown", "'user_id'"]), ("log_level=loud", ["log_level=loud"]),
     ],
 )  # fmt: skip
@@ -78,12 +80,14 @@ def test_what_a_fuse_mount_shows_is_taken_back_on_remount():
 
 
 @pytest.mark.parametrize("text", ["ro,noatime,write=cached,uid=3", "allow_other,sync,noexec", "",
-                                  "lazytime,nodiratime,drain=fsync,nosuid,nodev"])
+                                  "lazytime,nodiratime,drain=fsync,nosuid,nodev",
+                                  r"record=/a\,b\\c,log_file=/d\,e"])
 def test_description_is_understood_again(text):
     first = options.parse(text)
     again = options.parse(first.describe())
     assert again.describe() == first.describe()
-    for name in ("readonly", "atime", "write", "drain", "lazytime", "nodiratime", "uid", "flags"):
+    for name in ("readonly", "atime", "write", "drain", "lazytime", "nodiratime", "uid", "flags", "log_file",
+                 "record"):
         assert getattr(again, name) == getattr(first, name), name
 
 
