@@ -208,8 +208,8 @@ class Image:
                 runs.extend(group.runs(content, self.flight.unit))
         return runs
 
-    def describe(self, sites: dict[int, str] | None = None) -> str:
-        """One line for each store that was in flight, in the log's order: there, missing, or which part."""
+    def states(self) -> dict[int, tuple[Event, dict[str, list[tuple[int, int]]]]]:
+        """For each store that was in flight, by its number in the log: the event, verdict to byte ranges."""
         found: dict[int, tuple[Event, dict[str, list]]] = {}
         for group, content in zip(self.flight.groups, self.chosen, strict=True):
             for part, verdict, atom in _verdicts(group, content):
@@ -218,8 +218,12 @@ class Image:
                 end = group.place(bits.bit_length() - 1, self.flight.unit) + 1
                 states = found.setdefault(part.number, (part.event, {}))[1]
                 states.setdefault(verdict, []).append((first, end))
+        return dict(sorted(found.items()))
+
+    def describe(self, sites: dict[int, str] | None = None) -> str:
+        """One line for each store that was in flight, in the log's order: there, missing, or which part."""
         names = self.flight.sites if sites is None else sites
-        rows = [self._row(number, *found[number], names) for number in sorted(found)]
+        rows = [self._row(number, *state, names) for number, state in self.states().items()]
         return "\n".join(rows) if rows else "nothing was in flight"
 
     def _row(self, number: int, event: Event, states: dict[str, list], sites: dict[int, str]) -> str:
