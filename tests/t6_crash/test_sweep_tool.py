@@ -182,7 +182,8 @@ def test_violation(tool):
     tool.jobs(one=["ok 2 a", "bad 3 it's"])
     done = tool.run("--set", "one", "--seed", "4")
     assert (done.returncode, last(done)) == (1, "5 images, 1 violation")
-    for text in ("bad 3 it's, seed 4", "b is <gone> & [away]", "line 0x40 missing", "minimal: rename a b"):
+    for text in ("violation: bad 3 it's", "seed:    4", "b is <gone> & [away]", "line 0x40 missing",
+                 "minimal: rename a b"):
         assert text in done.stdout
     (again,) = re.findall(r"again: +tools/crash_sweep.py (.*)", done.stdout)
     tool.begun()
