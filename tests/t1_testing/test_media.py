@@ -393,6 +393,17 @@ def test_sample_has_each_line_alone():
     assert len(torn) > 20
 
 
+def test_sample_spends_nothing_on_lines_that_do_not_change():
+    """A scan brings whole pages of which one line is new: each of the few images there are is found."""
+    log = [scan(0, b"." * (30 * LINE)), *(nt(n * LINE, A + B) for n in (3, 9, 20))]
+    found = contents(play(log, size=32 * LINE), limit=20)
+    new, old = A + B, b"." * 16
+    for n in (3, 9, 20):
+        picked = {tuple(c[m * LINE : m * LINE + 16] == new for m in (3, 9, 20)) for c in found
+                  if all(c[m * LINE : m * LINE + 16] in (new, old) for m in (3, 9, 20))}
+        assert tuple(m == n for m in (3, 9, 20)) in picked and tuple(m != n for m in (3, 9, 20)) in picked
+
+
 @pytest.mark.parametrize("limit", (1, 2, 3, 10, 33))
 def test_sample_obeys_the_limit(limit):
     assert len(contents(play(MANY, size=32 * LINE), limit)) == limit
@@ -431,6 +442,8 @@ torn      #4 nt_store of 16 bytes at 0x80: there 0x88-0x8f; missing 0x80-0x87
 overtaken #5 nt_store of 8 bytes at 0xc0
 there     #6 store of 8 bytes at 0xc0, not flushed"""
     assert "\n          elsewhere\n" in image.describe({1: "elsewhere"})
+    images = play(log, size=4 * LINE, granularity="byte").images(1000, random.Random(0))
+    assert not any("flushed" in image.describe() for image in images)
     (image,) = play([]).images(5, random.Random(0))
     assert image.delta == [] and image.describe() == "nothing was in flight"
 
