@@ -67,6 +67,7 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/handshake.py
 	$(SUDO) $(VENV)/bin/python tools/bench/namespace.py
 	$(SUDO) $(VENV)/bin/python tools/bench/mount_time.py
+	$(SUDO) $(VENV)/bin/python tools/bench/record.py
 
 lint: $(BUILD)
 	$(VENV)/bin/ruff check .

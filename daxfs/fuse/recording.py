@@ -23,9 +23,21 @@ from daxfs.fuse import facts
 from daxfs.meta import superblock
 
 log = logging.getLogger("daxfs.record")
+_text = json.encoder.encode_basestring_ascii
 
 # Handlers that store nothing and give back nothing: they would only make the log longer.
 QUIET = frozenset(("lookup", "getattr", "statfs", "getxattr", "listxattr", "flush"))
+
+
+def _json(facts: dict) -> str:
+    """What json.dumps gives, in less than half of its time; the keys are plain words."""
+    return "{" + ", ".join([f'"{key}": {_value(value)}' for key, value in facts.items()]) + "}"
+
+
+def _value(value):
+    if type(value) is int:
+        return value
+    return _text(value) if type(value) is str else json.dumps(value)
 
 
 def _name(raw: bytes) -> str:
@@ -120,13 +132,13 @@ class Recording:
     def run(self, begin: dict, call, *args):
         """``call(*args)`` as one operation; what it returns or raises."""
         recorder = self.recorder
-        op = recorder.begin(json.dumps(begin))
+        op = recorder.begin(_json(begin))
         try:
             value = call(*args)
         except BaseException as exc:
-            recorder.end(op, json.dumps({"errno": getattr(exc, "errno", None) or errno.EIO}))
+            recorder.end(op, _json({"errno": getattr(exc, "errno", None) or errno.EIO}))
             raise
-        recorder.end(op, json.dumps({"result": _result(value)}))
+        recorder.end(op, _json({"result": _result(value)}))
         if recorder.error and not self.told:
             self._tell()
         return value

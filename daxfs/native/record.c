@@ -11,7 +11,7 @@
 
 #include "daxfs/native/record.h"
 
-#define PIECE ((size_t)1 << 20)	/* of log that is handed to write(2) at once */
+#define PIECE ((size_t)128 << 10)	/* from here on data go out without a copy; half of the buffer */
 
 static __thread uint64_t current_op;
 static __thread uint16_t own_number;

@@ -38,11 +38,13 @@ def page_range(pos: int, end: int) -> range:
 class Stored(NamedTuple):
     """What an operation in flight may have stored in place before it is decided: byte ranges of one file.
 
-    *record*: a record follows that orders them, so once its effect is seen they are all there.
+    *record*: a record decides it. *ordered*: which comes after them, so that with it they are all there.
+    The zeros at the edges of a hole are an overwrite, and share the drain of the record: not ordered.
     """
 
     ranges: tuple
     record: bool
+    ordered: bool
 
 
 class Content:
@@ -135,7 +137,7 @@ class Content:
         record = end > self.size or not pages <= self.written
         out = self._with(size=size, data=data, older=tuple(older), written=self.written | pages,
                          unwritten=self.unwritten - pages)  # fmt: skip
-        return out, Stored(ranges, record)
+        return out, Stored(ranges, record, record and lasting)
 
     def truncate(self, size: int) -> "Content":
         data, older = self._resized(size)
@@ -152,7 +154,7 @@ class Content:
             data, older = self._resized(size)
             fresh = pages - self.written
             return self._with(size=size, data=data, older=tuple(older),
-                              unwritten=self.unwritten | fresh), Stored((), True)  # fmt: skip
+                              unwritten=self.unwritten | fresh), Stored((), True, True)  # fmt: skip
         whole = frozenset(range(-(-pos // PAGE), end // PAGE))
         last = min(end, size)
         zeros = np.zeros(max(last - pos, 0), np.uint8)
@@ -162,7 +164,7 @@ class Content:
         if mode & 0x10:
             unwritten = unwritten | whole | (pages - written)
         return self._with(size=size, data=data, older=tuple(older), written=written,
-                          unwritten=unwritten), Stored(edges, True)  # fmt: skip
+                          unwritten=unwritten), Stored(edges, True, False)  # fmt: skip
 
     # -- comparing -------------------------------------------------------------------------
 

@@ -191,7 +191,7 @@ class _Side:
         other, ranges = None, ()
         if self.flight is not None and self.other is not None:
             stored = self.flight.stored.get(number)
-            if stored is not None and not (self.decided and stored.record):
+            if stored is not None and not (self.decided and stored.ordered):
                 ranges = stored.ranges
                 other = self.other.nodes[number].content if number in self.other.nodes else None
         strange = mixed(data, node.content.size, node.content, other, ranges)

@@ -254,7 +254,7 @@ def test_a_signal_completes_the_log(region_factory, path, number):
 
 
 def test_a_killed_daemon_leaves_the_beginning(region_factory, path):
-    """What was buffered is lost, at most 2 MiB; what is there is whole events, and a state that was."""
+    """What was buffered is lost, at most 256 KiB; what is there is a state that the region had."""
     region = region_factory(options=f"record={path}")
     region.mount()
     for number in range(40):
@@ -262,7 +262,7 @@ def test_a_killed_daemon_leaves_the_beginning(region_factory, path):
     counted = region.stat()["recording"]
     region.kill()
     there = os.path.getsize(path)
-    assert there > counted["bytes"] - (2 << 20)
+    assert there > counted["bytes"] - (256 << 10)
     got = log.load(path)
     found = operations(got.events)
     assert len(found) > 40 and all(one.end for one in list(found.values())[:-1])
@@ -340,3 +340,11 @@ def test_without_a_recording_the_handlers_are_the_class_ones():
 
     operations = Operations(None, None, None, Nothing())
     assert not set(vars(operations)) & ({*recording.BEGIN, "forget_one"})
+
+
+@pytest.mark.parametrize("facts", [
+    {"op": "write", "pos": 2**40, "crc32c": 0}, {}, {"result": None}, {"result": {"ino": 1, "fh": 2}},
+    {"name": 'quo"te\\\n\x00\udcff ä', "caller": [0, 1], "datasync": True},
+])  # fmt: skip
+def test_the_text_is_json(facts):
+    assert recording._json(facts) == json.dumps(facts) and "\n" not in recording._json(facts)
