@@ -29,6 +29,7 @@ from .ground import Ground, mounted
 from .recorded import Player
 
 MAX_VIOLATIONS = 5      # of one sequence: then it is given up
+MAX_GROUNDS = 16        # kept at once; each takes 24 MiB
 
 
 @dataclasses.dataclass
@@ -80,6 +81,8 @@ class Engine:
         """The ground of a sequence, made at first use."""
         key = sequence.setup, sequence.policy
         if key not in self.grounds:
+            if len(self.grounds) >= MAX_GROUNDS:
+                self.grounds.pop(next(iter(self.grounds))).close()      # the oldest
             setup = workloads.SETUPS[sequence.setup]
             self.grounds[key] = Ground(setup, sequence.policy, self.granularity)
         return self.grounds[key]
@@ -100,7 +103,7 @@ class Engine:
     def run_log(self, path: str, share: int = 0, shares: int = 1) -> Outcome:
         """Images of operations of a mount that was recorded; *share* of *shares*, for several processes."""
         outcome, began, points = Outcome(path), time.perf_counter(), set()
-        with Player(path, self.limit, random.Random(self.seed)) as player:
+        with Player(log.load(path), self.limit, random.Random(self.seed)) as player:
             for op, label, complaints, image in player.play(player.choose(share, shares)):
                 outcome.images += 1
                 outcome.ops[op.name] = outcome.ops.get(op.name, 0) + 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A tenth of the length-one set of the crash sweep; what the engine tells of a violation. All: ``make crash``."""
+"""A tenth of the sweep's single operations; what the engine tells of a violation. All: ``make crash``."""
 
 import json
 import re
