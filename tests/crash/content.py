@@ -140,7 +140,10 @@ class Content:
         return out, Stored(ranges, record, record and lasting)
 
     def truncate(self, size: int) -> "Content":
+        """ftruncate(2). What fallocate put behind the end stays where the file grows, and goes where not."""
         data, older = self._resized(size)
+        if size > self.size:
+            return self._with(size=size, data=data, older=tuple(older))
         keep = frozenset(range(-(-size // PAGE)))
         peak = self.peak if size else 0
         return Content(size, data, tuple(older), self.written & keep, self.unwritten & keep, peak)
