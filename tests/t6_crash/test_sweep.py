@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A tenth of the sweep's single operations; what the engine tells of a violation. All: ``make crash``."""
+"""A tenth of the length-one set of the crash sweep, and what its engine tells of a violation."""
 
 import json
 import re
@@ -8,10 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from crash import judge, workloads
+from crash import judge, sweep, workloads
 from crash.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_jobs_of_all_sets():
+    jobs = sweep.make_jobs(sweep.Sizes(three=30, random=6, ops=20), 3, dict.fromkeys(sweep.SETS, 9))
+    count = {name: sum(job.set == name for job in jobs) for name in sweep.SETS}
+    assert count["one"] > 500 and count["two"] > 5000 and count["three"] == 30 and count["random"] == 6
+    assert count["granularity"] == 2 * round(count["one"] * sweep.GRANULARITY_SHARE)
+    assert len({job.label for job in jobs if job.set != "three"}) == len(jobs) - 30
+    assert len({job.sequence.policy for job in jobs if job.set == "random"}) > 3
 
 
 @pytest.mark.slow

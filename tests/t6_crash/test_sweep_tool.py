@@ -138,6 +138,8 @@ def test_options_choose(tool, monkeypatch):
     assert {job.limit for job in crash_sweep.choose(args)} == {9}
     quick = crash_sweep.arguments(("--quick",))
     assert quick.time < 120 and quick.fresh and quick.out != crash_sweep.OUT
+    assert set(quick.limits) == set(sweep.SETS) and max(quick.limits.values()) == crash_sweep.QUICK_LIMIT
+    assert crash_sweep.replay_command(quick) == ["tools/crash_sweep.py", "--seed", "0", "--ops", "20"]
     with pytest.raises(sweep.SweepError, match="no sequence"):
         chosen("--set", "one", "--match", "nothing")
 
