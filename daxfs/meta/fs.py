@@ -241,10 +241,12 @@ class FileSystem:
             return
         for ino in list(self.nodes):
             self.sync_times(ino)
+        settled = self.journal.tail == self.journal.head
         self.journal.settle()
-        # Orders queued time words before the return, also where there was nothing to settle.
-        self.region.drain()
-        self.region.flush.check()
+        if settled:
+            # Orders queued time words before the return, as settle's drains do where it has something to do.
+            self.region.drain()
+            self.region.flush.check()
 
     def statfs(self) -> dict:
         """Space in pages and inodes, as statvfs(3) wants it."""
