@@ -207,18 +207,18 @@ def _rewrite(tx, edit, node, old, new, low: int, high: int) -> None:
 def _subtract(runs, minus) -> list[tuple[int, int]]:
     """Runs without the pages that *minus* has; neither overlaps itself. One pass over both, sorted."""
     out, minus, at = [], sorted(minus), 0
-    for start, pages in sorted(runs):
-        stop = start + pages
-        while at < len(minus) and sum(minus[at]) <= start:
+    for pfn, pages in sorted(runs):
+        here, stop = pfn, pfn + pages
+        while at < len(minus) and sum(minus[at]) <= here:
             at += 1
         n = at
         while n < len(minus) and minus[n][0] < stop:
-            if start < minus[n][0]:
-                out.append((start, minus[n][0] - start))
-            start = max(start, sum(minus[n]))
+            if here < minus[n][0]:
+                out.append((here, minus[n][0] - here))
+            here = max(here, sum(minus[n]))
             n += 1
-        if start < stop:
-            out.append((start, stop - start))
+        if here < stop:
+            out.append((here, stop - here))
     return out
 
 

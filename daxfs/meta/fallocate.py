@@ -133,17 +133,20 @@ def _pieces(fs, node, pos: int, end: int, zero: bool, taken: list):
         raise fail(errno.ENOSPC)
     goal = file.goal_of(node, first)
     for pgoff, pages, pfn, kind in extent.holes(node, first, last):
+        at = pgoff
         if kind == extent.HOLE:
             for start, got in alloc.alloc(pages, pgoff, goal):
                 taken.append((start, got))
-                out.append((pgoff, got, start, extent.UNWRITTEN))
-                pgoff, goal = pgoff + got, start + got
-            continue
-        stop, goal = pgoff + pages, pfn + pages
-        cuts = sorted({pgoff, stop, min(max(low, pgoff), stop), min(max(high, pgoff), stop)})
-        for start, cut in zip(cuts, cuts[1:], strict=False):
-            kept = extent.UNWRITTEN if low <= start < high else kind
-            out.append((start, cut - start, pfn + start - pgoff, kept))
+                out.append((at, got, start, extent.UNWRITTEN))
+                at, goal = at + got, start + got
+        else:
+            goal = pfn + pages
+            # Up to the zeroed pages, the zeroed pages, and from there on.
+            for limit, new in ((low, kind), (high, extent.UNWRITTEN), (pgoff + pages, kind)):
+                stop = min(limit, pgoff + pages)
+                if at < stop:
+                    out.append((at, stop - at, pfn + at - pgoff, new))
+                    at = stop
     # Each new run takes a slot, and each end of the zeroed pages may cut an extent in two.
     slots = len(taken) + (2 if zero else 0) - len(node.free_slots)
     if slots > 0 and -(-slots // L.BLOCK_SLOTS) > alloc.free_pages + alloc.held - (1 if need else 0):

@@ -8,7 +8,7 @@ import pytest
 
 from daxfs import layout as L
 from daxfs.errors import DaxfsError
-from daxfs.meta import acl, attr, extent, file, xattr
+from daxfs.meta import acl, attr, extent, fallocate, file, xattr
 from daxfs.meta import namespace as ns
 from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE
 
@@ -84,6 +84,34 @@ simple("readdir", make, lambda fs, ino: list(ns.readdir(fs, ROOT, 0)))
 simple("readlink", lambda fs: make(fs, mode=0o120777, target=b"t" * 999), ns.readlink)
 simple("access time after a read", make, attr.touch_read)
 simple("times after a write in place", make, attr.touch_write)
+
+
+def falloc(name: str, prepare, mode: int, pos: int, length: int):
+    """A case of fallocate on the file that *prepare(fs)* made."""
+
+    def both(fs):
+        node = fs.node(prepare(fs))
+        return lambda: fallocate.fallocate(fs, node, mode, pos, length, fs.clock())
+
+    CASES[name] = both
+
+
+def scattered(fs):
+    """A file of 2,500 extents."""
+    node = fs.open(make(fs))
+    fallocate.fallocate(fs, node, 1, 0, 5000 * PAGE_SIZE, fs.clock())
+    for page in range(1, 5000, 2):
+        fallocate.fallocate(fs, node, 3, page * PAGE_SIZE, PAGE_SIZE, fs.clock())
+    return node.ino
+
+
+falloc("fallocate", make, 0, 100, 9 * PAGE_SIZE)
+falloc("fallocate, keep size", written, 1, 0, 9 * PAGE_SIZE)
+falloc("fallocate that grows the file from within a page", written, 0, 0, 9 * PAGE_SIZE)
+falloc("fallocate, punch hole", written, 3, PAGE_SIZE, PAGE_SIZE)
+falloc("fallocate, punch hole, edges in written pages", written, 3, 100, 3 * PAGE_SIZE)
+falloc("fallocate, zero range, edges in written pages", written, 0x10, 100, 3 * PAGE_SIZE)
+falloc("fallocate, punch hole over 2,500 extents", scattered, 3, 0, 5000 * PAGE_SIZE)
 
 
 @case("create, new inode chunk")
@@ -201,8 +229,8 @@ def _(fs):
 
 
 @pytest.mark.parametrize("name", drains.TABLE)
-def test_drains_and_records(small_fs, name):
-    fs = small_fs
+def test_drains_and_records(maker, name):
+    fs = maker.make(size=(32 if "extents" in name else 16) << 20)
     call = CASES[name](fs)
     before = fs.region.flush.counters()["drain"], fs.journal.records
     call()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """fallocate: errors, blocks and sizes, space that runs out, many extents, crashes between its records.
 
-Contents are compared in t3_data/test_file_io.py (against bytes) and test_order.py (crash images).
+Contents are compared in t3_data/test_file_io.py (against bytes) and test_fallocate_order.py (crash images).
 """
 
 import errno
@@ -36,8 +36,9 @@ def kinds(node) -> list:
     out = []
     for pgoff, pages, _, kind, _ in node.map.extents():
         if out and out[-1][0] + out[-1][1] == pgoff and out[-1][2] == kind:
-            pgoff, pages = out[-1][0], out.pop()[1] + pages
-        out.append((pgoff, pages, kind))
+            out[-1] = (out[-1][0], out[-1][1] + pages, kind)
+        else:
+            out.append((pgoff, pages, kind))
     return out
 
 
@@ -200,7 +201,8 @@ def test_as_many_extents_as_there_are_pages(maker, fsck, mode):
     node, free = new_file(fs, b"f"), fs.alloc.free_pages + fs.alloc.held
     assert free > 2000 and len(fs.alloc.runs()) > 1500
     before, records = state(fs), fs.journal.records
-    assert code(fs, node, mode, 0, (free - file.RESERVE) * PAGE_SIZE) == errno.ENOSPC, "no room for extent blocks"
+    # There are pages enough, but not for the extent blocks that they need.
+    assert code(fs, node, mode, 0, (free - file.RESERVE) * PAGE_SIZE) == errno.ENOSPC
     assert state(fs) == before and fs.journal.records == records
     pages = free - 15
     call(fs, node, mode, 0, pages * PAGE_SIZE)
@@ -305,6 +307,24 @@ def test_an_error_between_two_records_gives_back_what_is_in_none(small_fs, monke
     assert code(fs, node, 0, 0, 200 * PAGE_SIZE) == errno.EIO
     monkeypatch.undo()
     assert node.map.size == 120 * PAGE_SIZE and node.map.pages == 70
+    oracle.check(fs)
+
+
+@pytest.mark.parametrize("mode", [PUNCH, ZERO_RANGE | KEEP_SIZE])
+def test_no_room_for_one_more_extent(small_fs, mode):
+    """Six extents fill the inode; cutting one takes an extent block. The edges stay, too."""
+    fs, node = small_fs, new_file(small_fs)
+    for n in range(6):
+        write(fs, node, 10 * n * PAGE_SIZE, b"a" * 5 * PAGE_SIZE)
+    before = content(fs, node)
+    with fs.begin() as tx:
+        tx.alloc(fs.alloc.free_pages + fs.alloc.held)
+        taken = state(fs)
+        assert code(fs, node, mode, PAGE_SIZE - 5, PAGE_SIZE + 10) == errno.ENOSPC
+        assert state(fs) == taken and content(fs, node) == before
+        tx.abort()
+    call(fs, node, mode, PAGE_SIZE - 5, PAGE_SIZE + 10)
+    assert len(node.blocks) == 1
     oracle.check(fs)
 
 

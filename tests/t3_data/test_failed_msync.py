@@ -76,6 +76,9 @@ OPERATIONS = {
     "append into a block that is there": lambda io, a: io.write(a, 5000, b"n" * 100),
     "truncate": lambda io, a: file.truncate(io.fs, a, 0, 5),
     "grow": lambda io, a: file.truncate(io.fs, a, 8000, 5),
+    "allocate": lambda io, a: io.fallocate(a, 0, 0, 30 * PAGE),
+    "punch": lambda io, a: io.fallocate(a, 3, 0, PAGE),
+    "zero": lambda io, a: io.fallocate(a, 0x10, 0, 20 * PAGE),
     "setxattr": lambda io, a: xattr.put(io.fs, a.ino, b"user.a", b"n" * 9000),
     "symlink": lambda io, a: namespace.create(io.fs, ROOT, b"l", 0o120777, namespace.ROOT, 0, b"n" * 999),
 }

@@ -5,8 +5,10 @@ import pytest
 from datakit import PAGE, Media, Recorder, create, find, noise, reopen
 
 from daxfs.meta import attr, file, namespace
+from daxfs.meta.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from daxfs.meta.inode import PLACE_OF
 
+PUNCH = PUNCH_HOLE | KEEP_SIZE
 POLICIES = [("nt", "write"), ("nt", "fsync"), ("cached", "write"), ("cached", "fsync")]
 
 
@@ -180,6 +182,11 @@ DRAINS = {
     "shrink": (1, 1, 1, 1),
     "grow with a tail to zero": (2, 2, 2, 2),
     "grow at a page's end": (1, 1, 1, 1),
+    "allocate": (1, 1, 1, 1),
+    "allocate and grow with a tail to zero": (2, 2, 2, 2),
+    "punch a hole with edges": (1, 1, 1, 1),
+    "zero a range with edges": (1, 1, 1, 1),
+    "write into unwritten blocks": (2, 2, 2, 2),
     "close": (0, 0, 0, 0),
     "unlink of the last name": (1, 1, 1, 1),
 }
@@ -204,6 +211,15 @@ def operations(io, other):
     yield lambda: file.truncate(fs, node, 1000, 5)
     yield lambda: file.truncate(fs, node, PAGE, 5)
     yield lambda: file.truncate(fs, node, 3 * PAGE, 5)
+    yield lambda: io.fallocate(node, 1, 0, 20 * PAGE)
+    file.truncate(fs, node, 3 * PAGE, 5)
+    io.write(node, 0, noise(3 * PAGE + 100))
+    yield lambda: io.fallocate(node, 0, 0, 20 * PAGE)
+    io.write(node, 0, noise(20 * PAGE))
+    yield lambda: io.fallocate(node, PUNCH, 100, 9 * PAGE)
+    yield lambda: io.fallocate(node, ZERO_RANGE, 15 * PAGE + 1, 4 * PAGE)
+    yield lambda: io.write(node, 16 * PAGE, noise(PAGE))
+    io.fsync(node)
     yield lambda: io.release(node)
     yield lambda: namespace.unlink(fs, 1, b"f")
 
