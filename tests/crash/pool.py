@@ -54,6 +54,8 @@ def remove_scratch() -> int:
 
 
 def _end(_signum, _frame):
+    # Once: the kernel may tell of the end of each of the parent's threads, while the engine is being closed.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(1)
 
 

@@ -67,6 +67,7 @@ class Engine:
         self.scratch.touch()
 
     def close(self):
+        time.sleep(float(os.environ.get("STANDIN_CLOSE", "0")))
         self.scratch.unlink()
 
     def run_log(self, path, share=0, shares=1):

