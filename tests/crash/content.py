@@ -142,6 +142,8 @@ class Content:
     def truncate(self, size: int) -> "Content":
         data, older = self._resized(size)
         keep = frozenset(range(-(-size // PAGE)))
+        if size > self.size:  # a file that grows keeps what fallocate put behind its end
+            keep = self.written | self.unwritten
         peak = self.peak if size else 0
         return Content(size, data, tuple(older), self.written & keep, self.unwritten & keep, peak)
 
