@@ -21,7 +21,8 @@ help:
 	@echo 'make quickstart    install what is missing, build, mount an emulated region, try it'
 	@echo 'make unquickstart  undo it'
 	@echo 'make test          the same set-up, then all tests; test-fast: without the slow ones'
-	@echo 'make crash         50 rounds of kill -9 under load'
+	@echo 'make crash         50 rounds of kill -9 under load; then power failures at every point of short'
+	@echo '                   sequences of operations (up to an hour, goes on where it was stopped)'
 	@echo 'make bench         what is promised about speed, measured'
 	@echo 'make build         build and install into $(VENV); debug: not optimised, with symbols and assertions'
 	@echo 'make lint          ruff and the tests of style'
@@ -60,6 +61,7 @@ test-fast: $(BUILD)
 
 crash: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/kill9.py --rounds 50
+	$(VENV)/bin/python tools/crash_sweep.py
 
 bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/flush.py

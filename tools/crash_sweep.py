@@ -13,6 +13,7 @@ Run from the checkout; daxfs must be installed beside the interpreter.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -30,7 +31,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 BEGAN = time.monotonic()
 OUT = Path("build/crash-sweep")
-QUICK_SECONDS, QUICK_LIMIT = 108.0, 8      # with start-up, the last sequences and the summary: two minutes
+SIZES = sweep.Sizes()
+QUICK_LIMIT, QUICK_OPS = 8, 20
+QUICK_SECONDS = 108.0      # with start-up, the last sequences and the summary: two minutes
 LINE_SECONDS = 30.0
 
 
@@ -62,11 +65,13 @@ def arguments(words=None) -> argparse.Namespace:
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
         help="processes (default: one for each CPU)")
     add("--limit", type=int, metavar="N", default=0,
-        help=f"images for each crash point (default: {limits}; with --quick {QUICK_LIMIT})")
+        help=f"images for each crash point (default: {limits}; with --quick at most {QUICK_LIMIT})")
     add("--nested", type=int, default=8, metavar="N",
         help="images for each recovery that is cut off (default 8)")
-    add("--three", type=int, default=sweep.THREE, metavar="N", help="sequences of set three")
-    add("--random", type=int, default=sweep.RANDOM, metavar="N", help="sequences of set random")
+    add("--three", type=int, metavar="N", help=f"sequences of set three (default {SIZES.three})")
+    add("--random", type=int, metavar="N", help=f"sequences of set random (default {SIZES.random})")
+    add("--ops", type=int, metavar="N",
+        help=f"operations in a random sequence (default {SIZES.ops}; with --quick {QUICK_OPS})")
     add("--sample", type=share, metavar="SHARE", help="run only this share of each set: 10%% or 0.1")
     add("--match", metavar="TEXT", help="run only sequences whose name contains TEXT; a full name means one")
     add("--time", type=float, metavar="SECONDS", help="stop after this time; the same command goes on")
@@ -76,22 +81,26 @@ def arguments(words=None) -> argparse.Namespace:
     add("--fresh", action="store_true", help="run what was chosen again, whatever earlier runs found")
     add("--json", action="store_true", help="print the summary as JSON; the last line goes to stderr")
     args = parser.parse_args(words)
-    if args.jobs < 1 or args.three < 0 or args.random < 0 or args.limit < 0:
+    if args.jobs < 1 or min(args.limit, args.three or 0, args.random or 0, args.ops or 0) < 0:
         parser.error("that number is too small")
-    args.command = replay_command(args)
     if args.quick:
-        args.fresh, args.time = True, args.time or QUICK_SECONDS
-        args.out, args.limit = args.out or OUT / "quick", args.limit or QUICK_LIMIT
+        args.fresh, args.time, args.out = True, args.time or QUICK_SECONDS, args.out or OUT / "quick"
+        args.ops = QUICK_OPS if args.ops is None else args.ops
     args.out = args.out or OUT
+    sizes = {name: getattr(args, name) for name in dataclasses.asdict(SIZES)}
+    args.sizes = sweep.Sizes(**{name: size for name, size in sizes.items() if size is not None})
+    args.limits = {name: args.limit or min(sweep.LIMITS[name], QUICK_LIMIT if args.quick else 1 << 30)
+                   for name in args.set}
     return args
 
 
 def replay_command(args) -> list[str]:
     """The words of a command that has the same parameters and no choice of sequences."""
     words = ["tools/crash_sweep.py", "--seed", str(args.seed)]
-    for name, usual in (("nested", 8), ("three", sweep.THREE), ("random", sweep.RANDOM)):
-        if getattr(args, name) != usual:
-            words += [f"--{name}", str(getattr(args, name))]
+    for name, usual in {"nested": 8, **dataclasses.asdict(SIZES)}.items():
+        number = getattr(args, name) if name == "nested" else getattr(args.sizes, name)
+        if number != usual:
+            words += [f"--{name}", str(number)]
     return words
 
 
@@ -100,8 +109,8 @@ def choose(args) -> list[sweep.Job]:
     if args.log:
         args.log.open("rb").close()
         args.fresh = True
-        return sweep.make_recording_jobs(str(args.log), args.jobs, args.limit)
-    jobs = sweep.make_jobs(args.set, args.seed, args.three, args.random, args.limit)
+        return sweep.make_recording_jobs(str(args.log), args.jobs, args.limit or sweep.LIMITS["log"])
+    jobs = sweep.make_jobs(args.sizes, args.seed, args.limits)
     if args.match:
         jobs = sweep.matching(jobs, args.match)
     if args.sample:
@@ -182,7 +191,7 @@ def run(args) -> dict:
     with Bar(running, console) if console.is_terminal else Lines(running) as progress:
         running.run(progress.tick, args.patience)
     results.close()
-    found = summary.build(running, args.command)
+    found = summary.build(running, replay_command(args))
     (args.out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     (args.out / "summary.html").write_text(page.page(found))
     return found

@@ -26,7 +26,6 @@ from daxfs.testing.costs import Costs, Row
 from daxfs.testing.images import Image
 from daxfs.testing.media import Media
 
-_ON_MEDIA = (log.STORE, log.NT_STORE, log.NT_FILL, log.FLUSH, log.SCAN)
 DETAILS = 5  # violations that are shown; the others are counted
 
 
@@ -46,25 +45,27 @@ class Point(NamedTuple):
 
 def crash_points(events: Iterable, image, granularity: str = "cache_line",
                  torn: bool = True) -> Iterator[Point]:
-    """Yield the moments that can differ: before each drain, after each END, at the end of the log.
+    """Yield the moments that can differ: before something gets sure, after each END, at the end of the log.
 
-    More stores only add to what may be on the media, until a drain makes some of it sure: so what a crash
-    in between could leave is possible at the next of these moments too. With page a flush makes sure as
-    well, and an nt store does when it returns, so there each event is a moment. *image*: the media before
-    the first event.
+    More stores only add to what may be on the media, until a drain makes some of it sure (page: a flush, or
+    the return of an nt store). So what a crash in between could leave is possible at the next of these
+    moments too. *image*: the media before the first event.
     """
     media = Media(image, granularity, torn)
     returned: dict[int, str] = {}
     in_flight: dict[int, str] = {}
-    shown = -1
+    shown, before = -1, 0
 
     def point(what: str) -> Point:
         return Point(media.number, what, media, dict(returned), dict(in_flight))
 
     for event in events:
-        if event.kind == log.DRAIN or (granularity == "page" and event.kind in _ON_MEDIA):
+        if event.kind == (log.FLUSH if granularity == "page" else log.DRAIN):
             yield point(f"before {log.NAMES[event.kind]} #{media.number}")
+        elif granularity == "page" and before in (log.NT_STORE, log.NT_FILL):
+            yield point(f"during {log.NAMES[before]} #{media.number - 1}")
         media.apply(event)
+        before = event.kind
         if event.kind == log.BEGIN:
             in_flight[event.op] = event.data.decode("utf-8", "surrogateescape")
         elif event.kind == log.END and event.op in in_flight:

@@ -6,7 +6,7 @@ of them (mask, bits) and putting it over others is one expression. Nothing here 
 what is sure is in the base of a group, and what is not is free within the two rules of Group.
 """
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -39,6 +39,7 @@ class Group:
         for part in self.parts:
             self.full = self.full & ~part.mask | part.bits
 
+    @cached_property
     def atoms(self) -> list[int]:
         """Masks of the atoms that anything in flight touches."""
         touched, size = 0, 8 * self.atom
@@ -52,7 +53,7 @@ class Group:
 
     def contents(self, limit: int, torn: bool) -> list[int] | None:
         """All different contents, the base first; None if they, or the ordered parts, exceed *limit*."""
-        n, atoms = len(self.order), self.atoms()
+        n, atoms = len(self.order), self.atoms
         if n > limit:
             return None
         steps = [[self._atom_values(atom, k) for atom in atoms] for k in range(n + 1)]
@@ -91,7 +92,7 @@ class Group:
 
     def random(self, rng, torn: bool) -> int:
         """One possible content; whole stores and untorn points are as likely as pieces of them."""
-        n, atoms = len(self.order), self.atoms()
+        n, atoms = len(self.order), self.atoms
         p = rng.randint(0, n)
         q = rng.randint(p, n) if torn else p
         at_p, at_q = _some(rng, atoms), _some(rng, atoms)
@@ -143,10 +144,11 @@ def _some(rng, atoms: list[int]) -> int:
 class Flight:
     """What is in flight at one moment: the groups, and what describe wants to know of them."""
 
-    def __init__(self, groups: list[Group], unit: int, torn: bool, flushed: list[dict[int, int]],
+    def __init__(self, groups: list[Group], unit: int, torn: bool, flushed: list[dict[int, int]] | None,
                  sites: dict[int, str]):
         self.groups, self.unit, self.torn = groups, unit, torn
-        self.flushed, self.sites = flushed, sites  # flushed: one {unit: number of its flush} for each thread
+        self.flushed, self.sites = flushed, sites
+        # flushed: for each thread {unit: number of its flush}; None where a flush makes no difference
 
     def images(self, limit: int, rng):
         """Iterate over different images, see Media.images."""
@@ -178,7 +180,8 @@ class Flight:
         everything = tuple(group.full for group in self.groups)
         yield nothing
         yield everything
-        alone = [(i, early) for i in range(len(nothing)) for early in (False, True)]
+        alone = [(i, early) for i in range(len(nothing)) if nothing[i] != everything[i]
+                 for early in (False, True)]
         rng.shuffle(alone)
         if len(alone) > limit - 2:  # leave room for the others
             alone = alone[: limit * 3 // 4]
@@ -243,7 +246,7 @@ class Image:
 
     def _since(self, number: int, event: Event) -> str:
         """Whether a flush came after an ordinary store: the usual question about one that is missing."""
-        if event.kind not in (STORE, SCAN):
+        if event.kind not in (STORE, SCAN) or self.flight.flushed is None:
             return ""
         last = event.place + len(event.data) - 1
         units = range(event.place // self.flight.unit, last // self.flight.unit + 1)
@@ -256,7 +259,7 @@ def _verdicts(group: Group, content: int):
 
     "overtaken": a later store to the same bytes is there.
     """
-    for atom in group.atoms():
+    for atom in group.atoms:
         open_bits = atom
         for part in reversed(group.parts):
             mask = part.mask & atom

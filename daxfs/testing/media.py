@@ -209,7 +209,9 @@ class Media:
                 groups.append(self._group([unit]))
         if together:
             groups.append(self._group(together))
-        flushed = [dict(units) for units in self._flushed.values()]
+        flushed = None
+        if self.granularity != "byte":
+            flushed = [dict(units) for units in self._flushed.values()]
         return Flight([g for g in groups if g.parts], self.unit, self.torn, flushed, self.sites)
 
     def _group(self, units: list[int]) -> Group:

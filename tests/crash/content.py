@@ -140,7 +140,10 @@ class Content:
         return out, Stored(ranges, record, record and lasting)
 
     def truncate(self, size: int) -> "Content":
+        """ftruncate(2). What fallocate put behind the end stays where the file grows, and goes where not."""
         data, older = self._resized(size)
+        if size > self.size:
+            return self._with(size=size, data=data, older=tuple(older))
         keep = frozenset(range(-(-size // PAGE)))
         if size > self.size:  # a file that grows keeps what fallocate put behind its end
             keep = self.written | self.unwritten
@@ -208,10 +211,28 @@ def strange_words(found: np.ndarray, versions) -> np.ndarray:
 
 
 def mixed(found: np.ndarray, size: int, one: Content, other: Content | None, ranges) -> np.ndarray:
-    """Words of *found* that are none of *one*, nor, inside *ranges*, of *other*."""
+    """Words of *found* that are none of *one*, nor of *one* with bytes of *other* in *ranges*."""
     if len(found) == len(one.data) and np.array_equal(found, one.data):
         return ()
     versions = one.versions(size)
     if other is not None and ranges:
-        versions = versions + _cut(other.versions(size), ranges)
+        for first, last in ranges:
+            versions = versions + list(_overlaid(one, other, first, last))
     return strange_words(found, versions)
+
+
+def _overlaid(one: Content, other: Content, first: int, last: int):
+    """Yield the words of *one* around [first, last), with each version that *other* has of these bytes.
+
+    What stands beside the range in its first and last word is *one*'s, or what that may show instead.
+    """
+    low, high = first & ~7, (last + 7) & ~7
+    for start, words in one.versions(max(high, one.size)):
+        if not start <= low or len(words) < high - start:
+            continue
+        for at, raw in other.versions(max(high, other.size)):
+            out = words[low - start : high - start].copy()
+            a, b = max(first, at), min(last, at + len(raw))
+            if a < b:
+                out[a - low : b - low] = raw[a - at : b - at]
+            yield low, out

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The crash engine: one sequence of operations, every crash point of it, judged.
 
-The operations run in process on a mounted region under a recorder. At each drain, before it takes effect,
+The start tree and the operations are made in process on a mounted region under a recorder, so what the first
+left in flight is there when the others begin. At each drain, before it takes effect,
 and at the return of each operation the persistence model (daxfs.testing.media) says what the media may
 hold; a choice of that is made into images. Each image is what a power failure leaves: fsck.daxfs's look must
 find nothing wrong in it, it must mount, hold what the operations promised (judge.py), let itself be emptied,
@@ -26,6 +27,7 @@ from daxfs.testing.media import Media
 
 from . import judge, vfs, workloads
 from .ground import Ground, mounted
+from .model import Model
 from .recorded import Player
 
 MAX_VIOLATIONS = 5      # of one sequence: then it is given up
@@ -63,26 +65,16 @@ class Engine:
 
     def __init__(self, seed: int = 0, limit: int = 48, nested: int = 8, granularity: str = "cache_line"):
         self.seed, self.limit, self.nested, self.granularity = seed, limit, nested, granularity
-        self.grounds: dict = {}
+        self.ground = Ground(granularity)
 
     def close(self) -> None:
-        for ground in self.grounds.values():
-            ground.close()
-        self.grounds.clear()
+        self.ground.close()
 
     def __enter__(self) -> "Engine":
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
-
-    def ground(self, sequence) -> Ground:
-        """The ground of a sequence, made at first use."""
-        key = sequence.setup, sequence.policy
-        if key not in self.grounds:
-            setup = workloads.SETUPS[sequence.setup]
-            self.grounds[key] = Ground(setup, sequence.policy, self.granularity)
-        return self.grounds[key]
 
     def run(self, sequence, points: str = "all") -> Outcome:
         """All crash points of *sequence*, or with "last" those of its last operation."""
@@ -100,7 +92,7 @@ class Engine:
     def run_log(self, path: str, share: int = 0, shares: int = 1) -> Outcome:
         """Images of operations of a mount that was recorded; *share* of *shares*, for several processes."""
         outcome, began, points = Outcome(path), time.perf_counter(), set()
-        with Player(path, self.limit, random.Random(self.seed)) as player:
+        with Player(log.load(path), self.limit, random.Random(self.seed)) as player:
             for op, label, complaints, image in player.play(player.choose(share, shares)):
                 outcome.images += 1
                 outcome.ops[op.name] = outcome.ops.get(op.name, 0) + 1
@@ -144,7 +136,7 @@ class Run:
 
     def __init__(self, engine: Engine, sequence, points: str):
         self.engine, self.sequence, self.points = engine, sequence, points
-        self.ground = engine.ground(sequence)
+        self.ground = engine.ground
         self.outcome = Outcome(sequence.name)
         # The same choices for the same sequence, whatever ran before it in this process.
         self.rng = random.Random(engine.seed * 1_000_003 + zlib.crc32(sequence.name.encode()))
@@ -152,11 +144,14 @@ class Run:
         self.costs = Costs(engine.granularity, self._later)
 
     def go(self) -> None:
-        ground, ops = self.ground, self.sequence.ops
-        model = ground.model.clone()
+        ground, ops, policy = self.ground, self.sequence.ops, self.sequence.policy
+        model = Model(policy, ground.created)
         with ground.open(ground.path) as region, Recorder(region) as recorder:
-            io = mounted(region, ground.policy)
-            tree = vfs.Vfs(io, model.now)
+            tree = vfs.Vfs(mounted(region, policy), model.now)
+            for op in workloads.SETUPS[self.sequence.setup]:
+                wrong = judge.step(tree, model, op)
+                if wrong:
+                    raise ValueError(f"setup {self.sequence.setup}: {wrong}")
             self._feed(recorder, None)
             for number, op in enumerate(ops):
                 after = model.clone()
@@ -252,7 +247,7 @@ class Run:
 
     def _mounted(self, region, point: Point, recorder=None) -> list[str]:
         try:
-            io = mounted(region, self.ground.policy)
+            io = mounted(region, self.sequence.policy)
             if recorder is not None:
                 recorder.begin("recovered")
             return judge.judge(io, point.before, point.after) or judge.drain_space(io, self.ground.space)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ground of a sequence: a small formatted region with a start tree, and the file that images are made on.
+"""The ground of all sequences: a small formatted region, and the file that images are made on.
 
 The free space of the ground is full of foreign bytes, so that a page that shows through what was never
 written there is noticed. Files lie on /dev/shm; an Engine owns them (one process, one thread).
@@ -17,7 +17,8 @@ from daxfs.meta import mkfs
 from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE
 from daxfs.region import Region, create_file
 
-from . import judge, model, vfs
+from . import judge, vfs
+from .node import Policy
 
 SIZE = 8 << 20
 INODES = 256
@@ -32,54 +33,41 @@ def mounted(region, policy) -> FileIo:
 
 
 class Ground:
-    """A start tree on media, at rest: all of it durable, nothing in flight.
+    """An empty file system on media, at rest: all of it durable, nothing in flight.
 
-    ``path``: the region as it is then; ``image``: its bytes; ``model``: what it holds; ``space``: free
-    pages and inodes once it is empty. ``scratch``: a second file, which `sure` changes and `reset` restores.
+    ``path``: the region as it is then; ``image``: its bytes; ``created``: the times of its root; ``space``:
+    its free pages and inodes. ``scratch``: a second file, which `sure` changes and `reset` restores.
     """
 
-    def __init__(self, setup, policy, granularity: str):
+    def __init__(self, granularity: str):
         stem = f"/dev/shm/daxfs-crash-{os.getpid()}-{next(_numbers)}"
         self.path, self.scratch = f"{stem}.ground", f"{stem}.sure"
-        self.policy, self.granularity = policy, granularity
+        self.granularity, self.created = granularity, CREATED
         self.fd = -1
         try:
-            self._make(setup)
+            self._make()
             self.image = np.fromfile(self.path, np.uint8)
             self.image.tofile(self.scratch)
             self.fd = os.open(self.scratch, os.O_RDWR)
-            self.space = self._space()
         except BaseException:
             self.close()
             raise
         self.changed: set[int] = set()
 
-    def _make(self, setup) -> None:
+    def _make(self) -> None:
         create_file(self.path, SIZE)
         with Region.open([self.path], "rw", granularity=self.granularity) as region:
             plan = mkfs.plan(region, inodes=INODES, uuid=UUID)
             plan.created = CREATED
             mkfs.make(region, plan)
-            io = mounted(region, self.policy)
-            self.model = model.Model(self.policy, io.fs.sb.created)
-            tree = vfs.Vfs(io, self.model.now)
-            for op in [*setup, ("sync",)]:
-                wrong = judge.step(tree, self.model, op)
-                if wrong:
-                    raise ValueError(f"setup: {wrong}")
+            io = mounted(region, Policy())
+            self.space = judge.space(io)
             io.fs.unmount()
             poison(io.fs)
 
     def open(self, path: str) -> Region:
         """A private copy of a file as a region."""
         return Region.open([path], "cow", granularity=self.granularity, lock=False)
-
-    def _space(self) -> dict:
-        with self.open(self.path) as region:
-            io = mounted(region, self.policy)
-            before = judge.space(io)
-            judge.drain_space(io, before)
-            return judge.space(io)
 
     def sure(self, media) -> None:
         """Bring the scratch file up to what *media* says is surely there."""

@@ -29,12 +29,11 @@ STOP_SECONDS = 2.0          # for a worker to close its engine, before it is kil
 TAIL = 2000                 # characters of a dead worker's stderr that are kept
 
 
-def parts():
-    """The modules (engine, workloads); in tests CRASH_SWEEP_PARTS names one that stands in for both."""
+def parts() -> list:
+    """The modules engine, workloads, longrun; in tests CRASH_SWEEP_PARTS names one that stands in for all."""
     name = os.environ.get("CRASH_SWEEP_PARTS")
-    if name:
-        return importlib.import_module(name), importlib.import_module(name)
-    return importlib.import_module("crash.engine"), importlib.import_module("crash.workloads")
+    names = [name] * 3 if name else ["crash.engine", "crash.workloads", "crash.longrun"]
+    return [importlib.import_module(name) for name in names]
 
 
 def remove_scratch() -> int:

@@ -26,9 +26,11 @@ from daxfs.region import Region
 from daxfs.testing import log
 from daxfs.testing.media import Media
 
+from .content import padded, strange_words
 from .judge import Image
 
 OPERATIONS = 400        # of a recording, that images are made of
+SIZE = 5                # in the attributes of `Shown`
 _STORES = (log.STORE, log.NT_STORE, log.NT_FILL)
 
 
@@ -84,13 +86,13 @@ def shown(region) -> Shown:
 
 
 class Player:
-    """Plays a recording. *keep*: called with each operation, says whether images are made of it."""
+    """Plays a `log.Recording`; *limit* images for each moment of the operations that `play` is asked for."""
 
-    def __init__(self, path: str, limit: int, rng: random.Random):
-        self.recording = log.load(path)
+    def __init__(self, recording, limit: int, rng: random.Random):
+        self.recording = recording
         header = self.recording.header["region"]
         if len(header["sources"]) != 1:
-            raise FormatError(f"{path}: a recording of several sources can't be played")
+            raise FormatError("a recording of a region of several sources can't be played")
         self.granularity = header["granularity"]
         options = self.recording.header.get("options", "").split(",")
         self.lasting = "write=cached" not in options and "drain=fsync" not in options
@@ -133,8 +135,8 @@ class Player:
                 yield from self._watched(op)
             else:
                 self._skip(op.first, op.last)
+                self._note_sync(op)
             at = op.last
-            self._note_sync(op)
             if chosen and number == max(chosen):
                 return
 
@@ -172,6 +174,7 @@ class Player:
                 label = f"{op.name}, before {log.NAMES[event.kind]} {steps}"
                 yield from self._point(op, label, before, after)
             self.media.apply(event)
+        self._note_sync(op)
         yield from self._point(op, f"{op.name}, returned", after, None)
 
     def _shown(self, path: str) -> Shown:
@@ -212,15 +215,15 @@ class Player:
             if ino in self.unsynced:
                 continue
             sides = [side.data[ino] for side in (before, after) if side is not None and ino in side.data]
-            sides = [side for side in sides if len(side) == len(data)]
             if any(np.array_equal(data, side) for side in sides):
                 continue
-            words = data.view(np.uint64)
-            strange = ~np.logical_or.reduce([words == side.view(np.uint64) for side in sides]
-                                            or [np.zeros(len(words), bool)])
+            # Cut, or filled with zeros, to the size that the image shows.
+            size = got.attributes[ino][SIZE]
+            versions = [(0, padded(side[:size], size)) for side in sides]
+            strange = strange_words(data, versions)
             mixture = ino == op.begin.get("ino") and after is not None
-            if strange.any() or not mixture:
-                where = int(np.flatnonzero(strange)[0]) * 8 if strange.any() else 0
+            if len(strange) or not mixture:
+                where = int(strange[0]) * 8 if len(strange) else 0
                 out.append(f"inode {ino}: data are neither old nor new, from byte {where} on")
         return out
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from .sweep import Sweep
 
 TOP_SITES, TOP_VIOLATIONS = 15, 10
+SHOWN_LINES = 16                # about the stores of a violation, on the terminal
 KEPT_VIOLATIONS = 200           # of them with all details in summary.json and in the page
 REPLAY = "build/crash-replay"
 PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
@@ -163,11 +164,16 @@ def show(summary: dict, console: Console) -> None:
     console.print(_set_table(summary))
     if summary["costs"]:
         console.print(_cost_table(summary))
-    for number, found in enumerate(summary["found"][:TOP_VIOLATIONS], 1):
-        console.print(f"[red]violation {number}[/]", highlight=False)
-        console.print("\n".join(violation_lines(found)), **PLAIN)
-    if summary["violations"] > TOP_VIOLATIONS:
-        console.print(f"{summary['violations'] - TOP_VIOLATIONS:,} more are in the HTML summary")
+    # The others of the same sequence are mostly the same bug.
+    firsts: dict[tuple, dict] = {}
+    for found in summary["found"]:
+        firsts.setdefault((found["replay"], found["granularity"]), found)
+    for found in list(firsts.values())[:TOP_VIOLATIONS]:
+        name = escape(found["sequence"]["name"])
+        console.print(f"[red]violation[/]: {name}", highlight=False, soft_wrap=True)
+        console.print("\n".join(violation_lines(found, SHOWN_LINES)), **PLAIN)
+    if summary["violations"] > TOP_VIOLATIONS or len(firsts) < summary["violations"]:
+        console.print("one violation of a sequence is shown here, all of them are in the HTML summary")
     for failure in summary["failures"][:TOP_VIOLATIONS]:
         console.print(f"[red]failed[/]: {escape(failure['name'])}", highlight=False, soft_wrap=True)
         console.print(f"{failure['text']}\n  again:   {failure['replay']}", **PLAIN)
@@ -215,10 +221,10 @@ def sequence_text(ops) -> str:
     return "; ".join(" ".join(str(word) for word in op) for op in ops)
 
 
-def violation_lines(found: dict) -> list[str]:
-    """Everything to be known about one violation, line by line."""
+def violation_lines(found: dict, most: int = 1000) -> list[str]:
+    """What is to be known about one violation, line by line; *most* lines about the stores in flight."""
     sequence = found["sequence"]
-    lines = [f"  {sequence['name']}, seed {found['seed']}, {found['granularity']}",
+    lines = [f"  seed:    {found['seed']}, granularity {found['granularity']}",
              f"  at:      {found['point']}, image {found['image']}"]
     lines += [f"  wrong:   {complaint}" for complaint in found["complaints"]]
     # Of a recording, the operation in flight.
@@ -227,5 +233,7 @@ def violation_lines(found: dict) -> list[str]:
     lines.append(f"  ops:     {sequence_text(ops)}")
     if found.get("minimal"):
         lines.append(f"  minimal: {sequence_text(found['minimal']['ops'])}")
-    lines += [f"  lines:   {line}" for line in str(found["lines"]).splitlines()]
+    stores = str(found["lines"]).splitlines()
+    lines += [f"  stores:  {line}" for line in stores[:most]]
+    lines += [f"  stores:  {len(stores) - most} lines more"] if len(stores) > most else []
     return [*lines, f"  again:   {found['replay']}"]

@@ -22,8 +22,6 @@ from .pool import Pool, parts
 # Images for each crash point: so that all of it, two operations above all, takes less than an hour on 2 CPUs.
 LIMITS = {"one": 48, "two": 12, "three": 12, "random": 4, "granularity": 24, "log": 48}
 SETS = ("one", "two", "three", "random", "granularity")
-THREE, RANDOM = 500, 20         # sequences of these sets
-RANDOM_OPS = 100                # operations in a random one
 GRANULARITY_SHARE = 0.1         # of the length-one set, under each of the other models
 FRONT = {"sweep.py", "pool.py", "summary.py", "page.py"}   # decide nothing about a result
 GRACE = 5.0                     # seconds for running sequences when the time is over
@@ -60,6 +58,15 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sequences of the sets that are samples, and operations in each of the random ones."""
+
+    three: int = 500
+    random: int = 20
+    ops: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
 class Recording:
     """Share number *share* of a file that ``-o record=FILE`` wrote, in the place of a sequence."""
 
@@ -88,22 +95,22 @@ class Parameters:
 # -- the jobs --------------------------------------------------------------------------------
 
 
-def make_jobs(sets, seed: int, three: int = THREE, random_count: int = RANDOM, limit: int = 0) -> list[Job]:
-    """The jobs of *sets*; *limit* other than 0 goes instead of LIMITS."""
-    return [Job(name, sequence, limit or LIMITS[name], points, model)
-            for name in sets for sequence, points, model in _members(name, seed, three, random_count)]
+def make_jobs(sizes: Sizes, seed: int, limits: dict[str, int]) -> list[Job]:
+    """The jobs of the sets of *limits*: images for each crash point of each set."""
+    return [Job(name, sequence, limit, points, model) for name, limit in limits.items()
+            for sequence, points, model in _members(name, sizes, seed)]
 
 
-def _members(name: str, seed: int, three: int, random_count: int):
+def _members(name: str, sizes: Sizes, seed: int):
     """(sequence, points, granularity). In short sequences only the points of the last operation are new."""
-    workloads = parts()[1]
+    _, workloads, longrun = parts()
     short = {"one": workloads.length_one, "two": workloads.length_two,
-             "three": lambda: workloads.length_three(seed=seed, count=three)}
+             "three": lambda: workloads.length_three(seed=seed, count=sizes.three)}
     if name in short:
         yield from ((sequence, "last", "cache_line") for sequence in short[name]())
     elif name == "random":
-        for number in range(random_count):
-            yield workloads.random_long(seed * 1000 + number, RANDOM_OPS), "all", "cache_line"
+        for number in range(sizes.random):
+            yield longrun.random_long(seed * 1000 + number, sizes.ops), "all", "cache_line"
     elif name == "granularity":
         some = sample(list(workloads.length_one()), GRANULARITY_SHARE, seed)
         yield from ((sequence, "last", model) for model in ("byte", "page") for sequence in some)
@@ -111,9 +118,9 @@ def _members(name: str, seed: int, three: int, random_count: int):
         raise SweepError(f"no set {name!r}: there are {', '.join(SETS)}")
 
 
-def make_recording_jobs(path: str, shares: int, limit: int = 0) -> list[Job]:
+def make_recording_jobs(path: str, shares: int, limit: int) -> list[Job]:
     """*shares* jobs that judge the recording *path* together."""
-    return [Job("log", Recording(path, share, shares), limit or LIMITS["log"]) for share in range(shares)]
+    return [Job("log", Recording(path, share, shares), limit) for share in range(shares)]
 
 
 def sample(items: list, share: float, seed: int) -> list:

@@ -56,12 +56,15 @@ def test_never_flushed():
     assert rows(store(0, op=1), flush(64), ev(END, op=1)) == [(NEVER, 1, 1), (USELESS_FLUSH, 1, 1)]
     assert rows(flush(0), store(0)) == [(NEVER, 1, 1), (USELESS_FLUSH, 1, 1)]
     assert rows(store(0), ev(NT_STORE, 1, W)) == [(NEVER, 1, 1)]  # one byte is left
+    assert rows(store(0), ev(NT_STORE, 0, W[:7])) == [(NEVER, 1, 1)]
 
 
 def test_flushed_late():
     late = [store(60, op=1), flush(60, 4, op=1), ev(END, op=1), flush(64, op=2)]
     assert rows(*late) == [(LATE, 1, 2)]
     assert rows(*late[:-1]) == [(NEVER, 1, 1)]
+    half = [store(60, op=1), ev(END, op=1), flush(64, op=2)]
+    assert rows(*half) == [(NEVER, 1, 1)] and rows(*half, flush(0)) == [(LATE, 1, 2)]
 
 
 def test_expected_is_left_out():
@@ -77,6 +80,9 @@ def test_useless_flush():
     assert rows(store(0), *DONE, flush(0)) == [(USELESS_FLUSH, 1, 1)]
     assert rows(ev(NT_STORE, 0, W), flush(0), ev(DRAIN)) == [(USELESS_FLUSH, 1, 1)]
     assert rows(flush(0, 0)) == []
+    two = [store(0), flush(0), flush(0, thread=1)]  # the second thread can't wait for the first one's flush
+    assert rows(*two, flush(0, thread=1)) == [(USELESS_FLUSH, 1, 1)]
+    assert rows(store(0), *DONE, flush(0, thread=1)) == [(USELESS_FLUSH, 1, 1)]
 
 
 def test_clean_lines():

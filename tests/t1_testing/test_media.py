@@ -393,6 +393,16 @@ def test_sample_has_each_line_alone():
     assert len(torn) > 20
 
 
+def test_sample_spends_nothing_on_lines_that_do_not_change():
+    """A scan brings whole pages of which little is new: each new line alone is still among the images."""
+    new = range(1, 30, 3)
+    media = play([scan(0, b"." * (32 * LINE)), *(nt(n * LINE, A * 8) for n in new)], size=32 * LINE)
+    found = [tuple(c[n * LINE : n * LINE + LINE] == A * 8 for n in new) for c in contents(media, limit=23)]
+    for n in range(len(new)):
+        assert tuple(m == n for m in range(len(new))) in found
+        assert tuple(m != n for m in range(len(new))) in found
+
+
 @pytest.mark.parametrize("limit", (1, 2, 3, 10, 33))
 def test_sample_obeys_the_limit(limit):
     assert len(contents(play(MANY, size=32 * LINE), limit)) == limit
@@ -431,6 +441,8 @@ torn      #4 nt_store of 16 bytes at 0x80: there 0x88-0x8f; missing 0x80-0x87
 overtaken #5 nt_store of 8 bytes at 0xc0
 there     #6 store of 8 bytes at 0xc0, not flushed"""
     assert "\n          elsewhere\n" in image.describe({1: "elsewhere"})
+    images = play(log, size=4 * LINE, granularity="byte").images(1000, random.Random(0))
+    assert not any("flushed" in image.describe() for image in images)
     (image,) = play([]).images(5, random.Random(0))
     assert image.delta == [] and image.describe() == "nothing was in flight"
 

@@ -112,6 +112,26 @@ def test_operations_that_fail(maker):
     world.killed(empty=True)
 
 
+@pytest.mark.skipif(not workloads.HAVE_FALLOCATE, reason="there is no fallocate yet")
+def test_blocks_behind_the_end(maker):
+    """They stay where the file grows by truncate(2), and go with a truncation to what it is or less."""
+    world = World(maker)
+    world.do(("create", "a"))
+    world.do(("write", "a", 0, 100, 1))
+    for op in (
+        ("fallocate", "a", 1, 4096, 12288),
+        ("truncate", "a", 4097),
+        ("write", "a", 4200, 100, 2),
+        ("truncate", "a", 4300),
+        ("fallocate", "a", 1, 8192, 8192),
+        ("truncate", "a", 4200),
+        ("fallocate", "a", 3, 4096, 200),
+        ("truncate", "a", 0),
+    ):
+        world.do(op)
+    world.killed(empty=True)
+
+
 def test_size_of_the_systematic_sets():
     assert len(workloads.VOCABULARY) >= 60
     pairs = [s for s in workloads.length_two() if s.policy == workloads.DEFAULT]

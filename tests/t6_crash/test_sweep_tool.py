@@ -138,6 +138,8 @@ def test_options_choose(tool, monkeypatch):
     assert {job.limit for job in crash_sweep.choose(args)} == {9}
     quick = crash_sweep.arguments(("--quick",))
     assert quick.time < 120 and quick.fresh and quick.out != crash_sweep.OUT
+    assert set(quick.limits) == set(sweep.SETS) and max(quick.limits.values()) == crash_sweep.QUICK_LIMIT
+    assert crash_sweep.replay_command(quick) == ["tools/crash_sweep.py", "--seed", "0", "--ops", "20"]
     with pytest.raises(sweep.SweepError, match="no sequence"):
         chosen("--set", "one", "--match", "nothing")
 
@@ -182,7 +184,8 @@ def test_violation(tool):
     tool.jobs(one=["ok 2 a", "bad 3 it's"])
     done = tool.run("--set", "one", "--seed", "4")
     assert (done.returncode, last(done)) == (1, "5 images, 1 violation")
-    for text in ("bad 3 it's, seed 4", "b is <gone> & [away]", "line 0x40 missing", "minimal: rename a b"):
+    for text in ("violation: bad 3 it's", "seed:    4", "b is <gone> & [away]", "line 0x40 missing",
+                 "minimal: rename a b"):
         assert text in done.stdout
     (again,) = re.findall(r"again: +tools/crash_sweep.py (.*)", done.stdout)
     tool.begun()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""A tenth of the length-one set of the crash sweep, and what its engine tells of a violation."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from crash import judge, sweep, workloads
+from crash.engine import Engine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_jobs_of_all_sets():
+    jobs = sweep.make_jobs(sweep.Sizes(three=30, random=6, ops=20), 3, dict.fromkeys(sweep.SETS, 9))
+    count = {name: sum(job.set == name for job in jobs) for name in sweep.SETS}
+    assert count["one"] > 500 and count["two"] > 5000 and count["three"] == 30 and count["random"] == 6
+    assert count["granularity"] == 2 * round(count["one"] * sweep.GRANULARITY_SHARE)
+    assert len({job.label for job in jobs if job.set != "three"}) == len(jobs) - 30
+    assert len({job.sequence.policy for job in jobs if job.set == "random"}) > 3
+
+
+@pytest.mark.slow
+def test_a_tenth_of_all_single_operations(tmp_path):
+    words = ["--set", "one", "--sample", "10%", "--seed", "1", "--limit", "24", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-P", str(ROOT / "tools/crash_sweep.py"), *words], text=True,
+                          capture_output=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    images = re.fullmatch(r"([\d,]+) images, 0 violations", done.stdout.splitlines()[-1])[1]
+    assert int(images.replace(",", "")) > 2000
+
+
+def test_violation_is_plain_values_and_has_a_minimal_sequence(monkeypatch):
+    """The judge wants no name ``n``; an operation that does not make it is left out."""
+    def no_n(io, before, after):
+        return ["n is there"] if "n" in judge.Image(io).paths else []
+
+    monkeypatch.setattr(judge, "judge", no_n)
+    (sequence,) = [sequence for sequence in workloads.length_two("empty")
+                   if sequence.ops == (("evict",), ("create", "n"))]
+    with Engine(limit=4) as engine:
+        outcome = engine.run(sequence, "last")
+    first = json.loads(json.dumps(outcome.violations))[0]
+    assert first["sequence"]["name"] == sequence.name and first["complaints"] == ["n is there"]
+    assert first["minimal"]["ops"] == [["create", "n"]]
