@@ -145,6 +145,8 @@ class Content:
         if size > self.size:
             return self._with(size=size, data=data, older=tuple(older))
         keep = frozenset(range(-(-size // PAGE)))
+        if size > self.size:  # a file that grows keeps what fallocate put behind its end
+            keep = self.written | self.unwritten
         peak = self.peak if size else 0
         return Content(size, data, tuple(older), self.written & keep, self.unwritten & keep, peak)
 
