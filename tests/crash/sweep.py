@@ -20,7 +20,7 @@ from pathlib import Path
 from .pool import Pool, parts
 
 # Images for each crash point: so that all of it, two operations above all, takes less than an hour on 2 CPUs.
-LIMITS = {"one": 48, "two": 12, "three": 12, "random": 4, "granularity": 24, "log": 48}
+LIMITS = {"one": 48, "two": 8, "three": 12, "random": 4, "granularity": 24, "log": 48}
 SETS = ("one", "two", "three", "random", "granularity")
 GRANULARITY_SHARE = 0.1         # of the length-one set, under each of the other models
 FRONT = {"sweep.py", "pool.py", "summary.py", "page.py"}   # decide nothing about a result
