@@ -12,6 +12,7 @@ One Engine for a process, one thread. Scratch files are on /dev/shm and go with 
 """
 
 import dataclasses
+import errno
 import json
 import random
 import time
@@ -31,6 +32,8 @@ from .model import Model
 from .recorded import Player
 
 MAX_VIOLATIONS = 5      # of one sequence: then it is given up
+# Done after a recovery that is to be followed by a second power failure: takes the first free pages.
+GOES_ON = (("create", "again"), ("write", "again", 0, 4096, 90), ("write", "again", 8192, 40000, 91))
 
 
 @dataclasses.dataclass
@@ -60,11 +63,15 @@ class Point:
 class Engine:
     """Runs sequences. *limit*: images for each crash point; *nested*: for each recovery that is cut off.
 
-    *seed* chooses where the possible images are more than that.
+    *seed* chooses where the possible images are more than that. *again*: how many of the recoveries are cut
+    off. *most*: violations after which a sequence is given up. *setups*: other ones than workloads.SETUPS.
     """
 
-    def __init__(self, seed: int = 0, limit: int = 48, nested: int = 8, granularity: str = "cache_line"):
+    def __init__(self, seed: int = 0, limit: int = 48, nested: int = 8, granularity: str = "cache_line",
+                 again: float = 0.1, most: int = MAX_VIOLATIONS, setups: dict | None = None):
         self.seed, self.limit, self.nested, self.granularity = seed, limit, nested, granularity
+        self.again, self.most = again, most
+        self.setups = workloads.SETUPS if setups is None else setups
         self.ground = Ground(granularity)
 
     def close(self) -> None:
@@ -148,7 +155,7 @@ class Run:
         model = Model(policy, ground.created)
         with ground.open(ground.path) as region, Recorder(region) as recorder:
             tree = vfs.Vfs(mounted(region, policy), model.now)
-            for op in workloads.SETUPS[self.sequence.setup]:
+            for op in self.engine.setups[self.sequence.setup]:
                 wrong = judge.step(tree, model, op)
                 if wrong:
                     raise ValueError(f"setup {self.sequence.setup}: {wrong}")
@@ -165,7 +172,7 @@ class Run:
                 point = Point(f"{number}:{op[0]}", op[0], model, after) if watched else None
                 self._feed(recorder, point)
                 model = after
-                if len(self.outcome.violations) >= MAX_VIOLATIONS:
+                if len(self.outcome.violations) >= self.engine.most:
                     break
         self._flushes()
 
@@ -205,7 +212,7 @@ class Run:
         self.outcome.points += 1
         self.ground.sure(self.media)
         for number, image in enumerate(self.media.images(self.engine.limit, self.rng)):
-            if len(self.outcome.violations) >= MAX_VIOLATIONS:
+            if len(self.outcome.violations) >= self.engine.most:
                 return
             complaints = self._image(point, image.delta)
             self.outcome.images += 1
@@ -217,7 +224,7 @@ class Run:
         sequence = self.sequence._asdict()
         self.outcome.violations.append({
             "sequence": sequence, "seed": self.engine.seed, "point": point, "image": image,
-            "complaints": complaints, "lines": lines,
+            "images": self.outcome.images, "complaints": complaints, "lines": lines,
         })
 
     # -- one image ---------------------------------------------------------------------------
@@ -236,14 +243,14 @@ class Run:
             report = check_region(region)
             if report.problems:
                 return [f"fsck: {problem}" for problem in report.problems]
-        twice = self.engine.nested and len(deltas) == 1 and self.rng.random() < 0.1
+        twice = self.engine.nested and len(deltas) == 1 and self.rng.random() < self.engine.again
         with self._opened(*deltas) as region:
             if not twice:
                 return self._mounted(region, point)
             with Recorder(region) as recorder:
                 found = self._mounted(region, point, recorder)
                 events = list(log.parse(recorder.take()))
-        return found or self._again(point, deltas[0], events)
+        return found or self._again(point, deltas[0], events) or self._goes_on(point, deltas[0])
 
     def _mounted(self, region, point: Point, recorder=None) -> list[str]:
         try:
@@ -256,21 +263,52 @@ class Run:
 
     def _again(self, point: Point, delta, events) -> list[str]:
         """A second power failure: during the recovery of this image, or right after it."""
-        image = self.media.sure.copy()
-        for place, data in delta:
-            image[place : place + len(data)] = np.frombuffer(data, np.uint8)
-        media, unit = Media(image, self.engine.granularity), self.media.unit
+        media = self._media(delta)
         for event in events:
             over = event.kind == log.BEGIN
             if event.kind == log.DRAIN or over:
-                sure = [(n * unit, media.sure[n * unit : (n + 1) * unit].tobytes()) for n in media.changed]
-                for second in media.images(self.engine.nested, self.rng):
-                    self.outcome.images += 1
-                    self.outcome.nested += 1
-                    found = self._image(point, delta, sure, second.delta)
-                    if found:
-                        return ["after a second power failure:", *found, second.describe()]
-            if over:
-                break
+                found = self._second(media, point, delta)
+                if found or over:
+                    return found
             media.apply(event)
         return []
+
+    def _second(self, media: Media, point: Point, delta) -> list[str]:
+        """Images of a second power failure: *media* holds what a recovery of *delta* has done."""
+        unit = media.unit
+        sure = [(n * unit, media.sure[n * unit : (n + 1) * unit].tobytes()) for n in media.changed]
+        for second in media.images(self.engine.nested, self.rng):
+            self.outcome.images += 1
+            self.outcome.nested += 1
+            found = self._image(point, delta, sure, second.delta)
+            if found:
+                return ["after a second power failure:", *found, second.describe()]
+        return []
+
+    def _goes_on(self, point: Point, delta) -> list[str]:
+        """A second power failure, after more was written: replay must not write over what is newer."""
+        with self._opened(delta) as region, Recorder(region) as recorder:
+            io = mounted(region, self.sequence.policy)
+            sides = [side for side in (point.before, point.after) if side and not judge.judge(io, side, None)]
+            if not sides:
+                return []   # a mixture, as the operation in flight may leave it: no model has just that
+            model = sides[0].restarted()
+            tree = vfs.Vfs(io, model.now)
+            for op in GOES_ON:
+                error, due = tree.run(op), model.apply(op)
+                if error == errno.ENOSPC:
+                    return []
+                if error != due:
+                    return [f"after the recovery {op} gave errno {error}, should give {due}"]
+            events = list(log.parse(recorder.take()))
+        media = self._media(delta)
+        for event in events:
+            media.apply(event)
+        return self._second(media, Point(point.label, point.op, model, None), delta)
+
+    def _media(self, delta) -> Media:
+        """The media with this image on them."""
+        image = self.media.sure.copy()
+        for place, data in delta:
+            image[place : place + len(data)] = np.frombuffer(data, np.uint8)
+        return Media(image, self.engine.granularity)

@@ -11,6 +11,7 @@ import random
 
 import numpy as np
 
+from daxfs import layout as L
 from daxfs.data.file_io import FileIo
 from daxfs.meta import fs as meta_fs
 from daxfs.meta import mkfs
@@ -95,8 +96,9 @@ class Ground:
 
 
 def poison(fs) -> None:
-    """Fill every free page with bytes that no test writes; each page with its own."""
-    for first, pages in fs.alloc.runs():
-        noise = random.Random(first).randbytes(pages << PAGE_SHIFT)
-        at = first << PAGE_SHIFT
-        fs.region.mem[at : at + len(noise)] = noise
+    """Fill every free page, and the inode table behind its limit, with bytes that no test writes."""
+    table = fs.inodes
+    places = [(first << PAGE_SHIFT, pages << PAGE_SHIFT) for first, pages in fs.alloc.runs()]
+    places.append((table.place(table.limit), (table.capacity - table.limit) * L.INODE_SIZE))
+    for at, length in places:
+        fs.region.mem[at : at + length] = random.Random(at).randbytes(length)

@@ -46,6 +46,14 @@ class Model(Tree):
     def _evict(self):
         pass
 
+    def restarted(self) -> "Model":
+        """What holds after a crash and the next mount: nobody has a file open."""
+        out = self.clone()
+        out.held = ()
+        for number in self.held:
+            out._reap(number)
+        return out
+
     # -- attributes ------------------------------------------------------------------------
 
     def _with_ctime(self, path) -> Node:
