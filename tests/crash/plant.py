@@ -11,13 +11,14 @@ One process, one thread: the functions are replaced for all of it.
 """
 
 import contextlib
-import ctypes
 import importlib
 import inspect
 import re
 import sys
 import textwrap
 from typing import NamedTuple
+
+import flush_table
 
 from daxfs.region import Region
 
@@ -148,18 +149,6 @@ def planted(mutant: Mutant):
         yield
 
 
-class _Table(ctypes.Structure):
-    """The functions of struct daxfs_flush (native/flush.h)."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("store", "nt_store", "nt_fill", "flush", "drain")]
-
-
-_COPY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_SPAN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_DRAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_TYPES = {"nt_store": _COPY, "flush": _SPAN, "drain": _DRAIN}
-
-
 def _nothing(real, table):
     return lambda *args: None
 
@@ -170,7 +159,7 @@ def _without_last_line(real, table):
 
 def _plain_edges(real, table):
     """An nt_store whose parts of lines are ordinary stores that nobody flushes."""
-    store = _COPY(table.store)
+    store = flush_table.function(table, "store")
 
     def nt_store(t, target, source, length):
         head = min(-target % 64, length)
@@ -193,7 +182,7 @@ class Lame:
 
     def __init__(self, dax, region: Region, methods, function: str, kind: str):
         self._dax, self._methods, self._function, self._kind = dax, methods, function, kind
-        self._table, self._flush = _Table.from_address(region.flush.table), region.flush
+        self._table, self._flush = flush_table.table_of(region.flush), region.flush
 
     def __getattr__(self, name: str):
         found = getattr(self._dax, name)
@@ -201,13 +190,10 @@ class Lame:
             return found
 
         def call(*args):
-            address, kind = getattr(self._table, self._function), _TYPES[self._function]
-            function = kind(LAME[self._kind](kind(address), self._table))
-            setattr(self._table, self._function, ctypes.cast(function, ctypes.c_void_p))
-            try:
+            real = flush_table.function(self._table, self._function)
+            less = LAME[self._kind](real, self._table)
+            with flush_table.replaced(self._table, **{self._function: less}):
                 return found(*args)
-            finally:
-                setattr(self._table, self._function, address)
 
         return call
 

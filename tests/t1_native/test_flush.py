@@ -13,6 +13,7 @@ import threading
 
 import numpy as np
 import pytest
+from flush_table import table_of
 
 from daxfs._flush import FLUSH_KINDS, NT_KINDS, Flush, available, choose
 from daxfs.errors import UsageError
@@ -199,26 +200,12 @@ def test_counters_lose_nothing_between_threads():
     assert f.counters()["flush_lines"] == 1000 * source.size // 64
 
 
-class Table(ctypes.Structure):
-    """struct daxfs_flush of native/flush.h, as far as the tests look into it."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("store", "nt_store", "nt_fill", "flush", "drain")),
-        *((name, ctypes.c_int) for name in ("kind", "nt_kind", "granularity")),
-        *((name, ctypes.c_uint64) for name in ("n_store", "store_bytes", "n_nt", "nt_bytes")),
-        *((name, ctypes.c_uint64) for name in ("n_flush", "flush_lines", "n_drain")),
-        ("error", ctypes.c_int),
-        ("recorder", ctypes.c_void_p),
-        ("lines", ctypes.c_void_p),
-    ]
-
-
 def recording(f):
     """Let the write-back of lines only be recorded; (list of lines, what keeps the callback alive)."""
     queued = []
     callback = ctypes.CFUNCTYPE(None, ctypes.c_size_t, ctypes.c_size_t)(
         lambda line, n: queued.extend(line + 64 * i for i in range(n)))
-    table = Table.from_address(f.table)
+    table = table_of(f)
     assert table.kind == FLUSH_KINDS.index(f.kind) and table.nt_kind == NT_KINDS.index(f.nt)
     table.lines = ctypes.cast(callback, ctypes.c_void_p).value
     return queued, callback
@@ -375,7 +362,7 @@ def test_msync_error_is_kept_until_it_is_read():
     assert e.value.errno == errno.ENOMEM
     f.check()                           # told once
     assert f.failures == 1
-    Table.from_address(f.table).error = errno.EIO
+    table_of(f).error = errno.EIO
     f.flush(a + PAGE, 8)                # the first failure is the one that is told
     with pytest.raises(OSError) as e:
         f.check()

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Regions with a data path on them, and a recording flush table.
+"""Regions with a data path on them, and what the tests ask them and their recorders.
 
-`Kit` adds to t2_meta/regions.Maker what the data path needs. `Recorder` puts
-itself between daxfs and the bound functions of native/flush.h: every call is
-noted, then done.
+`Kit` adds to t2_meta/regions.Maker what the data path needs.
 """
 
-import ctypes
 import os
 
 import numpy as np
 import regions
 
-from daxfs._flush import Flush
 from daxfs._iomap import MAPPED, FileMap
+from daxfs._record import Recorder
 from daxfs.data.file_io import FileIo
 from daxfs.meta import fs as meta_fs
 from daxfs.meta import mkfs, namespace
 from daxfs.region import Region, create_file
+from daxfs.testing.log import NAMES, SITE, parse
 
 MIB = 1 << 20
 PAGE = 4096
@@ -77,11 +75,17 @@ class Kit(regions.Maker):
         shown = io.snapshot()
         return FileIo(again, write=shown["write"], drain=shown["drain"])
 
-    def on_image(self, image: np.ndarray) -> FileIo:
-        """A data path on a region with these bytes, mounted as after a power failure."""
+    def on_image(self, image: np.ndarray, delta=()) -> FileIo:
+        """A data path on a region with these bytes, mounted as after a power failure.
+
+        delta: [(place, bytes)] that go over the image.
+        """
         path = self.path()
         with open(path, "wb") as out:
             out.write(image)
+            for place, data in delta:
+                out.seek(place)
+                out.write(data)
         return FileIo(self._mounted(self.open(path)))
 
     def crashed(self, io: FileIo) -> FileIo:
@@ -106,103 +110,14 @@ def find(io: FileIo, name: bytes):
     return reopen(io, namespace.lookup(io.fs, 1, name).ino)
 
 
-class Table(ctypes.Structure):
-    """struct daxfs_flush (native/flush.h), as far as it is looked into here."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("store", "nt_store", "nt_fill", "flush", "drain")),
-        *((name, ctypes.c_int) for name in ("kind", "nt_kind", "granularity")),
-        *((name, ctypes.c_uint64) for name in ("n_store", "store_bytes", "n_nt", "nt_bytes")),
-        *((name, ctypes.c_uint64) for name in ("n_flush", "flush_lines", "n_drain")),
-        ("error", ctypes.c_int),
-    ]
+def content(io: FileIo, name: bytes) -> bytes:
+    """All bytes of the file *name*."""
+    node = find(io, name)
+    data = bytes(io.read(node, 0, 1 << 20))
+    io.release(node)
+    return data
 
 
-_COPY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_FILL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
-_SPAN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_DRAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-class Recorder:
-    """Notes each call on a region's table: (what, offset in the region, length), or ("drain", 0, 0).
-
-    ``watch(what, offset, length)``: called at each call, of a drain before it is done, of the others after.
-    """
-
-    def __init__(self, region: Region):
-        self.log: list[tuple[str, int, int]] = []
-        self.watch = None
-        self.flush: Flush = region.flush
-        self.base = region.address
-        self.table = Table.from_address(self.flush.table)
-        names = ("store", "nt_store", "nt_fill", "flush", "drain")
-        self.saved = {name: getattr(self.table, name) for name in names}
-        kinds = {"store": _COPY, "nt_store": _COPY, "nt_fill": _FILL, "flush": _SPAN, "drain": _DRAIN}
-        self.real = {name: kinds[name](self.saved[name]) for name in names}
-        self.hooks = {name: kinds[name](self._hook(name)) for name in names}
-
-    def _hook(self, name: str):
-        real = self.real[name]
-
-        def call(table, *args):
-            entry = (name, args[0] - self.base, args[-1]) if args else ("drain", 0, 0)
-            self.log.append(entry)
-            if self.watch and not args:
-                self.watch(*entry)
-            real(table, *args)
-            if self.watch and args:
-                self.watch(*entry)
-
-        return call
-
-    def __enter__(self) -> "Recorder":
-        for name, hook in self.hooks.items():
-            setattr(self.table, name, ctypes.cast(hook, ctypes.c_void_p))
-        return self
-
-    def __exit__(self, *_) -> None:
-        for name, address in self.saved.items():
-            setattr(self.table, name, address)
-
-    def take(self) -> list[tuple[str, int, int]]:
-        """What was noted since the last take."""
-        log, self.log = self.log, []
-        return log
-
-
-class Media:
-    """What is surely durable: lines that were flushed or stored past the cache, and drained.
-
-    Use as `Recorder.watch`. ``sure``: the bytes of the region as a power failure may leave them at
-    worst; ``queued``: lines [(offset, bytes)] that the next drain makes durable, and that may be already.
-    ``on_drain(media)``: called before each drain takes effect.
-    """
-
-    def __init__(self, region: Region, on_drain=None):
-        self.array = region.array
-        self.sure = region.array.copy()
-        self.queued: list[tuple[int, np.ndarray]] = []
-        self.on_drain = on_drain
-
-    def __call__(self, what: str, offset: int, length: int) -> None:
-        if what in ("nt_store", "nt_fill", "flush") and length:
-            first, last = offset & ~63, (offset + length + 63) & ~63
-            self.queued.append((first, self.array[first:last].copy()))
-        elif what == "drain":
-            if self.on_drain:
-                self.on_drain(self)
-            apply(self.sure, self.queued)
-            self.queued = []
-
-    def images(self, keep=lambda offset: True):
-        """The media at worst, with all that is queued, and with what *keep(offset)* picks of it."""
-        for chosen in ([], self.queued, [line for line in self.queued if keep(line[0])]):
-            image = self.sure.copy()
-            apply(image, chosen)
-            yield image
-
-
-def apply(image: np.ndarray, lines) -> None:
-    for offset, data in lines:
-        image[offset : offset + len(data)] = data
+def calls(recorder: Recorder) -> list[tuple[str, int, int]]:
+    """(what, place, length) of the calls since the last take, of a drain ("drain", 0, 0)."""
+    return [(NAMES[e.kind], e.place, e.length) for e in parse(recorder.take()) if e.kind != SITE]

@@ -12,35 +12,34 @@ import itertools
 
 import oracle
 import pytest
-from datakit import PAGE, Media, Recorder, create, find, noise, reopen
+from datakit import PAGE, create, find, noise, reopen
+from flush_table import table_of, watched
 
+from daxfs._record import Recorder
 from daxfs.meta import attr, file, namespace, xattr
 from daxfs.meta import dir as directory
+from daxfs.testing.log import FLUSH, NT_STORE, STORE, parse
+from daxfs.testing.media import Media
 
 ROOT = 1
 
 
-class Failing(Recorder):
-    """A flush table that reports an error when *when(what, offset)* says so."""
+class Failing:
+    """A flush table that can report errors."""
 
-    def __init__(self, region, media=None):
-        super().__init__(region)
-        self.when = lambda what, offset: False
-        self.watch = self._look
-        self.media = media
-
-    def _look(self, what, offset, length):
-        if self.media:
-            self.media(what, offset, length)
-        if self.when(what, offset):
-            self.table.error = errno.EIO
+    def __init__(self, region):
+        self.region, self.table = region, table_of(region.flush)
 
     @contextlib.contextmanager
     def while_(self, when):
-        """Errors where *when* says so; one that nobody read yet is forgotten at the end."""
-        self.when = when
-        yield
-        self.when = lambda what, offset: False
+        """Errors where *when(what, place)* says so; one that nobody read yet is forgotten at the end."""
+
+        def see(what, place, length):
+            if when(what, place):
+                self.table.error = errno.EIO
+
+        with watched(self.region, see):
+            yield
         self.table.error = 0
 
 
@@ -95,8 +94,7 @@ def prepared(kit):
         io.write(node, 0, b"g" * size)
         io.release(node)
     io.fs.journal.settle()
-    with Failing(io.fs.region) as table:
-        yield io, a, table
+    return io, a, Failing(io.fs.region)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -124,24 +122,26 @@ def test_a_failed_record_is_there_or_not_and_never_comes_back(kit, prepared, nam
     for each in (old, new):
         del each[b"b"]
 
-    def look(*call):
-        if call and call[0] != "drain":
-            return
-        crashed = kit.crashed(io)
-        got = view(crashed)
-        del got[b"b"]
-        assert got in (old, new) if fs.journal.doubt else got == old
-        oracle.check(crashed.fs, closed=True)
-        kit.drop(crashed.fs)
+    moments = []  # (in doubt, what a killed daemon leaves), at each drain and at the end
 
-    table.watch = look
+    def look(what="drain", *_):
+        if what == "drain":
+            moments.append((fs.journal.doubt, fs.region.array.copy()))
+
     b = find(io, b"b")  # exists already: the first thing that happens is that its data are stored
-    io.write(b, 0, b"b" * ((fs.alloc.free_pages + fs.alloc.held - 4) * PAGE))
-    table.watch = None
-    assert not fs.journal.doubt
+    with watched(fs.region, look):
+        io.write(b, 0, b"b" * ((fs.alloc.free_pages + fs.alloc.held - 4) * PAGE))
     look()
     oracle.check(fs)
     kit.fsck(fs)
+    assert moments[0][0] and not moments[-1][0]
+    for doubt, image in moments:
+        crashed = kit.on_image(image)
+        got = view(crashed)
+        del got[b"b"]
+        assert got in (old, new) if doubt else got == old
+        oracle.check(crashed.fs, closed=True)
+        kit.drop(crashed.fs)
 
 
 def test_nothing_changes_while_the_failed_record_can_not_be_taken_back(kit, prepared):
@@ -172,24 +172,23 @@ def test_nothing_changes_while_the_failed_record_can_not_be_taken_back(kit, prep
     oracle.check(kit.crashed(io).fs, closed=True)
 
 
-class Forgetful(Media):
+class Forgetful:
     """Media below a page cache: a line whose write-back failed is clean until it is stored again."""
 
-    def __init__(self, region):
-        super().__init__(region)
-        self.fails, self.lost = None, set()
+    def __init__(self, image):
+        self.media, self.lost = Media(image), set()
 
-    def __call__(self, what, offset, length):
-        lines = range(offset & ~63, offset + length, 64) if length else ()
-        if what == "flush" and self.fails and self.fails(what, offset):
+    def apply(self, event, fails: bool) -> None:
+        lines = range(event.place & ~63, event.place + event.length, 64)
+        if event.kind == FLUSH and fails:
             self.lost.update(lines)
-        elif what in ("store", "nt_store"):
+        elif event.kind in (STORE, NT_STORE):
             self.lost.difference_update(lines)
-        if what == "flush" and self.lost.intersection(lines):
+        if event.kind == FLUSH and self.lost.intersection(lines):
             for line in set(lines) - self.lost:
-                super().__call__(what, line, 64)
+                self.media.apply(event._replace(place=line, length=64))
         else:
-            super().__call__(what, offset, length)
+            self.media.apply(event)
 
 
 @pytest.mark.parametrize("notices", ["create", "write into new blocks", "fsync", "overwrite", "settle"])
@@ -197,20 +196,22 @@ def test_lines_in_place_that_failed_are_stored_again_before_their_record_goes(ki
     """A create returned, then its inode's write-back failed. Whoever hears of it: the file stays."""
     io = kit.io()
     fs = io.fs
-    media = Forgetful(fs.region)
-    with Failing(fs.region, media) as table:
-        other = create(io, b"other")
-        io.write(other, 0, noise(100))
-        fs.journal.settle()
-        table_of = fs.inodes.base, fs.inodes.place(fs.inodes.limit)
+    other = create(io, b"other")
+    io.write(other, 0, noise(100))
+    fs.journal.settle()
+    inodes = range(fs.inodes.base, fs.inodes.place(fs.inodes.limit))
+    table, media = table_of(fs.region.flush), Forgetful(fs.region.array)
 
-        def in_place(what, offset):
-            return what == "flush" and table_of[0] <= offset < table_of[1]
+    def fail(what, place, length):
+        if what == "flush" and place in inodes:
+            table.error = errno.EIO
 
-        media.fails = table.when = in_place
-        made = create(io, b"made")
-        media.fails, table.when = None, lambda what, offset: False
-        assert media.lost and table.table.error
+    with Recorder(fs.region, sites=False) as recorder:
+        failing = recorder.begin("the write-back of inodes fails")
+        with watched(fs.region, fail):
+            made = create(io, b"made")
+        recorder.end(failing)
+        assert table.error
         calls = {
             "create": lambda: create(io, b"next"),
             "write into new blocks": lambda: io.write(made, 0, noise(9000)),
@@ -220,14 +221,18 @@ def test_lines_in_place_that_failed_are_stored_again_before_their_record_goes(ki
         }
         assert code(calls[notices]) == errno.EIO
         oracle.check(fs)
-        later = attr.setattr(fs, other.ino, {"mode": 0o600})
-        assert later is None
+        attr.setattr(fs, other.ino, {"mode": 0o600})
         fs.journal.settle()
-        assert fs.journal.tail == fs.journal.head and not media.lost
-        crashed = kit.on_image(media.sure)
-        assert crashed.fs.replayed == 0, "nothing is left to redo"
-        assert namespace.lookup(crashed.fs, ROOT, b"made").ino == made.ino
-        oracle.check(crashed.fs, closed=True)
+        assert fs.journal.tail == fs.journal.head
+    lost = 0
+    for event in parse(recorder.take()):
+        media.apply(event, event.op == failing and event.place in inodes)
+        lost = max(lost, len(media.lost))
+    assert lost and not media.lost
+    crashed = kit.on_image(media.media.sure)
+    assert crashed.fs.replayed == 0, "nothing is left to redo"
+    assert namespace.lookup(crashed.fs, ROOT, b"made").ino == made.ino
+    oracle.check(crashed.fs, closed=True)
 
 
 def test_a_truncation_that_failed_halfway_shows_nothing_when_the_file_grows(kit, prepared, monkeypatch):

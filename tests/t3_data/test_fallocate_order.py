@@ -1,56 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""fallocate and power failures: what a crash leaves of edges, freed and unwritten pages; order of stores.
+"""fallocate and power failures: what a crash leaves of edges, freed and unwritten pages; order of stores."""
 
-Images are looked at before each drain: nothing of what is queued, all of it, the journal's
-part alone, and all but the journal's.
-"""
+from copy import copy
 
 import pytest
-from datakit import PAGE, Media, Recorder, create, find, noise
+from crashes import Crashes
+from datakit import PAGE, calls, content, create, noise
 from test_order import POLICIES, Places, in_place, place_of
 
+from daxfs._record import Recorder
 from daxfs.meta import file, namespace
 from daxfs.meta.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 
 PUNCH = PUNCH_HOLE | KEEP_SIZE
-
-
-class Watched:
-    """Looks at the images with *judge(data path)* before each drain and after each `step`."""
-
-    def __init__(self, kit, io, judge):
-        self.kit, self.judge, self.images, self.quiet = kit, judge, 0, False
-        self.table = Recorder(io.fs.region)
-        self.media = self.table.watch = Media(io.fs.region, self._at_drain)
-        self.journal = Places(io.fs).areas["journal"]
-
-    def _at_drain(self, media):
-        if self.quiet:
-            return
-        first, end = self.journal
-        for image in media.images(lambda offset: first <= offset // PAGE < end):
-            self._look(image)
-        *_, image = media.images(lambda offset: not first <= offset // PAGE < end)
-        self._look(image)
-
-    def _look(self, image, fsck=False):
-        io = self.kit.on_image(image)
-        self.judge(io)
-        if fsck:
-            self.kit.fsck(io.fs)
-        self.kit.drop(io.fs)
-        self.images += 1
-
-    def after(self):
-        """What is surely there now."""
-        self._look(self.media.sure.copy(), fsck=True)
-
-
-def content(io, name) -> bytes:
-    node = find(io, name)
-    data = bytes(io.read(node, 0, 1 << 20))
-    io.release(node)
-    return data
 
 
 class Model:
@@ -60,7 +22,12 @@ class Model:
         self.old = self.new = b""
         self.whole = range(0)
 
-    def judge(self, got: bytes) -> None:
+    def judge(self):
+        """A judge for `Crashes` of what the model says now."""
+        now = copy(self)
+        return lambda crashed: now._judge(content(crashed, b"f"))
+
+    def _judge(self, got: bytes) -> None:
         assert len(got) in (len(self.old), len(self.new))
         old, new = (data[: len(got)].ljust(len(got), b"\0") for data in (self.old, self.new))
         if len(got) > len(self.old):
@@ -115,24 +82,24 @@ def test_old_or_new_at_every_drain_and_never_what_stood_there(kit, write, drain)
     file.truncate(io.fs, node, 2 * PAGE + 100, 5)
     model.old = model.new = b"a" * (2 * PAGE + 100)
     io.fsync(node)
-    watched = Watched(kit, io, lambda crashed: model.judge(content(crashed, b"f")))
-    with watched.table:
+    with Crashes(kit, io) as crashes:
         for mode, pos, length in CALLS:
             model.fallocate(mode, pos, length)
-            io.fallocate(node, mode, pos, length)
+            during = model.judge()
             model.done()
-            watched.after()
+            with crashes.step(model.judge(), during):
+                io.fallocate(node, mode, pos, length)
             # Writes that go over all that was made, too: the next call finds written pages again.
-            watched.quiet = True
-            for at in range(0, len(model.new) - 200, 3 * PAGE):
-                data = noise(2 * PAGE, at)[: len(model.new) - at]
+            writes = [(at, noise(2 * PAGE, at)[: len(model.new) - at])
+                      for at in range(0, len(model.new) - 200, 3 * PAGE)]
+            for at, data in writes:
                 model.new = model.new[:at] + data + model.new[at + len(data) :]
-                io.write(node, at, data)
-            io.fsync(node)
-            watched.quiet = False
             model.done()
-            watched.after()
-    assert watched.images > 50
+            with crashes.step(model.judge()):
+                for at, data in writes:
+                    io.write(node, at, data)
+                io.fsync(node)
+    assert crashes.images > 75
 
 
 @pytest.mark.parametrize("write, drain", POLICIES[::3])
@@ -153,8 +120,7 @@ def test_pages_of_a_hole_become_another_files(kit, write, drain, mode):
         assert len(mine) == 8 * PAGE and set(mine) <= set(b"ab\0"), "f shows something else"
         assert set(its) <= set(b"g\0")
 
-    watched = Watched(kit, io, judge)
-    with watched.table:
+    with Crashes(kit, io) as crashes, crashes.step(judge, during=judge):
         io.fallocate(node, mode, PAGE - 10, 6 * PAGE + 20)
         assert node.map.dirty.count_range(1, 6) == 0
         if mode == PUNCH:
@@ -163,7 +129,6 @@ def test_pages_of_a_hole_become_another_files(kit, write, drain, mode):
         else:
             io.write(node, 2 * PAGE + 5, b"b" * PAGE)
         io.fsync(node)
-        watched.after()
     want = b"b" * (PAGE - 10) + bytes(6 * PAGE + 20) + b"b" * (PAGE - 10)
     if mode != PUNCH:
         want = want[: 2 * PAGE + 5] + b"b" * PAGE + want[3 * PAGE + 5 :]
@@ -176,20 +141,20 @@ def test_edges_and_record_have_one_drain_the_tail_before_a_growth_its_own(kit):
     io.write(node, 0, noise(5 * PAGE))
     file.truncate(io.fs, node, 4 * PAGE + 50, 5)
     start = place_of(node, 0)
-    with Recorder(io.fs.region) as table:
+    with Recorder(io.fs.region, sites=False) as table:
         io.fallocate(node, PUNCH, 100, 2 * PAGE)
-        log = table.take()
+        log = calls(table)
         assert log[:2] == [("nt_fill", start + 100, PAGE - 100), ("nt_fill", start + 2 * PAGE, 100)]
         assert in_place(where.shape(log))[:3] == ["data nt_fill", "journal nt_store", "drain"]
         io.fallocate(node, ZERO_RANGE | KEEP_SIZE, 2 * PAGE + 200, 10)
-        assert table.take()[0] == ("nt_fill", start + 2 * PAGE + 200, 10)
+        assert calls(table)[0] == ("nt_fill", start + 2 * PAGE + 200, 10)
         io.fallocate(node, 0, 0, 8 * PAGE)
-        log = table.take()
+        log = calls(table)
         assert log[0] == ("nt_fill", start + 4 * PAGE + 50, PAGE - 50)
         want = ["data nt_fill", "drain", "journal nt_store", "drain"]
         assert in_place(where.shape(log))[:4] == want
         io.fallocate(node, ZERO_RANGE, 4 * PAGE, 9 * PAGE)
-        assert in_place(where.shape(table.take()))[:2] == ["journal nt_store", "drain"], "unwritten: no tail"
+        assert in_place(where.shape(calls(table)))[:2] == ["journal nt_store", "drain"], "unwritten: no tail"
 
 
 def test_edges_cross_extents_and_holes(kit):
@@ -200,16 +165,16 @@ def test_edges_cross_extents_and_holes(kit):
         io.write(node, page * PAGE, noise(PAGE, page))
         io.write(other, page * PAGE, noise(PAGE, 9))
     io.fallocate(node, KEEP_SIZE, 4 * PAGE, PAGE)
-    with Recorder(io.fs.region) as table:
+    with Recorder(io.fs.region, sites=False) as table:
         io.fs.region.nt_zero(node.map, PAGE - 7, 5 * PAGE)
-        assert table.take() == [
+        assert calls(table) == [
             ("nt_fill", place_of(node, PAGE - 7), 7),
             ("nt_fill", place_of(node, PAGE), PAGE),
             ("nt_fill", place_of(node, 3 * PAGE), PAGE),
         ]
         io.fs.region.nt_zero(node.map, 5, 5)
         io.fs.region.nt_zero(node.map, 2 * PAGE, 1 << 44)
-        assert table.take() == [("nt_fill", place_of(node, 3 * PAGE), PAGE)]
+        assert calls(table) == [("nt_fill", place_of(node, 3 * PAGE), PAGE)]
     io.fs.region.kill()
     with pytest.raises(OSError):
         io.fs.region.nt_zero(node.map, 0, 5)

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The order in which data, records and words in place become durable, from a recording flush table."""
+"""The order in which data, records and words in place become durable, from recordings."""
 
 import pytest
-from datakit import PAGE, Media, Recorder, create, find, noise, reopen
+from crashes import Crashes
+from datakit import PAGE, calls, content, create, find, noise, reopen
+from flush_table import watched
 
+from daxfs._record import Recorder
 from daxfs.meta import attr, file, namespace
 from daxfs.meta.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from daxfs.meta.inode import PLACE_OF
@@ -61,9 +64,9 @@ def test_new_blocks_are_durable_before_the_record_and_the_record_before_metadata
     """The policies differ for blocks that are there; new ones always go past the cache."""
     io = kit.io(write, drain)
     node, where = create(io, b"f"), Places(io.fs)
-    with Recorder(io.fs.region) as table:
+    with Recorder(io.fs.region, sites=False) as table:
         io.write(node, 100, noise(5000))
-        log = table.take()
+        log = calls(table)
     start = place_of(node, 0)
     assert log[:4] == [
         ("nt_fill", start, 100),
@@ -82,9 +85,9 @@ def test_what_a_grown_file_shows_behind_its_old_end_is_durable_before_the_size(k
     io = kit.io(write)
     node, where = create(io, b"f"), Places(io.fs)
     io.write(node, 0, noise(3000))
-    with Recorder(io.fs.region) as table:
+    with Recorder(io.fs.region, sites=False) as table:
         io.write(node, 2000, noise(1500, 5))
-        log = table.take()
+        log = calls(table)
         policy = "nt_store" if write == "nt" else "store"
         assert log[:3] == [
             (policy, place_of(node, 2000), 1000),
@@ -92,12 +95,12 @@ def test_what_a_grown_file_shows_behind_its_old_end_is_durable_before_the_size(k
             ("drain", 0, 0),
         ]
         io.write(node, 3700, noise(10))  # leaves 200 bytes to be zeroed
-        log = table.take()
+        log = calls(table)
         first = sorted(log[:2])
         assert first == [("nt_fill", place_of(node, 3500), 200), ("nt_store", place_of(node, 3700), 10)]
         assert where.shape(log)[2:5] == ["drain", "journal nt_store", "drain"]
         file.truncate(io.fs, node, 4000, 5)
-        log = table.take()
+        log = calls(table)
         assert log[:2] == [("nt_fill", place_of(node, 3710), 290), ("drain", 0, 0)]
         assert where.shape(log)[2:4] == ["journal nt_store", "drain"]
 
@@ -112,13 +115,13 @@ def test_overwrite_is_durable_at_once_with_drain_write(kit):
         io = kit.io(write, drain)
         node, where = create(io, b"f"), Places(io.fs)
         io.write(node, 0, noise(3 * PAGE))
-        with Recorder(io.fs.region) as table:
+        with Recorder(io.fs.region, sites=False) as table:
             io.write(node, 50, noise(5000, 4))
-            log = table.take()
+            log = calls(table)
             assert where.shape(log) == want, (write, drain)
             assert log[0][1:] == (place_of(node, 50), 5000)
             io.fsync(node)
-            assert "drain" in where.shape(table.take())
+            assert "drain" in where.shape(calls(table))
 
 
 def test_fsync_flushes_the_dirty_lines_of_its_inode_and_no_others(kit):
@@ -130,9 +133,9 @@ def test_fsync_flushes_the_dirty_lines_of_its_inode_and_no_others(kit):
     for pos in (10, 3 * PAGE - 1, 20 * PAGE + 64):
         io.write(node, pos, b"xx")
         io.write(other, pos + 2 * PAGE, b"yy")
-    with Recorder(io.fs.region) as table:
+    with Recorder(io.fs.region, sites=False) as table:
         assert io.fsync(node) == 4
-        log = table.take()
+        log = calls(table)
         dirty = {place_of(node, page * PAGE) for page in (0, 2, 3, 20)}
         pages = set()
         for what, offset, length in log:
@@ -142,9 +145,9 @@ def test_fsync_flushes_the_dirty_lines_of_its_inode_and_no_others(kit):
         assert pages == dirty
         assert where.shape(log)[:2] == ["data flush", "drain"]
         assert io.fsync(node) == 0
-        assert {entry[0] for entry in table.take()} == {"drain"}, "clean: nothing is flushed twice"
+        assert {entry[0] for entry in calls(table)} == {"drain"}, "clean: nothing is flushed twice"
         assert io.fsync(other) == 4
-        log = [entry for entry in table.take() if entry[0] == "flush" and where(entry[1]) == "data"]
+        log = [entry for entry in calls(table) if entry[0] == "flush" and where(entry[1]) == "data"]
         assert sum(length for _, _, length in log) == 4 * PAGE
 
 
@@ -155,8 +158,7 @@ def test_marks_go_after_flush_and_drain(kit):
     io.write(node, 0, noise(8 * PAGE))
     io.write(node, 0, noise(8 * PAGE, 2))
     seen = []
-    with Recorder(io.fs.region) as table:
-        table.watch = lambda what, *_: seen.append((what, node.map.dirty.count))
+    with watched(io.fs.region, lambda what, *_: seen.append((what, node.map.dirty.count))):
         io.fsync(node)
     assert seen[:2] == [("flush", 8), ("drain", 8)] and node.map.dirty.count == 0
 
@@ -237,18 +239,18 @@ def test_times_in_place_are_flushed(kit):
     node, fs = create(io, b"f"), io.fs
     io.write(node, 0, noise(100))
     mtime, atime = (fs.inodes.place(node.ino) + PLACE_OF[name] for name in ("mtime", "atime"))
-    with Recorder(fs.region) as table:
+    with Recorder(fs.region, sites=False) as table:
         io.write(node, 0, b"x")
-        assert table.take()[-2:] == [("store", mtime, 16), ("flush", mtime, 16)]
+        assert calls(table)[-2:] == [("store", mtime, 16), ("flush", mtime, 16)]
         io.read(node, 0, 1)
-        assert table.take() == [("store", atime, 8), ("flush", atime, 8)]
+        assert calls(table) == [("store", atime, 8), ("flush", atime, 8)]
         fs.lazytime = True
         io.write(node, 0, b"x")
-        assert table.take()[-1] == ("store", mtime, 16), "lazytime holds the flush back"
+        assert calls(table)[-1] == ("store", mtime, 16), "lazytime holds the flush back"
         attr.touch_write(fs, node.ino)
-        table.take()
+        calls(table)
         io.fsync(node)
-        log = table.take()
+        log = calls(table)
         base = fs.inodes.place(node.ino)
         flushed = [n for n, (what, at, size) in enumerate(log)
                    if what == "flush" and at <= mtime and mtime + 16 <= at + size and at >= base]
@@ -285,41 +287,18 @@ def test_fsync_of_one_file_leaves_no_old_time_of_another(kit):
 # -- images of what a power failure may leave -----------------------------------------------
 
 
-class Watched:
-    """A data path whose durable bytes are followed; at each drain the images are checked by *judge*."""
+def holds(*contents):
+    """A judge for `Crashes`: the file f has one of these contents."""
 
-    def __init__(self, kit, io, judge=None):
-        self.kit, self.io, self.judge = kit, io, judge
-        self.checked = 0
-        self.table = Recorder(io.fs.region)
-        self.media = Media(io.fs.region, self._at_drain)
-        self.table.watch = self.media
-        self.journal = Places(io.fs).areas["journal"]
+    def judge(crashed):
+        assert content(crashed, b"f") in contents
 
-    def __enter__(self):
-        self.table.__enter__()
-        return self
-
-    def __exit__(self, *exc):
-        self.table.__exit__(*exc)
-
-    def _at_drain(self, media):
-        if self.judge is None:
-            return
-        first, end = self.journal
-        for image in media.images(keep=lambda offset: first <= offset // PAGE < end):
-            self.look(image, self.judge)
-
-    def look(self, image, judge):
-        io = self.kit.on_image(image)
-        judge(io)
-        self.kit.drop(io.fs)
-        self.checked += 1
+    return judge
 
 
 @pytest.mark.parametrize("write, drain", POLICIES)
 def test_a_file_is_old_or_new_at_every_drain_and_never_shows_what_was_there_before(kit, write, drain):
-    """Appends of all kinds into blocks full of somebody else's bytes; images at worst, best and between."""
+    """Appends of all kinds into blocks full of somebody else's bytes."""
     io = kit.io(write, drain)
     fs = io.fs
     dirt = create(io, b"dirt")
@@ -330,33 +309,21 @@ def test_a_file_is_old_or_new_at_every_drain_and_never_shows_what_was_there_befo
     io.write(node, 0, b"a" * 3000)
     file.truncate(fs, node, 1000, 5)  # its own old bytes stand behind the end
     io.fsync(node)
-    good = set()
-
-    def judge(crashed):
-        got = find(crashed, b"f")
-        assert bytes(crashed.read(got, 0, 1 << 20)) in good
-        crashed.release(got)
+    text = b"a" * 1000
 
     def grow(change, new):
         # After the change returned, only the new content will do; while it runs, the old one too.
-        good.add(new)
-        change()
-        good.clear()
-        good.add(new)
-        watched.look(watched.media.sure.copy(), judge)
+        with crashes.step(holds(new), during=holds(text, new)):
+            change()
+        return new
 
-    text = b"a" * 1000
-    good.add(text)
-    with Watched(kit, io, judge) as watched:
+    with Crashes(kit, io) as crashes:
         writes = ((1000, b"b" * 500), (1500, b"c" * 6000), (9000, b"d" * 100), (5 * PAGE, b"e" * 9000))
         for pos, data in writes:
-            text = text.ljust(pos, b"\0") + data
-            grow(lambda p=pos, d=data: io.write(node, p, d), text)
-        text = text[:700]
-        grow(lambda: file.truncate(fs, node, 700, 7), text)
-        text = text.ljust(6000, b"\0")
-        grow(lambda: file.truncate(fs, node, 6000, 7), text)
-    assert watched.checked > 30
+            text = grow(lambda p=pos, d=data: io.write(node, p, d), text.ljust(pos, b"\0") + data)
+        text = grow(lambda: file.truncate(fs, node, 700, 7), text[:700])
+        text = grow(lambda: file.truncate(fs, node, 6000, 7), text.ljust(6000, b"\0"))
+    assert crashes.images > 60
 
 
 @pytest.mark.parametrize("write, drain", POLICIES)
@@ -366,39 +333,32 @@ def test_what_fsync_promised_is_on_the_media(kit, write, drain):
     node = create(io, b"f")
     io.write(node, 0, noise(10 * PAGE))
     want = bytearray(noise(10 * PAGE))
-    with Watched(kit, io) as watched:
+
+    def same_inode(crashed):
+        got, inode = (each.inodes.read(node.ino) for each in (crashed.fs, io.fs))
+        assert (got.size, got.mtime, got.ctime, got.blocks) == (
+            inode.size, inode.mtime, inode.ctime, inode.blocks)
+        holds(want)(crashed)
+
+    with Crashes(kit, io) as crashes:
         for pos, length in ((5, 1), (4000, 200), (3 * PAGE, 2 * PAGE), (6 * PAGE + 63, 2)):
             data = noise(length, pos)
-            io.write(node, pos, data)
             want[pos : pos + length] = data
-            if (write, drain) != ("nt", "write"):
-                io.fsync(node)
-
-            def judge(crashed):
-                assert bytes(crashed.read(find(crashed, b"f"), 0, 1 << 20)) == want
-
-            watched.look(watched.media.sure, judge)
-        io.fsync(node)
-        inode = io.fs.inodes.read(node.ino)
-        watched.look(watched.media.sure, lambda crashed: _same(crashed.fs.inodes.read(node.ino), inode))
-
-
-def _same(got, want):
-    assert (got.size, got.mtime, got.ctime, got.blocks) == (want.size, want.mtime, want.ctime, want.blocks)
+            with crashes.step(holds(bytes(want))):
+                io.write(node, pos, data)
+                if (write, drain) != ("nt", "write"):
+                    io.fsync(node)
+        with crashes.step(same_inode):
+            io.fsync(node)
 
 
 def test_last_close_leaves_the_data_on_the_media(kit):
     io = kit.io("cached", "fsync")
     node = create(io, b"f")
     io.write(node, 0, noise(3 * PAGE))
-    with Watched(kit, io) as watched:
+    with Crashes(kit, io) as crashes, crashes.step(holds(noise(3 * PAGE, 8))):
         io.write(node, 0, noise(3 * PAGE, 8))
         second = reopen(io, node.ino)
         io.release(second)
         assert node.map.dirty.count == 3, "not the last one"
         io.release(node)
-
-        def judge(crashed):
-            assert bytes(crashed.read(find(crashed, b"f"), 0, 1 << 20)) == noise(3 * PAGE, 8)
-
-        watched.look(watched.media.sure, judge)

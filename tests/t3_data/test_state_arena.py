@@ -8,10 +8,11 @@ import threading
 
 import numpy as np
 import pytest
-from datakit import MIB, PAGE, Recorder, create, noise, reopen
+from datakit import MIB, PAGE, calls, create, noise, reopen
 
 from daxfs import layout as L
 from daxfs._flush import DirtyMap, StateArena
+from daxfs._record import Recorder
 from daxfs.meta import file, namespace
 
 CHUNK = 1 << 15  # file pages that one chunk covers
@@ -188,11 +189,11 @@ def test_the_state_is_volatile(kit):
     node = create(io, b"f")
     io.write(node, 0, noise(3 * PAGE))
     low, high = io.fs.sb.map_pfn * PAGE, (io.fs.sb.map_pfn + io.fs.sb.map_pages) * PAGE
-    with Recorder(io.fs.region) as table:
+    with Recorder(io.fs.region, sites=False) as table:
         io.write(node, 0, noise(3 * PAGE))
         io.fsync(node)
         io.write(node, PAGE, b"dirty at the crash")
-        touched = [e for e in table.take() if e[0] != "drain" and e[1] < high and e[1] + e[2] > low]
+        touched = [e for e in calls(table) if e[0] != "drain" and e[1] < high and e[1] + e[2] > low]
     assert touched == []
     assert io.snapshot()["slots_used"] == 1
     crashed = kit.crashed(io)

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The tracker: what it reports is what was stored and not flushed, and asking costs what is dirty."""
 
+import errno
 import time
 
 import pytest
-from datakit import MIB, PAGE, Kit, Recorder, filemap, mapped, noise
+from datakit import MIB, PAGE, Kit, calls, filemap, mapped, noise
+from flush_table import table_of, watched
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from daxfs._iomap import MAPPED
+from daxfs._record import Recorder
 from daxfs.data._dax_io import DaxIo
 from daxfs.data._tracker import POLICIES, PteTracker, Tracker
 from daxfs.data.file_io import TRACKERS
@@ -20,7 +23,7 @@ SPANS = [(0, 50), (60, 130)]  # pages that can be written over
 
 
 class Dirty(RuleBasedStateMachine):
-    """The recording table says what was stored and what was flushed; the tracker must agree, to the page."""
+    """A recorder says what was stored and what was flushed; the tracker must agree, to the page."""
 
     def __init__(self):
         super().__init__()
@@ -30,16 +33,15 @@ class Dirty(RuleBasedStateMachine):
         self.dax = DaxIo(self.region, PteTracker(), "cached")
         for f in self.files:
             self.dax.tracker.attach(f)
-        self.table = Recorder(self.region)
-        self.table.__enter__()
+        self.recorder = Recorder(self.region, sites=False).__enter__()
         self.stored: set[int] = set()  # pfns
 
     def teardown(self):
-        self.table.__exit__()
+        self.recorder.close()
         self.kit.close()
 
     def follow(self):
-        for what, offset, length in self.table.take():
+        for what, offset, length in calls(self.recorder):
             pages = range(offset // PAGE, (offset + length + PAGE - 1) // PAGE)
             if what == "store":
                 self.stored.update(pages)
@@ -63,7 +65,7 @@ class Dirty(RuleBasedStateMachine):
         assert self.files[which].dirty.count == 0
 
     @invariant()
-    def tracker_and_table_agree(self):
+    def tracker_and_recorder_agree(self):
         self.follow()
         marked = set()
         for f in self.files:
@@ -98,9 +100,9 @@ def test_one_dirty_page_costs_the_same_in_one_mib_and_in_one_tib(kit):
         pos = pages * PAGE - 100
         dax.write(f, pos, b"x")
         chunks = f.dirty.chunks
-        with Recorder(region) as table:
+        with Recorder(region, sites=False) as table:
             pages_flushed = dax.writeback(f)
-            log = table.take()
+            log = calls(table)
         seen.append((chunks, f.dirty.chunks, pages_flushed, log))
         times = []
         for _ in range(300):
@@ -126,9 +128,9 @@ def test_pages_without_a_block_are_not_flushed(kit):
     """Marked by a mapping that was cut since: nothing to flush, and no store is looked for outside."""
     region, dax, f = sparse(kit, 256)
     f.dirty.set(0, 256)
-    with Recorder(region) as table:
+    with Recorder(region, sites=False) as table:
         assert dax.writeback(f) == 256
-        assert [entry[0] for entry in table.take()] == ["flush", "flush", "drain"]
+        assert [entry[0] for entry in calls(table)] == ["flush", "flush", "drain"]
     assert f.dirty.count == 0
 
 
@@ -136,17 +138,15 @@ def test_failed_writeback_leaves_everything_dirty(kit):
     """A flush that reports an error (msync): the marks stay, and the next fsync tries again."""
     region, dax, f = sparse(kit, 256)
     dax.write(f, 0, b"x")
-    with Recorder(region) as table:
-        def fail_once(what, *_):
-            if what == "flush":
-                table.table.error = 5
 
-        table.watch = fail_once
-        with pytest.raises(OSError) as caught:
-            dax.writeback(f)
-        assert caught.value.errno == 5 and f.dirty.count == 1
-        table.watch = None
-        assert dax.writeback(f) == 1 and f.dirty.count == 0
+    def fail(what, *_):
+        if what == "flush":
+            table_of(region.flush).error = errno.EIO
+
+    with watched(region, fail), pytest.raises(OSError) as caught:
+        dax.writeback(f)
+    assert caught.value.errno == errno.EIO and f.dirty.count == 1
+    assert dax.writeback(f) == 1 and f.dirty.count == 0
 
 
 def test_attach_keeps_what_is_marked():
