@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The journal against a plain model of bytes, with crashes at each store it makes.
 
-`Plain` is a region of ordinary memory that counts the journal's stores and can end
-one of them in the middle: what is in ``mem`` then is what a crash leaves, with the
-stores since the last drain kept or lost in any 8-byte pieces.
+`Plain` is a region of ordinary memory that counts the journal's stores and can stop
+before one of them; the media below it (daxfs.testing.media) say what a crash leaves.
 """
 
 import errno
@@ -18,6 +17,8 @@ from daxfs import layout as L
 from daxfs.errors import CorruptError, DaxfsError
 from daxfs.meta.journal import Journal, decode, encode
 from daxfs.pfn import PAGE_SIZE
+from daxfs.testing.log import DRAIN, FLUSH, NT_STORE, STORE, Event
+from daxfs.testing.media import Media
 
 RING_PAGES = 4
 PAGES = 16
@@ -44,51 +45,52 @@ class Crash(Exception):
 
 
 class Plain:
-    """A region of plain bytes. ``unsafe``: stores since the last drain, as (place, bytes before)."""
+    """A region of plain bytes. ``mem``: what was stored; ``media``: what of it a power failure leaves."""
 
     def __init__(self, mem=None):
         self.mem = mem or bytearray(END)
+        self.media = Media(self.mem)
         self.flush = Flush()
-        self.unsafe, self.drains, self.stop_at, self.calls = [], 0, None, 0
+        self.drains, self.stop_at, self.calls = 0, None, 0
 
     def _call(self):
         self.calls += 1
         if self.stop_at is not None and self.calls > self.stop_at:
             raise Crash
 
-    def _write(self, place, data):
+    def _note(self, kind, place=0, length=0, data=b""):
+        self.media.apply(Event(kind, place, length, data, thread=0, site=0, op=0))
+
+    def store(self, place, data, kind=STORE):
         self._call()
-        self.unsafe.append((place, bytes(self.mem[place : place + len(data)]), bytes(data)))
+        self._note(kind, place, len(data), bytes(data))
         self.mem[place : place + len(data)] = data
 
-    store = nt_store = _write
+    def nt_store(self, place, data):
+        self.store(place, data, NT_STORE)
 
     def nt_fill(self, place, byte, length):
-        self._write(place, bytes([byte]) * length)
+        self.nt_store(place, bytes([byte]) * length)
 
     def flush_range(self, place, length):
         assert 0 <= place and place + length <= END
+        self._note(FLUSH, place, length)
 
     def drain(self):
         self._call()
         self.drains += 1
-        self.unsafe.clear()
+        if not self.flush.failing:
+            self._note(DRAIN)
 
     def check(self, place, length):
         if place < 0 or place + length > END:
             raise CorruptError("outside")
 
     def after_crash(self, rng) -> "Plain":
-        """Media after a power failure: a store since the last drain is there, not, or in 8-byte pieces."""
-        image = bytearray(self.mem)
-        for place, old, _ in reversed(self.unsafe):
-            image[place : place + len(old)] = old
-        for place, _, new in self.unsafe:
-            share = rng.choice((0, 1, 0.5, 0.95))
-            for at in range(0, len(new), 8):
-                if rng.random() < share:
-                    end = min(at + 8, len(new))
-                    image[place + at : place + end] = new[at:end]
+        """One of the images that a power failure may leave now."""
+        image = bytearray(self.media.sure)
+        for place, data in rng.choice(list(self.media.images(8, rng))).delta:
+            image[place : place + len(data)] = data
         return Plain(image)
 
 
@@ -220,7 +222,8 @@ class JournalMachine(RuleBasedStateMachine):
     @rule()
     def settle(self):
         self.journal.settle()
-        assert self.journal.tail == self.journal.head and self.region.unsafe == []
+        assert self.journal.tail == self.journal.head
+        assert self.region.media.sure.tobytes() == self.region.mem
 
     @invariant()
     def in_place(self):
