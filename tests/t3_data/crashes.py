@@ -78,5 +78,5 @@ class Crashes:
         *_, most = media.images(2, self._rng)  # nothing, everything
         for name, there in (("the journal alone", True), ("all but the journal", False)):
             chosen = tuple(run for run in most.delta if (run[0] in self._journal) == there)
-            found.setdefault(chosen, lambda name=name: f"{name} of\n{most.describe()}")
+            found.setdefault(chosen, lambda name=name: f"{name}, of all this:\n{most.describe()}")
         return found

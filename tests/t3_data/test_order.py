@@ -322,6 +322,7 @@ def test_a_file_is_old_or_new_at_every_drain_and_never_shows_what_was_there_befo
         for pos, data in writes:
             text = grow(lambda p=pos, d=data: io.write(node, p, d), text.ljust(pos, b"\0") + data)
         text = grow(lambda: file.truncate(fs, node, 700, 7), text[:700])
+        text = grow(lambda: io.write(node, 2000, b"f" * 10), text.ljust(2000, b"\0") + b"f" * 10)
         text = grow(lambda: file.truncate(fs, node, 6000, 7), text.ljust(6000, b"\0"))
     assert crashes.images > 60
 
