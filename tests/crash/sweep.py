@@ -62,7 +62,7 @@ class Sizes:
     """Sequences of the sets that are samples, and operations in each of the random ones."""
 
     three: int = 500
-    random: int = 20
+    random: int = 10
     ops: int = 100
 
 
