@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The crash engine: one sequence of operations, every crash point of it, judged.
 
-The start tree and the operations are made in process on a mounted region under a recorder, so what the first
-left in flight is there when the others begin. At each drain, before it takes effect,
-and at the return of each operation the persistence model (daxfs.testing.media) says what the media may
-hold; a choice of that is made into images. Each image is what a power failure leaves: fsck.daxfs's look must
-find nothing wrong in it, it must mount, hold what the operations promised (judge.py), let itself be emptied,
-and give all space back. Some mounts are themselves cut off by a second power failure.
+The start tree and the operations are made in process on a mounted region under a recorder, so what the
+first left in flight is there when the others begin. At each drain, before it takes effect, and at the return
+of each operation the persistence model (daxfs.testing.media) says what the media may hold; a choice of that
+is made into images. Each image is what a power failure leaves: fsck.daxfs's look must find nothing wrong in
+it, it must mount, hold what the operations promised (judge.py), let itself be emptied, and give all space
+back. Some mounts are themselves cut off by a second power failure.
 
 One Engine for a process, one thread. Scratch files are on /dev/shm and go with `close`.
 """
@@ -26,7 +26,7 @@ from daxfs.testing import log
 from daxfs.testing.costs import LATE, NEVER, Costs
 from daxfs.testing.media import Media
 
-from . import judge, vfs, workloads
+from . import edges, judge, vfs, workloads
 from .ground import Ground, mounted
 from .model import Model
 from .recorded import Player
@@ -64,14 +64,15 @@ class Engine:
     """Runs sequences. *limit*: images for each crash point; *nested*: for each recovery that is cut off.
 
     *seed* chooses where the possible images are more than that. *again*: how many of the recoveries are cut
-    off. *most*: violations after which a sequence is given up. *setups*: other ones than workloads.SETUPS.
+    off. *most*: violations after which a sequence is given up. *setups*: other start trees than
+    those of workloads and edges.
     """
 
     def __init__(self, seed: int = 0, limit: int = 48, nested: int = 8, granularity: str = "cache_line",
-                 again: float = 0.1, most: int = MAX_VIOLATIONS, setups: dict | None = None):
+                 again: float = 0.05, most: int = MAX_VIOLATIONS, setups: dict | None = None):
         self.seed, self.limit, self.nested, self.granularity = seed, limit, nested, granularity
         self.again, self.most = again, most
-        self.setups = workloads.SETUPS if setups is None else setups
+        self.setups = workloads.SETUPS | edges.setups() if setups is None else setups
         self.ground = Ground(granularity)
 
     def close(self) -> None:

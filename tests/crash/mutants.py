@@ -10,11 +10,11 @@ Left out, because no power failure can tell them from the original:
 * `DaxIo.writeback` that clears its marks before its drain: in one thread no store can come in between.
 """
 
-from daxfs import layout as L
 
+from . import edges
 from .model import Policy
-from .plant import Mutant, edit, gone, lame, near_lap, table
-from .workloads import DEFAULT, LAZY, LONG, SETUPS, started
+from .plant import Mutant, edit, gone, lame, table
+from .workloads import LAZY, LONG, SETUPS
 
 SYNC = ("sync",)
 CREATE = (("create", "n"),)
@@ -24,12 +24,10 @@ TIMES = (("chmod", "a", 0o600), OVERWRITE, ("fsync", "a"))
 LAP = tuple(("setxattr", "x", "user.one", 60000, seed) for seed in range(5))
 NT_FSYNC, CACHED = Policy("nt", "fsync"), Policy("cached", "write")
 LOST = "(missing|torn|partly) "  # a store of which not all has reached the media
-_INODES = max(started("tree", DEFAULT).nodes)
 
-# "chunk": the first chunk of inodes is used up; "pages": two files in single pages. "lap": see there.
+# "pages": two files in single pages.
 OWN_SETUPS = {
     **SETUPS,
-    "chunk": SETUPS["tree"] + tuple(("mknod", f"e/{n}") for n in range(L.INODE_CHUNK - 1 - _INODES)),
     "pages": SETUPS["tree"]
     + tuple(("write", name, 4096 * n, 4096, n) for n in range(3, 10) for name in ("a", "b")),
 }
@@ -460,7 +458,7 @@ MUTANTS = JOURNAL + DATA + FSYNC + SPACE + TORN + RECOVERY
 
 def setups() -> dict:
     """What the mutants' operations start on."""
-    return OWN_SETUPS | {"lap": near_lap(SETUPS["tree"])}
+    return OWN_SETUPS | edges.setups()
 
 
 if __name__ == "__main__":

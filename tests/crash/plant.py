@@ -24,42 +24,12 @@ from daxfs.region import Region
 
 from . import judge, vfs
 from .engine import Engine, Outcome, Run
-from .ground import Ground, mounted
+from .ground import mounted
 from .model import Model, Policy
 from .tree import show
 from .workloads import DEFAULT, Sequence
 
 LIMIT = 16  # images of a crash point: few are enough for a bug that is there
-LARGE, SMALL = ("setxattr", "b", "user.large", 20000, 1), ("chmod", "a", 0o600)  # records
-
-
-def near_lap(setup: tuple) -> tuple:
-    """*setup*, and as many operations that the journal's ring has room for half of the record of a chmod."""
-    with contextlib.closing(Ground("cache_line")) as ground, ground.open(ground.path) as region:
-        io = mounted(region, DEFAULT)
-        journal, tree = io.fs.journal, vfs.Vfs(io, ground.created)
-        ops: list[tuple] = []
-
-        def done(op) -> int:
-            """Bytes of its records."""
-            ops.append(op)
-            before = journal.bytes
-            tree.run(op)
-            return journal.bytes - before
-
-        def room() -> int:
-            return journal.size - journal.head % journal.size
-
-        for op in setup:
-            done(op)
-        while room() > 2 * LARGE[3]:
-            done(LARGE)
-        first = done(SMALL)  # with a new mode; later ones change a time alone
-        while room() > first // 2:
-            done(SMALL)
-    return tuple(ops)
-
-
 class Edit(NamedTuple):
     """In the source of *where* ("module:function" or "module:Class.method", in daxfs) each first text of
     *pairs* becomes the second. The source counts without its common indentation.

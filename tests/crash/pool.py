@@ -30,9 +30,9 @@ TAIL = 2000                 # characters of a dead worker's stderr that are kept
 
 
 def parts() -> list:
-    """The modules engine, workloads, longrun; in tests CRASH_SWEEP_PARTS names one that stands in for all."""
+    """Engine and sequences as modules; in tests CRASH_SWEEP_PARTS names one that stands in for all."""
     name = os.environ.get("CRASH_SWEEP_PARTS")
-    names = [name] * 3 if name else ["crash.engine", "crash.workloads", "crash.longrun"]
+    names = [name] * 4 if name else [f"crash.{part}" for part in ("engine", "workloads", "longrun", "edges")]
     return [importlib.import_module(name) for name in names]
 
 

@@ -46,6 +46,10 @@ def length_one():
     return _sequences("ONE")
 
 
+def at_edges():
+    return _sequences("EDGES")
+
+
 def length_two():
     return _sequences("TWO")
 
