@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from crash import page, summary, sweep
-from crash.pool import remove_scratch
+from crash.pool import parts, remove_scratch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -107,7 +107,7 @@ def replay_command(args) -> list[str]:
 def choose(args) -> list[sweep.Job]:
     """The jobs that the options ask for. SweepError where there are none."""
     if args.log:
-        args.log.open("rb").close()
+        parts()[0].Engine.check_log(str(args.log))
         args.fresh = True
         return sweep.make_recording_jobs(str(args.log), args.jobs, args.limit or sweep.LIMITS["log"])
     jobs = sweep.make_jobs(args.sizes, args.seed, args.limits)

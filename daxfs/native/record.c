@@ -13,9 +13,11 @@
 
 #define PIECE ((size_t)128 << 10)	/* from here on data go out without a copy; half of the buffer */
 
-static __thread uint64_t current_op;
+/* The operation that a thread is in, and of which recorder: another one has its own. */
+static __thread uint64_t current_recorder, current_op;
 static __thread uint16_t own_number;
 static uint16_t threads;
+static uint64_t recorders;
 
 static uint16_t thread_number(void)
 {
@@ -27,6 +29,7 @@ static uint16_t thread_number(void)
 int daxfs_record_init(struct daxfs_recorder *r, const void *base, int fd)
 {
 	memset(r, 0, sizeof(*r));
+	r->number = __atomic_add_fetch(&recorders, 1, __ATOMIC_RELAXED);
 	r->base = base;
 	r->fd = fd;
 	r->cap = fd < 0 ? 1 << 16 : 2 * PIECE;
@@ -107,7 +110,7 @@ static void event(struct daxfs_recorder *r, struct daxfs_event *e, const void *d
 	if (r->error)
 		return;
 	e->thread = thread_number();
-	if (!e->op)
+	if (!e->op && current_recorder == r->number)
 		e->op = current_op;
 	put(r, e, sizeof(*e));
 	if (len && !r->error)
@@ -236,6 +239,7 @@ uint64_t daxfs_record_begin(struct daxfs_recorder *r, const void *text, size_t l
 	struct daxfs_event e = { .kind = DAXFS_EV_BEGIN, .length = len };
 
 	pthread_mutex_lock(&r->lock);
+	current_recorder = r->number;
 	current_op = e.op = ++r->ops;
 	event(r, &e, text, len);
 	pthread_mutex_unlock(&r->lock);

@@ -54,6 +54,7 @@ struct daxfs_recorder {
 	int fd;			/* -1: everything stays in buf */
 	int error;		/* errno of the first failure; nothing is logged after it */
 	uint64_t events, bytes, ops;
+	uint64_t number;	/* no other recorder of this process had it */
 };
 
 /* fd -1 keeps the log in memory. 0 or -ENOMEM. */

@@ -18,6 +18,7 @@ from daxfs.errors import FormatError
 STORE, NT_STORE, NT_FILL, FLUSH, DRAIN, BEGIN, END, SITE, IMAGE, SCAN = range(1, 11)
 NAMES = ("", "store", "nt_store", "nt_fill", "flush", "drain", "begin", "end", "site", "image", "scan")
 _WITH_DATA = frozenset((STORE, NT_STORE, BEGIN, END, SITE, IMAGE, SCAN))
+_PLACED = frozenset((STORE, NT_STORE, NT_FILL, FLUSH, IMAGE, SCAN))
 _HEAD = struct.Struct("<BBHIQQQ")
 _FILE = struct.Struct("<8sII")
 
@@ -59,6 +60,22 @@ class Recording:
     sites: dict[int, str] = field(default_factory=dict)
 
 
+def _header(path: str, raw: bytes) -> dict:
+    """The header's facts; FormatError where what readers rely on is not there."""
+    try:
+        header = json.loads(raw)
+        region = header["region"]
+        good = region["bytes"] > 0 and region["bytes"] % 4096 == 0
+        good = good and region["granularity"] in ("byte", "cache_line", "page")
+        good = good and all(isinstance(region[name], str) for name in ("mode", "flush", "nt"))
+        good = good and all(isinstance(source["path"], str) for source in region["sources"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path}: its header is damaged ({error!r})") from None
+    if not good:
+        raise FormatError(f"{path}: its header is damaged (what it says of the region)")
+    return header
+
+
 def load(path: str) -> Recording:
     """The recording at *path*. FormatError where it is none, OSError where it can't be read."""
     with open(path, "rb") as file:
@@ -68,17 +85,18 @@ def load(path: str) -> Recording:
         _, version, length = _FILE.unpack(head)
         if version != VERSION:
             raise FormatError(f"{path}: a recording of version {version}; this daxfs reads {VERSION}")
-        try:
-            header = json.loads(file.read(length))
-            size = int(header["region"]["bytes"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"{path}: its header is damaged ({error})") from None
+        header = _header(path, file.read(length))
         body = file.read()
-    out = Recording(header, np.zeros(size, np.uint8))
+    size = header["region"]["bytes"]
+    try:
+        out = Recording(header, np.zeros(size, np.uint8))
+    except MemoryError:
+        raise FormatError(f"{path}: a region of {size} bytes has no room in memory") from None
     for event in parse(body):
+        if event.kind in _PLACED and event.place + event.length > size:
+            raise FormatError(f"{path}: {NAMES[event.kind]} of {event.length} bytes at {event.place:#x} "
+                              "lies outside the region")
         if event.kind == IMAGE:
-            if event.place + event.length > size:
-                raise FormatError(f"{path}: an image piece lies outside the region")
             out.image[event.place : event.place + event.length] = np.frombuffer(event.data, np.uint8)
         elif event.kind == SITE:
             out.sites[event.site] = event.data.decode("utf-8", "replace")

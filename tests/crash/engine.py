@@ -26,10 +26,9 @@ from daxfs.testing import log
 from daxfs.testing.costs import LATE, NEVER, Costs
 from daxfs.testing.media import Media
 
-from . import edges, judge, vfs, workloads
+from . import edges, judge, recorded, vfs, workloads
 from .ground import Ground, mounted
 from .model import Model
-from .recorded import Player
 
 MAX_VIOLATIONS = 5      # of one sequence: then it is given up
 # Done after a recovery that is to be followed by a second power failure: takes the first free pages.
@@ -97,10 +96,15 @@ class Engine:
             self._explain(sequence, run)
         return run.outcome
 
+    @staticmethod
+    def check_log(path: str) -> None:
+        """FormatError, OSError where the file at *path* is no recording that `run_log` can judge."""
+        recorded.check(path)
+
     def run_log(self, path: str, share: int = 0, shares: int = 1) -> Outcome:
         """Images of operations of a mount that was recorded; *share* of *shares*, for several processes."""
         outcome, began, points = Outcome(path), time.perf_counter(), set()
-        with Player(log.load(path), self.limit, random.Random(self.seed)) as player:
+        with recorded.Player(log.load(path), self.limit, random.Random(self.seed)) as player:
             for op, label, complaints, image in player.play(player.choose(share, shares)):
                 outcome.images += 1
                 outcome.ops[op.name] = outcome.ops.get(op.name, 0) + 1

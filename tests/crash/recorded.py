@@ -48,7 +48,7 @@ class Operation(NamedTuple):
 
 
 def operations(recording) -> list[Operation]:
-    """All operations that returned, in order. FormatError where two overlap."""
+    """All operations that returned, in order. FormatError where two overlap, or are not a mount's."""
     out, first = [], None
     for number, event in enumerate(recording.events):
         if event.kind == log.BEGIN:
@@ -56,10 +56,19 @@ def operations(recording) -> list[Operation]:
                 raise FormatError("recording: operations overlap; only those of one thread can be judged")
             first = number
         elif event.kind == log.END and first is not None:
-            begin = json.loads(recording.events[first].data)
-            out.append(Operation(first, number + 1, begin, json.loads(event.data or b"{}")))
+            try:
+                begin, result = json.loads(recording.events[first].data), json.loads(event.data)
+                out.append(Operation(first, number + 1, dict(begin, op=str(begin["op"])), dict(result)))
+            except (ValueError, KeyError, TypeError):
+                raise FormatError("recording: its operations are not those of a mount") from None
             first = None
     return out
+
+
+def check(path: str) -> None:
+    """FormatError where the file at *path* is no recording that can be judged, or nothing in it stores."""
+    if not Player(log.load(path), 1, random.Random(0)).choose(0, 1):
+        raise FormatError(f"{path}: no operation in it has stored anything and returned")
 
 
 class Shown(NamedTuple):

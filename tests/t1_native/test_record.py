@@ -3,8 +3,10 @@
 
 import ctypes
 import errno
+import json
 import os
 import resource
+import struct
 import threading
 
 import numpy as np
@@ -131,6 +133,17 @@ def test_operations_belong_to_their_thread(region):
     assert [e.data for e in events if e.kind == log.END] == [b"done", b""]
 
 
+def test_an_operation_belongs_to_one_recorder(region):
+    """One that was begun and never ended is not the operation of what a later recorder logs."""
+    with Recorder(region, sites=False) as recorder:
+        recorder.begin("never ended")
+        region.store(0, b"A")
+        assert [e.op for e in log.parse(recorder.take())] == [1, 1]
+    with Recorder(region, sites=False) as recorder:
+        region.store(0, b"B")
+        assert [e.op for e in log.parse(recorder.take())] == [0]
+
+
 def test_the_log_has_the_order_of_the_memory(region):
     """Threads that store to one word with the GIL released: the last store in the log is what is there."""
     size = 64 << 10
@@ -208,6 +221,31 @@ def test_what_can_be_no_log_is_refused(path, region, tmp_path):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(FormatError):
             log.load(str(tmp_path / "bad"))
+
+
+def event(kind, place=0, length=0, data=b"", op=0):
+    """One event as it stands in a log."""
+    return struct.pack("<BBHIQQQ", kind, 0, 1, 0, op, place, length) + data + bytes(-len(data) % 8)
+
+
+def test_a_damaged_log_is_refused(region, tmp_path):
+    """A header or an event that contradicts the region: FormatError, whatever it is."""
+    facts, path = region.describe(), tmp_path / "bad"
+
+    def loaded(region, body=b""):
+        text = json.dumps({"region": region}).encode()
+        path.write_bytes(b"DAXFSREC" + struct.pack("<II", 1, len(text)) + text + body)
+        return log.load(str(path))
+
+    assert not loaded(facts).events
+    for change in ({"bytes": 1 << 60}, {"bytes": -4096}, {"bytes": 5}, {"bytes": "x"}, {"granularity": "odd"},
+                   {"sources": [{}]}, {"sources": 3}, {"flush": None}):
+        with pytest.raises(FormatError):
+            loaded(facts | change)
+    for body in (event(log.STORE, 4 * MIB, 8, b"x" * 8), event(log.NT_FILL, 0, 1 << 50), event(99),
+                 event(log.FLUSH, 1 << 40, 8), event(log.IMAGE, 4 * MIB - 4, 8, b"x" * 8)):
+        with pytest.raises(FormatError):
+            loaded(facts, body)
 
 
 def test_scans_of_clients_have_their_place(region):

@@ -74,6 +74,10 @@ class Engine:
         time.sleep(float(os.environ.get("STANDIN_CLOSE", "0")))
         self.scratch.unlink()
 
+    @staticmethod
+    def check_log(path):
+        open(path, "rb").close()
+
     def run_log(self, path, share=0, shares=1):
         """An image for each byte; a violation where it is ``!``."""
         mine = Path(path).read_text()[share::shares]

@@ -7,6 +7,8 @@
 
 import functools
 import random
+import re
+from pathlib import Path
 
 import pytest
 from crash import mutants, plant, workloads
@@ -18,6 +20,9 @@ from daxfs.meta import fs, journal, mkfs
 BY_NAME = {mutant.name: mutant for mutant in mutants.MUTANTS}
 GENERAL = ("commit without its drain", "a record's checksum not looked at", "a write not drained",
            "an inode's checksum not renewed", "unlink: the name first, the link count later")
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,12 @@ def clean(engine):
 
 def test_there_are_enough_and_their_names_differ():
     assert len(BY_NAME) == len(mutants.MUTANTS) >= 24
+
+
+def test_the_documentation_names_each_of_them():
+    text = (ROOT / "docs" / "crash-testing.md").read_text().partition("## What it finds in daxfs")[2]
+    rows = re.findall(r"^\| (.+?) \| .+ \| \d+ \| .+ \|$", text, re.MULTILINE)
+    assert rows == [mutant.name for mutant in mutants.MUTANTS] and f"plants {len(rows)} bugs" in text
 
 
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))

@@ -5,17 +5,23 @@ import dataclasses
 import os
 import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import mounts
 import pytest
 from crash.engine import Engine
 from crash.recorded import Player
 
+from daxfs._record import Recorder
 from daxfs.errors import FormatError
+from daxfs.region import Region, create_file
 from daxfs.testing import log
 
 pytestmark = pytest.mark.mount
 MIB = 1 << 20
+SWEEP = Path(__file__).resolve().parents[2] / "tools" / "crash_sweep.py"
 
 
 def work(path):
@@ -93,6 +99,26 @@ def test_recordings_that_can_not_be_judged(recording):
     begin = next(event for event in whole.events if event.kind == log.BEGIN)
     with pytest.raises(FormatError, match="overlap"):
         Player(dataclasses.replace(whole, events=[begin, begin]), 1, random.Random(1))
+    strange = begin._replace(data=b"push 3")
+    end = next(event for event in whole.events if event.kind == log.END)
+    with pytest.raises(FormatError, match="not those of a mount"):
+        Player(dataclasses.replace(whole, events=[strange, end]), 1, random.Random(1))
     whole.header["region"]["sources"] *= 2
     with pytest.raises(FormatError, match="several sources"):
         Player(whole, 1, random.Random(1))
+
+
+def test_a_file_that_can_not_be_judged_ends_the_sweep_at_once(tmp_path):
+    """One line on stderr and status 2; a recording in which nothing is stored is no success either."""
+    source, empty, other = (str(tmp_path / name) for name in ("region", "empty", "other"))
+    create_file(source, 16 * MIB)
+    with Region.open([source]) as region, Recorder(region, empty):
+        pass
+    (tmp_path / "other").write_bytes(b"no recording")
+    none = str(tmp_path / "none")
+    for path, why in ((empty, "no operation"), (other, "not a recording"), (none, "No such")):
+        words = ["--log", path, "--out", str(tmp_path / "out")]
+        done = subprocess.run([sys.executable, "-P", str(SWEEP), *words], text=True, capture_output=True,
+                              check=False)
+        assert done.returncode == 2 and not done.stdout, done.stdout
+        assert why in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
