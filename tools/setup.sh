@@ -16,6 +16,7 @@ need libc6-dev test -e /usr/include/stdio.h
 need pkg-config command -v pkg-config
 need libfuse3-dev test -e /usr/include/fuse3/fuse_lowlevel.h
 need fuse3 command -v fusermount3
+need liburing-dev test -e /usr/include/liburing.h
 need fio command -v fio
 need xfsprogs command -v xfs_io
 need e2fsprogs command -v mkfs.ext4

@@ -35,6 +35,7 @@ struct range_table {
 	size_t n, cap;
 	int64_t users;			/* entered and not left */
 	int dead;
+	uint64_t seq;			/* odd while metadata are stored in place: native readers of an inode look again */
 };
 
 static inline int range_enter(struct range_table *t)
@@ -76,8 +77,18 @@ struct filemap {
 	size_t n, cap;
 	uint64_t size;			/* bytes */
 	uint64_t pages;			/* allocated, the sum of the lengths */
+	struct dirty_map *dirty;	/* dirty pages; NULL until a tracker is attached */
+	char *inode;			/* the inode's 256 bytes in the region; NULL: not an inode of a mounted file system */
+	uint32_t state;			/* FILEMAP_*; changed with __atomic_fetch_or/and, under the lock where it says so */
 	pthread_rwlock_t lock;
 };
+
+/* What native threads must know of an inode beside its extents. Set and cleared by the metadata thread. */
+#define FILEMAP_UNSETTLED 1u	/* a record since the journal's tail holds this inode: replay would bring its size and
+				 * times back. Set under the exclusive lock; no size may be stored in place while it is set */
+#define FILEMAP_PLAIN 2u	/* a write takes nothing away (no setuid, setgid, capabilities), and the file may be
+				 * written. Cleared, under the exclusive lock, by every record with this inode */
+#define FILEMAP_STALE_TIMES 4u	/* lazytime: times were stored and not flushed; fsync has to. Set by any thread */
 
 void filemap_init(struct filemap *m);
 void filemap_destroy(struct filemap *m);

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The native half of the FUSE server: takes one request apart, checks it, and answers it if that needs no
+ * metadata transaction and no Python (DESIGN.md section 6, "Native service"). It reads and writes no
+ * descriptor: native/transport.h brings requests, and so do unit tests and the fuzzer.
+ *
+ * Any thread, without the GIL. A handle's filemap lock is taken here and is given back before serve()
+ * returns, except where serve_reply.locked says otherwise. Nothing waits under it but for the copy.
+ */
+#ifndef DAXFS_SERVE_H
+#define DAXFS_SERVE_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "daxfs/native/daxio.h"
+#include "daxfs/native/wire.h"
+
+/* A request in the pieces in which it came: `head` is readable for 40 bytes; `arg` holds the fixed
+ * struct of the opcode (io_uring: op_in; /dev/fuse: behind the header), `data` names, payload, extensions. */
+struct serve_msg {
+	const struct wire_in *head;
+	const char *arg;
+	size_t arg_len;
+	const char *data;
+	size_t data_len;
+};
+
+#define SERVE_PIECES 16
+struct serve_reply {
+	/* in: where a reply may be put together, without its wire_out. */
+	char *buf;
+	size_t cap;
+	int by_pieces;			/* the transport can send pieces of the region itself (dev, not uring) */
+	/* out */
+	int error;			/* 0 or -errno */
+	size_t len;			/* bytes in buf, or in all pieces */
+	int npieces;			/* > 0: the reply is in piece[], buf is unused */
+	struct iovec piece[SERVE_PIECES];
+	struct serve_handle *handle;	/* pieces: handle whose lock is held shared until serve_done() */
+};
+
+enum serve_verdict {
+	SERVE_DONE = 0,		/* the reply is ready (an errno too); send it, then serve_done() */
+	SERVE_RELAY = 1,	/* well formed; pyfuse3's */
+	SERVE_CALL = 2,		/* well formed; for the trio loop, where pyfuse3 has no handler */
+	SERVE_FORGET = 3,	/* well formed, gets no reply: pyfuse3's */
+	SERVE_INTERRUPT = 4,	/* well formed: the transport's own */
+	SERVE_DROP = 5,		/* can't be answered: no whole header, or a request that has no reply and is malformed */
+};
+
+/* One open file or directory. Made and removed in the metadata thread, used by any. */
+#define SERVE_WRITE (1u << 0)		/* opened for writing */
+#define SERVE_DIRECT (1u << 1)		/* FUSE direct I/O: reads and writes are the program's, no page fills */
+#define SERVE_DSYNC (1u << 2)		/* each write is followed by an fsync before its reply */
+#define SERVE_NOATIME (1u << 3)
+#define SERVE_DIRECTORY (1u << 4)
+struct serve_handle {
+	struct filemap *f;		/* NULL for a directory */
+	uint64_t ino, fh;
+	uint32_t flags;
+	int64_t users;			/* requests under way */
+	struct serve_handle *next_free;
+};
+
+/* What the metadata thread lets native threads do; plain words, read with __atomic_load_n. */
+struct serve_limits {
+	int writes;			/* WRITE, FALLOCATE, FSYNC, times may be served (rw, not PAGE granularity) */
+	int nothing;			/* relay everything (record=, after shutdown) */
+	int atime;			/* 0 noatime, 1 relatime, 2 strictatime */
+	int lazytime;
+	int getattr;			/* GETATTR may be served (no damaged inodes) */
+	char *inodes;			/* inode table in the region; inode n stands at inodes + 256 n */
+	uint64_t inode_limit;
+	uint64_t max_write;		/* largest WRITE and READ */
+};
+
+/* A thread's counters: only it writes them. */
+#define SERVE_BUCKETS 40
+struct serve_counts {
+	uint64_t count[WIRE_OPCODES], errors[WIRE_OPCODES], total_ns[WIRE_OPCODES];	/* served requests */
+	uint64_t relayed[WIRE_OPCODES];
+	uint64_t bucket[WIRE_OPCODES][SERVE_BUCKETS];	/* bucket b: [2^(b-1), 2^b) ns, as stats.py has it */
+	uint64_t malformed;
+};
+
+struct server {
+	struct daxio *io;
+	struct serve_limits limits;
+	void (*fault)(void *ctx, struct filemap *f, uint64_t pos, uint64_t size, int write);	/* fault accounting, or NULL; lock held */
+	void *fault_ctx;
+	pthread_mutex_t lock;		/* of the table of handles */
+	struct serve_handle **slot;
+	size_t nslots, used;
+	struct serve_handle *free;
+};
+
+int server_init(struct server *s, struct daxio *io);
+void server_destroy(struct server *s);
+/* A handle on f (NULL: directory): its fh, never 0; 0: no memory. f must live until server_close. */
+uint64_t server_open(struct server *s, struct filemap *f, uint64_t ino, uint32_t flags);
+/* Removes it and waits until no request uses it. -EBADF. */
+int server_close(struct server *s, uint64_t fh);
+
+/* Check `m` and, where that is possible, answer it. With any verdict but SERVE_DONE nothing was changed. */
+enum serve_verdict serve(struct server *s, struct serve_counts *c, const struct serve_msg *m, struct serve_reply *r);
+/* After the reply was sent. */
+void serve_done(struct server *s, struct serve_reply *r);
+/* Bytes of the fixed struct of an opcode (what io_uring has in op_in); 0 for one that has none or is unknown. */
+size_t serve_arg_size(uint32_t opcode);
+
+#endif
