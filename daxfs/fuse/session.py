@@ -19,7 +19,7 @@ import pyfuse3
 import trio
 
 from daxfs.errors import DaxfsError, SourceError, fail
-from daxfs.fuse import control, facts, handshake, mountinfo
+from daxfs.fuse import control, facts, handshake, mountinfo, transports
 from daxfs.fuse.ops import handler, make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
 from daxfs.fuse.recording import Recording
@@ -48,6 +48,8 @@ class Session:
         self.mount: mountinfo.Mount | None = None
         self.link: handshake.Link | None = None  # None: libfuse mounts
         self.link_why = ""
+        found = transports.for_mount(transports.probe(), config.flags)
+        self.transport, self.transport_why = transports.choose(config.transport, found)
 
     def open(self) -> None:
         """Region and file system, with replay. SourceError, FormatError, CorruptError, UsageError."""
@@ -202,6 +204,7 @@ class Session:
             "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
             "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
+            "transport": {"kind": self.transport, "why_not_better": self.transport_why, "threads": 1},
             "recording": self.recording.describe() if self.recording else None,
             "region": region,
         }
