@@ -569,7 +569,7 @@ cdef class FileMap:
 
     def __cinit__(self):
         filemap_init(&self.m)
-        self.dirty = None
+        self._dirty = None
 
     def __dealloc__(self):
         filemap_destroy(&self.m)
@@ -614,6 +614,20 @@ cdef class FileMap:
     def size(self, uint64_t size):
         cdef bint taken = self._exclusive()
         store_size(&self.m.size, size)
+        if taken:
+            self.unlock()
+
+    @property
+    def dirty(self):
+        """The DirtyMap, None until a tracker is attached; native code finds it through the struct."""
+        return self._dirty
+
+    @dirty.setter
+    def dirty(self, DirtyMap dirty):
+        cdef DirtyMap old = self._dirty      # lives until nobody under the lock can look at it
+        cdef bint taken = self._exclusive()
+        self._dirty = dirty
+        self.m.dirty = &dirty.m if dirty is not None else NULL
         if taken:
             self.unlock()
 
