@@ -19,6 +19,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from .. import layout as L
+from ..data._serve import Server
 from ..data.file_io import FileIo
 from ..fault._decision import CachedFaults
 from ..meta import attr, namespace, xattr
@@ -108,6 +109,8 @@ class Operations(pyfuse3.Operations):
         self.sync = False  # mount option sync: every write is as if O_SYNC was given
         self.handshake = None  # a handshake.Link where we mounted by ourselves
         self.killpriv = False
+        self.server = Server()  # file handles, and what native threads may answer
+        self.direct = False  # a native transport: all files are opened with direct I/O
 
     def handoff(self) -> None:
         """The made-up FORGET of the handshake: INIT is answered, no request was read from the kernel yet."""

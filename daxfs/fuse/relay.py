@@ -12,7 +12,10 @@ import logging
 import trio
 from pyfuse3 import FUSEError
 
-from daxfs.fuse import calls
+try:
+    from daxfs.fuse import calls
+except ImportError:
+    calls = None
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ class Relay:
             while self.transport.ended is None:
                 await trio.lowlevel.wait_readable(self.transport.fileno())
                 while (call := self.transport.next_call()) is not None:
-                    if call.opcode in calls.LONG:
+                    if calls and call.opcode in calls.LONG:
                         nursery.start_soon(self.answer, call)
                     else:
                         await self.answer(call)
