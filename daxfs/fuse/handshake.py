@@ -55,10 +55,10 @@ def bits(*wanted: str) -> int:
     return sum(1 << FEATURES[name] for name in wanted)
 
 
-WANTED = bits("dont_mask", "handle_killpriv_v2", "direct_io_allow_mmap")
-# What a native transport answers by itself beside that: READDIR, IOCTL of directories, ECONNABORTED.
-WANTED_NATIVE = WANTED | bits("readdirplus_auto", "parallel_dirops", "ioctl_dir", "abort_error", "max_pages",
-                              "async_dio", "big_writes")
+WANTED = bits("dont_mask", "handle_killpriv_v2", "direct_io_allow_mmap", "abort_error")
+# What a native transport answers by itself beside that: READDIR, IOCTL of directories.
+WANTED_NATIVE = WANTED | bits("readdirplus_auto", "parallel_dirops", "ioctl_dir", "max_pages", "async_dio",
+                              "big_writes")
 OVER_IO_URING = bits("over_io_uring")
 # pyfuse3 copies what it gets, so a pipe in between is two system calls more for each request.
 UNWANTED = bits("splice_write", "splice_move", "splice_read")
@@ -286,12 +286,13 @@ class Link:
             self.ours.close()
             self.ours = None
 
-    def close(self, end_session) -> None:
+    def close(self, end_session, aborted: bool = False) -> None:
         """Take the mount away, lazily where it is in use, and close everything.
 
         *end_session()* ends libfuse's session, which closes libfuse's descriptor; None: there is no session.
+        *aborted*: the connection was, so that the mount is still there though nobody can answer it.
         """
-        there = self._is_mounted()
+        there = self._is_mounted(aborted)
         # Descriptors first: that ends all requests, and umount2 must not wait for one that nobody answers.
         self._drop()
         if end_session is not None:
@@ -302,17 +303,17 @@ class Link:
         if there:
             ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(self.mountpoint), _MNT_DETACH)
 
-    def _is_mounted(self) -> bool:
+    def _is_mounted(self, aborted: bool) -> bool:
         """True while the uppermost mount at the mount point is ours.
 
         Our device number can't be another mount's as long as the connection lives, and POLLERR says that
-        it does not.
+        it does not; but an abort leaves the mount, and with it the number, where they are.
         """
         if not self._mounted:
             return False
         poll = select.poll()
         poll.register(self._theirs if self.fuse is None else self.fuse, 0)
-        if any(event & select.POLLERR for _, event in poll.poll(0)):
+        if not aborted and any(event & select.POLLERR for _, event in poll.poll(0)):
             return False
         try:
             found = mountinfo.mount_at(self.mountpoint)

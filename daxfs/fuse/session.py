@@ -34,6 +34,7 @@ from daxfs.region import Region
 log = logging.getLogger("daxfs.mount")
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ABORT = "abort"  # ended_by: /sys/fs/fuse/connections/N/abort
 _SYNC_PATIENCE = 10.0  # seconds for the kernel to write its dirty pages back when a signal ends us
 
 
@@ -124,7 +125,7 @@ class Session:
                 self.native.stop()
             # Takes the mount away, lazily where it is in use, and ends requests that nobody answered.
             if self.link is not None:
-                self.link.close(lambda: pyfuse3.close(unmount=False))
+                self.link.close(lambda: pyfuse3.close(unmount=False), self.ended_by == ABORT)
             else:
                 pyfuse3.close(unmount=True)
 
@@ -159,11 +160,20 @@ class Session:
                 if listener:
                     nursery.start_soon(listener.serve, nursery)
                 nursery.start_soon(self._begin, ready, nursery)
-                await pyfuse3.main()
+                await self._pyfuse3()
                 nursery.cancel_scope.cancel()
         finally:
             if listener:
                 listener.close()
+
+    async def _pyfuse3(self) -> None:
+        """pyfuse3's loop, to its end."""
+        try:
+            await pyfuse3.main()
+        except BaseException as exc:
+            if getattr(_plain(exc), "errno", None) != errno.ECONNABORTED:
+                raise
+            self.ended_by = ABORT
 
     async def _begin(self, ready, nursery) -> None:
         """Say that we are ready, after the handshake if there is one."""
@@ -303,7 +313,7 @@ class Session:
 def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
     """Mount as *config* says and serve it to its end; what ended it ("umount", or a signal's name).
 
-    OSError (DaxfsError) for all that goes wrong; the mount is gone then. *ready* as in Session.serve.
+    OSError (DaxfsError) for all that goes wrong, ECONNABORTED among it; the mount is gone then. *ready* as in Session.serve.
     *attempt* calls what it is given, again where a busy source may become free.
     """
     # Until they are received in _signals, and while it ends, these wait: a mount must not outlive us.
@@ -323,6 +333,9 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
         raise _plain(exc) from exc
     session.close(durable=True)
     log.info("%s: ended by %s", session.mountpoint, session.ended_by)
+    if session.ended_by != "umount" and session.ended_by not in signal.Signals.__members__:
+        why = "the connection was aborted" if session.ended_by == ABORT else session.ended_by
+        raise DaxfsError(f"{session.mountpoint}: {why}; all that had been written is durable", errno.ECONNABORTED)
     return session.ended_by
 
 
