@@ -47,6 +47,7 @@ cdef extern from "daxfs/native/transport.h" nogil:
     void transport_stop(transport *t)
     void transport_destroy(transport *t)
     pending *transport_next_call(transport *t)
+    void transport_pump(transport *t)
     void transport_reply(transport *t, pending *p, int error, const iovec *iov, int n)
     void transport_trace(transport *t, int on)
     int transport_trace_read(transport *t, trace_event *out)
@@ -175,6 +176,12 @@ cdef class Transport:
     def pending(self):
         """Requests that wait for pyfuse3 or the trio loop."""
         return self.t.npending
+
+    def pump(self):
+        """Hand on what pyfuse3 has answered. After each step of the trio loop that may have run a handler."""
+        if self.t.npending:
+            with nogil:
+                transport_pump(&self.t)
 
     def next_call(self):
         """The oldest request that Python has to answer (a `Call`), or None."""

@@ -2,7 +2,7 @@
 """The trio side of a native transport: requests that Python answers without pyfuse3, and its end.
 
 The native threads queue a request that they leave to us (`Transport.next_call`); calls.run decodes it and
-runs the same handler that pyfuse3 would. Limits: the trio thread; a call runs to its end before the next one
+runs the same handler that pyfuse3 would. Replies of pyfuse3 itself are handed on here too. Limits: the trio thread; a call runs to its end before the next one
 begins, but for those that say themselves that they take long (calls.LONG).
 """
 
@@ -20,6 +20,16 @@ except ImportError:
 log = logging.getLogger(__name__)
 
 
+class _Pump(trio.abc.Instrument):
+    """Hands pyfuse3's reply on at the end of the very task step that wrote it."""
+
+    def __init__(self, transport):
+        self.pump = transport.pump
+
+    def after_task_step(self, task) -> None:
+        self.pump()
+
+
 class Relay:
     """Serves the calls of *transport* (a started `daxfs.data._transport.Transport`) with *operations*."""
 
@@ -28,6 +38,15 @@ class Relay:
 
     async def serve(self, ended) -> None:
         """Until the transport ends: *ended(why)* is called then, once."""
+        pump = _Pump(self.transport)
+        trio.lowlevel.add_instrument(pump)
+        try:
+            await self._serve()
+            ended(self.transport.ended)
+        finally:
+            trio.lowlevel.remove_instrument(pump)
+
+    async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
             while self.transport.ended is None:
                 await trio.lowlevel.wait_readable(self.transport.fileno())
@@ -36,7 +55,6 @@ class Relay:
                         nursery.start_soon(self.answer, call)
                     else:
                         await self.answer(call)
-            ended(self.transport.ended)
 
     async def answer(self, call) -> None:
         """Run one call and reply to it, whatever happens: nobody else will."""

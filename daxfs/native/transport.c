@@ -373,26 +373,16 @@ static void relayed_reply(struct transport *t, char *msg, size_t len)
 	p->ch->reply(p->ch, p, out.error, &body, out.error ? 0 : 1);
 }
 
-static void *relay_main(void *arg)
+void transport_pump(struct transport *t)
 {
-	struct transport *t = arg;
-	size_t size = t->max_payload + PAIR_SLACK;
-	char *buf = malloc(size);
+	ssize_t n;
 
-	while (buf && !__atomic_load_n(&t->stop, __ATOMIC_ACQUIRE)) {
-		ssize_t n = recv(t->pair_fd, buf, size, 0);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			break;	/* pyfuse3's end is closed, or transport_stop has shut ours down */
+	if (!t->relayed && !(t->relayed = malloc(t->max_payload + PAIR_SLACK)))
+		return;		/* the next round tries again */
+	while ((n = recv(t->pair_fd, t->relayed, t->max_payload + PAIR_SLACK, MSG_DONTWAIT)) > 0) {
 		if ((size_t)n >= sizeof(struct wire_out))
-			relayed_reply(t, buf, n);
+			relayed_reply(t, t->relayed, n);
 	}
-	free(buf);
-	transport_end(t, EPIPE);
-	__atomic_store_n(&t->relay_finished, 1, __ATOMIC_RELEASE);
-	return NULL;
 }
 
 /* ---- beginning and end ---- */
@@ -419,8 +409,8 @@ void transport_end(struct transport *t, int error)
 	event_signal(t->event_fd);
 }
 
-/* A thread that takes no signal but the one that wakes it: those of the process are the trio loop's. */
-static int spawn(pthread_t *thread, void *(*run)(void *), void *arg)
+/* The thread takes no signal but the one that wakes it: those of the process are the trio loop's. */
+int transport_spawn(struct channel *ch, void *(*run)(void *))
 {
 	sigset_t all, old;
 	int rc;
@@ -428,17 +418,10 @@ static int spawn(pthread_t *thread, void *(*run)(void *), void *arg)
 	sigfillset(&all);
 	sigdelset(&all, SIGURG);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(thread, NULL, run, arg);
+	rc = pthread_create(&ch->thread, NULL, run, ch);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return -rc;
-}
-
-int transport_spawn(struct channel *ch, void *(*run)(void *))
-{
-	int rc = spawn(&ch->thread, run, ch);
-
 	ch->started = !rc;
-	return rc;
+	return -rc;
 }
 
 static void wake(int number)
@@ -455,10 +438,7 @@ int transport_start(struct transport *t, int threads)
 	int rc;
 
 	sigaction(SIGURG, &sa, NULL);
-	rc = spawn(&t->relay, relay_main, t);
-	t->relay_started = !rc;
-	if (!rc)
-		rc = dev_start(t, t->kind == TRANSPORT_URING ? 1 : threads);
+	rc = dev_start(t, t->kind == TRANSPORT_URING ? 1 : threads);
 	if (!rc && t->kind == TRANSPORT_URING)
 		rc = uring_start(t);
 	if (rc)
@@ -484,7 +464,6 @@ void transport_stop(struct transport *t)
 	int i;
 
 	__atomic_store_n(&t->stop, 1, __ATOMIC_RELEASE);
-	shutdown(t->pair_fd, SHUT_RDWR);
 	if (t->kind == TRANSPORT_URING)
 		uring_wake(t);
 	for (i = 0; i < t->nchannels; i++) {
@@ -492,9 +471,6 @@ void transport_stop(struct transport *t)
 			join(t->channel[i]->thread, &t->channel[i]->finished);
 		t->channel[i]->started = 0;
 	}
-	if (t->relay_started)
-		join(t->relay, &t->relay_finished);
-	t->relay_started = 0;
 }
 
 void transport_destroy(struct transport *t)
@@ -520,6 +496,7 @@ void transport_destroy(struct transport *t)
 	}
 	t->nchannels = 0;
 	free(t->trace);
+	free(t->relayed);
 	if (t->event_fd >= 0)
 		close(t->event_fd);
 	t->event_fd = -1;

@@ -83,8 +83,7 @@ struct transport {
 	uint64_t npending;
 	struct pending *calls, **calls_end;
 
-	pthread_t relay;		/* reads pyfuse3's replies */
-	int relay_started, relay_finished;
+	char *relayed;			/* room for one reply of pyfuse3's; transport_pump's */
 	struct channel *channel[512];
 	int nchannels;
 
@@ -101,6 +100,9 @@ void transport_stop(struct transport *t);
 void transport_destroy(struct transport *t);
 /* The next call, or NULL (then the event descriptor has been read). */
 struct pending *transport_next_call(struct transport *t);
+/* Hand pyfuse3's replies on. Called in pyfuse3's own thread, right after it has written one: so no thread has
+ * to be woken for it, and the pair can't fill up, which would stop pyfuse3 for ever. */
+void transport_pump(struct transport *t);
 /* Answer a pending request, which is gone then. */
 void transport_reply(struct transport *t, struct pending *p, int error, const struct iovec *iov, int n);
 /* There is nothing more to come, for the reason `error`: told to the trio loop. */

@@ -166,12 +166,12 @@ def test_several_daemons_side_by_side(daemon):
 
 
 def test_threads_are_those_of_the_transport(daemon, transport):
-    """One for each CPU that may be there and two more; or readers and one more; pyfuse3 has none of its own."""
+    """A queue for each CPU that may be there and a reader; readers; pyfuse3 has none of its own."""
     one = daemon()
     tasks = len(os.listdir(f"/proc/{one.process.pid}/task"))
     last = re.search(r"\d+$", Path("/sys/devices/system/cpu/possible").read_text().strip())[0]
     told = one.region.stat()["transport"]
     assert told["kind"] == transport
-    others = {"pyfuse3": 0, "dev": told["threads"] + 1, "uring": int(last) + 1 + 2}[transport]
+    others = {"pyfuse3": 0, "dev": told["threads"], "uring": int(last) + 1 + 1}[transport]
     numpy_and_main = 2
     assert tasks - others in (1, numpy_and_main)
