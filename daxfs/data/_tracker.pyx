@@ -56,18 +56,18 @@ cdef class PteTracker(Tracker):
             f.dirty = DirtyMap(self.arena)
 
     cdef int mark(self, FileMap f, uint64_t pgoff, uint64_t pages, uint64_t pfn) noexcept nogil:
-        if f.dirty is None:
+        if f.bits is None:
             return -EINVAL
-        return f.dirty.set_range(pgoff, pages)
+        return f.bits.set_range(pgoff, pages)
 
     cdef uint64_t next_run(self, FileMap f, uint64_t start, uint64_t *pages) noexcept nogil:
-        if f.dirty is None:
+        if f.bits is None:
             return UINT64_MAX
-        return f.dirty.next_run(start, pages)
+        return f.bits.next_run(start, pages)
 
     cdef void clean(self, FileMap f, uint64_t pgoff, uint64_t pages) noexcept nogil:
-        if f.dirty is not None:
-            f.dirty.clear_range(pgoff, pages)
+        if f.bits is not None:
+            f.bits.clear_range(pgoff, pages)
 
     def dirty_pages(self, FileMap f not None):
-        return f.dirty.count if f.dirty is not None else 0
+        return f.bits.count if f.bits is not None else 0
