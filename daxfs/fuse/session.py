@@ -285,7 +285,7 @@ class Session:
         fs = self.fs
         if readonly and not fs.readonly:
             # All durable and marked clean while stores are still allowed.
-            self.operations.files.write_back()
+            self.operations.files.quiesce()
             fs.sync_all()
             fs.set_mounted(0)
         elif not readonly and fs.readonly:
@@ -306,7 +306,7 @@ class Session:
     def _close_fs(self) -> None:
         if self.fs.readonly and self.region.mode == "rw":
             self.fs.readonly = False  # remounted ro: orphans and times still want their end
-        self.operations.files.write_back()
+        self.operations.files.quiesce()
         self.fs.unmount()
 
 
