@@ -12,6 +12,7 @@ from .. import layout as L
 from ..errors import CorruptError, fail
 from . import dir as directory
 from . import extent, xattr
+from .inode import allowed_flags
 
 S_IFMT, S_IFDIR, S_IFREG, S_IFLNK = 0o170000, 0o040000, 0o100000, 0o120000
 S_ISGID = 0o2000
@@ -80,7 +81,8 @@ def create(fs, parent: int, name: bytes, mode: int, creds: Creds, rdev: int = 0,
     """Make a file, directory, symlink, device node, FIFO or socket; returns its inode.
 
     EEXIST, ENOENT in a directory that was removed, ENOSPC, EMLINK, ENAMETOOLONG.
-    The group comes from a setgid directory, the ACL from its default ACL; without one the umask counts.
+    The group comes from a setgid directory, the ACL from its default ACL; without one the umask counts. What
+    the directory has of L.FLAGS_USER is handed down where the new type may have it.
     """
     _check_name(name)
     dir_inode, node = _dir(fs, parent)
@@ -101,6 +103,7 @@ def create(fs, parent: int, name: bytes, mode: int, creds: Creds, rdev: int = 0,
         ino = fs.new_ino(tx)
         edit = tx.new_inode(ino)
         edit.mode, edit.uid, edit.gid, edit.rdev = mode, creds.uid, gid, rdev
+        edit.flags = dir_inode.flags & allowed_flags(mode)
         edit.nlink = 2 if is_dir else 1
         edit.parent = parent if is_dir else 0
         edit.atime = edit.mtime = edit.ctime = edit.btime = now
