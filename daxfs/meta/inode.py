@@ -26,6 +26,11 @@ _mode, _MODE = F.codec["mode"].unpack_from, F.offset["mode"]
 _flags, _FLAGS = F.codec["flags"].unpack_from, F.offset["flags"]
 
 
+def allowed_flags(mode: int) -> int:
+    """The flags of L.FLAGS_USER that an inode of this type may have."""
+    return L.FLAGS_USER if mode & 0o170000 in (0o100000, 0o040000) else L.FLAGS_ANY
+
+
 class InodeTable:
     """Inodes of one region. ``ino`` counts from 1 (ROOT_INO); 0 is never used."""
 
