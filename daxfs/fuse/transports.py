@@ -14,7 +14,6 @@ import importlib
 import os
 import platform
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +53,7 @@ class Host:
     there is no such parameter, None where the module or sysfs is not there. builtin: fuse is no module.
     io_uring_disabled: the sysctl, "" where there is none. ring: errno of io_uring_setup(2), 0: it works,
     None: not tried. device: /dev/fuse can be opened. clone: errno of cloning a mounted descriptor, None: not
-    tried. fusermount: fusermount3 is there.
+    tried.
     """
 
     kernel: tuple[int, ...] = (0, 0)
@@ -65,7 +64,6 @@ class Host:
     ring: int | None = None
     device: bool = False
     clone: int | None = None
-    fusermount: bool = False
 
 
 def kernel_version(root: Path = Path("/")) -> tuple[int, ...]:
@@ -90,7 +88,6 @@ def look(have_device_fd: int | None = None, root: Path = Path("/")) -> Host:
         ring=try_ring() if here else None,
         device=os.access(root / "dev/fuse", os.R_OK | os.W_OK),
         clone=None if have_device_fd is None else try_clone(have_device_fd),
-        fusermount=bool(shutil.which("fusermount3")),
     )
 
 
@@ -180,9 +177,8 @@ def _no_ring(host: Host) -> Reason | None:
 def _no_dev(host: Host) -> Reason | None:
     if host.clone:
         return Reason(f"FUSE_DEV_IOC_CLONE on /dev/fuse: {os.strerror(host.clone)}")
-    if host.clone is None and not host.device and not host.fusermount:
-        return Reason("/dev/fuse can't be opened for reading and writing, and there is no fusermount3",
-                      "chmod a+rw /dev/fuse, or apt install fuse3")
+    if host.clone is None and not host.device:
+        return Reason("/dev/fuse can't be opened to read and write", "modprobe fuse, chmod a+rw /dev/fuse")
     return None
 
 
@@ -200,14 +196,9 @@ def try_ring() -> int:
 
 
 def try_clone(device: int) -> int:
-    """0 where another descriptor of the connection of *device* can be had, else the errno.
-
-    EACCES and EPERM on /dev/fuse itself are none: fusermount3's descriptor is then shared by all threads.
-    """
+    """0 where another descriptor of the connection of *device* can be had, else the errno."""
     try:
         other = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    except PermissionError:
-        return 0
     except OSError as exc:
         return exc.errno
     try:
