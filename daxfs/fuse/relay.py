@@ -12,10 +12,7 @@ import logging
 import trio
 from pyfuse3 import FUSEError
 
-try:
-    from daxfs.fuse import calls
-except ImportError:
-    calls = None
+from daxfs.fuse import calls
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +48,7 @@ class Relay:
             while self.transport.ended is None:
                 await trio.lowlevel.wait_readable(self.transport.fileno())
                 while (call := self.transport.next_call()) is not None:
-                    if calls and call.opcode in calls.LONG:
+                    if call.opcode in calls.LONG:
                         nursery.start_soon(self.answer, call)
                     else:
                         await self.answer(call)

@@ -112,6 +112,8 @@ class Session:
         self.operations = make_operations(self.fs, self.config)
         if self.recording is not None:
             self.recording.cover(self.operations, handler)
+            self.operations.recorded = True
+        self.operations.tell_limits()
         self._connect()
         try:
             self.mount = mountinfo.mount_at(self.mountpoint)
@@ -199,6 +201,8 @@ class Session:
         link, operations = self.link, self.operations
         # S13: read and write always take the direct path; mappings go through the page cache beside it.
         operations.direct = bool(link.flags & handshake.bits("direct_io_allow_mmap"))
+        operations.killpriv = bool(link.flags & handshake.bits("handle_killpriv_v2"))
+        operations.server.max_write = link.pages * PAGE_SIZE
         self.native = Transport(
             operations.server, self.transport, link.fuse, link.ours.fileno(), link.pages * PAGE_SIZE,
             transports.thread_count(self.config.threads),
@@ -278,6 +282,7 @@ class Session:
         config.nodiratime = bool(wish.get("nodiratime", config.nodiratime))
         config.lazytime = bool(wish.get("lazytime", config.lazytime))
         self._set_times(config)
+        self.operations.tell_limits()
         log.info("%s: remounted %s,%s", self.mountpoint, "ro" if readonly else "rw", atime)
         return {"ok": True, "options": config.describe()}
 
@@ -285,6 +290,7 @@ class Session:
         fs = self.fs
         if readonly and not fs.readonly:
             # All durable and marked clean while stores are still allowed.
+            self.operations.tell_limits(writes=False)
             self.operations.files.quiesce()
             fs.sync_all()
             fs.set_mounted(0)
@@ -313,8 +319,8 @@ class Session:
 def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
     """Mount as *config* says and serve it to its end; what ended it ("umount", or a signal's name).
 
-    OSError (DaxfsError) for all that goes wrong, ECONNABORTED among it; the mount is gone then. *ready* as in Session.serve.
-    *attempt* calls what it is given, again where a busy source may become free.
+    OSError (DaxfsError) for all that goes wrong, ECONNABORTED among it; the mount is gone then. *ready* as
+    in Session.serve. *attempt* calls what it is given, again where a busy source may become free.
     """
     # Until they are received in _signals, and while it ends, these wait: a mount must not outlive us.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
