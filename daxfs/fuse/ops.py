@@ -17,7 +17,6 @@ from ..data._serve import Server
 from ..data.file_io import FileIo
 from ..errors import fail
 from ..fault._decision import CachedFaults
-from ..granularity import Granularity
 from ..meta import attr, namespace, xattr
 from ..meta.file import killed_privileges
 from ..meta.namespace import Creds
@@ -96,7 +95,7 @@ class Operations(MoreOperations, pyfuse3.Operations):
         server.atime = "noatime" if fs.readonly else fs.atime
         server.lazytime = fs.lazytime
         # With msync there is one word for errors in the region, and a thread can't know whose they are.
-        server.writes = writes and not fs.readonly and fs.region.granularity != Granularity.PAGE
+        server.writes = writes and not fs.readonly and fs.region.granularity != "page"
         server.nothing = self.recorded or fs.shut
 
     def _grown(self, limit: int) -> None:
