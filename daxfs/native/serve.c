@@ -118,7 +118,7 @@ int server_close(struct server *s, uint64_t fh)
 	return 0;
 }
 
-static int64_t realtime(struct server *s)
+int64_t server_realtime(struct server *s)
 {
 	struct timespec now;
 
@@ -130,7 +130,7 @@ int server_init(struct server *s, struct daxio *io)
 {
 	memset(s, 0, sizeof(*s));
 	s->io = io;
-	s->now = realtime;
+	s->now = server_realtime;
 	return -pthread_mutex_init(&s->lock, NULL);
 }
 

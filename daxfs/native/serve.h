@@ -107,6 +107,7 @@ struct server {
 
 int server_init(struct server *s, struct daxio *io);
 void server_destroy(struct server *s);
+int64_t server_realtime(struct server *s);	/* what server.now is at first */
 /* A handle on f (NULL: directory): its fh, never 0; 0: no memory. f must live until server_close. */
 uint64_t server_open(struct server *s, struct filemap *f, uint64_t ino, uint32_t flags);
 /* Removes it and waits until no request uses it: holding neither the GIL nor a map's lock. -EBADF. */
