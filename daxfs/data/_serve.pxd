@@ -71,13 +71,12 @@ cdef extern from "daxfs/native/serve.h" nogil:
     size_t serve_arg_size(uint32_t opcode)
     void serve_counts_add(serve_counts *sum, const serve_counts *c)
 
-# What one or more threads counted (serve_counts_add) as Server.counts has it.
-cdef dict served(const serve_counts *c)
-
 @cython.no_gc_clear
 cdef class Server:
     cdef server s                # good while this object lives: it points into `dax`, so that goes last
     cdef serve_counts c          # of feed
     cdef readonly DaxIo dax
     cdef dict maps               # fh: FileMap of each open file
-    cdef object hook             # keeps fault_ctx alive
+    cdef object faults           # keeps s.fault_ctx alive
+    # {"operations": {name: latency.Operation}, "relayed": {name: how many}, "malformed": how many} of n threads
+    cdef dict summed(self, const serve_counts **all, int n)

@@ -9,8 +9,6 @@ Metadata thread: open, close, the limits. `feed` and `counts`: one thread at a t
 transport's. No method may be called while a FileMap lock is held.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer
-from libc.errno cimport EBADF
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -24,7 +22,6 @@ WRITE, DIRECT, DSYNC, NOATIME, DIRECTORY = (
     SERVE_WRITE, SERVE_DIRECT, SERVE_DSYNC, SERVE_NOATIME, SERVE_DIRECTORY)
 VERDICTS = ("done", "relay", "call", "forget", "interrupt", "drop")
 ATIME_POLICIES = ("noatime", "relatime", "strictatime")
-FAULT_HOOK = "daxfs.fault_hook"
 HEADER = 40
 OPCODES = {
     1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir",
@@ -42,15 +39,14 @@ cdef int64_t _test_time(server *s) noexcept nogil:
     return s.test_time
 
 
-cdef dict served(const serve_counts *c):
-    out = {}
-    for op in range(WIRE_OPCODES):
-        if not c.count[op]:
-            continue
-        each = Operation()
-        each.count, each.errors, each.total_ns = c.count[op], c.errors[op], c.total_ns[op]
-        each.buckets = [c.bucket[op][n] for n in range(SERVE_BUCKETS)]
-        out[OPCODES.get(op, "unknown")] = each
+cdef str _name(int op):
+    return OPCODES.get(op, "unknown")
+
+
+cdef object _operation(const serve_counts *c, int op):
+    out = Operation()
+    out.count, out.errors, out.total_ns = c.count[op], c.errors[op], c.total_ns[op]
+    out.buckets = [c.bucket[op][n] for n in range(SERVE_BUCKETS)]
     return out
 
 
@@ -186,17 +182,16 @@ cdef class Server:
         else:
             self.s.test_time, self.s.now = time, _test_time
 
-    def set_fault_hook(self, capsule):
-        """Page fills and write-backs are told to a capsule FAULT_HOOK (a function with its context); or None.
+    def set_fault_hook(self, faults):
+        """Page fills and write-backs are told to *faults* (fault.CachedFaults), or to nobody (None).
 
         Before the first request of another thread.
         """
-        if capsule is None:
-            self.s.fault = NULL
-        else:
-            self.s.fault_ctx = PyCapsule_GetContext(capsule)
-            self.s.fault = <serve_fault>PyCapsule_GetPointer(capsule, "daxfs.fault_hook")
-        self.hook = capsule
+        cdef uintptr_t function = 0, context = 0
+        if faults is not None:
+            function, context = faults.hook
+        self.s.fault, self.s.fault_ctx = <serve_fault>function, <void *>context
+        self.faults = faults
 
     # -- requests --------------------------------------------------------------------------
 
@@ -233,11 +228,20 @@ cdef class Server:
             free(r.buf)
 
     def counts(self):
-        """{"operations": {name: as Stats.snapshot has them}, "relayed": {name: n}, "malformed": n} of feed."""
+        """What `feed` counted, as `summed` has it."""
+        cdef const serve_counts *all[1]
+        all[0] = &self.c
+        return self.summed(all, 1)
+
+    cdef dict summed(self, const serve_counts **all, int n):
+        cdef serve_counts total
+        memset(&total, 0, sizeof(total))
+        for i in range(n):
+            serve_counts_add(&total, all[i])
         return {
-            "operations": {name: each.snapshot() for name, each in served(&self.c).items()},
-            "relayed": {OPCODES[op]: self.c.relayed[op] for op in OPCODES if self.c.relayed[op]},
-            "malformed": self.c.malformed,
+            "operations": {_name(op): _operation(&total, op) for op in range(WIRE_OPCODES) if total.count[op]},
+            "relayed": {_name(op): total.relayed[op] for op in range(WIRE_OPCODES) if total.relayed[op]},
+            "malformed": total.malformed,
         }
 
 
