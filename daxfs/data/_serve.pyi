@@ -9,6 +9,7 @@ NOATIME: int
 DIRECTORY: int
 VERDICTS: tuple[str, ...]
 ATIME_POLICIES: tuple[str, ...]
+WRONG: tuple[str, ...]
 HEADER: int
 OPCODES: dict[int, str]
 
@@ -34,3 +35,4 @@ class Server:
         self, request: bytes, arg_split: int | None = None, by_pieces: bool = False
     ) -> tuple[str, int, bytes]: ...
     def counts(self) -> dict: ...
+    def fuzz(self, corpus: list[bytes], seed: int, count: int, room: int = 0) -> dict: ...

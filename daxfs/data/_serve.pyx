@@ -2,15 +2,15 @@
 """L3: native service of requests (native/serve.h), as Python makes, sets and feeds it.
 
 `Server` owns what the threads of the transport share: open handles, and the limits within which
-requests may be answered without the metadata thread. `feed` gives it one request as raw bytes, `fuzz` many that
-are broken: for tests, without a mount.
+requests may be answered without the metadata thread. `feed` gives it one request as raw bytes, `fuzz` many
+broken ones: for tests, without a mount.
 
 Metadata thread: open, close, the limits. `feed` and `counts`: one thread at a time; both are not the
 transport's. No method may be called while a FileMap lock is held.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from daxfs._iomap cimport FileMap
@@ -22,6 +22,8 @@ WRITE, DIRECT, DSYNC, NOATIME, DIRECTORY = (
     SERVE_WRITE, SERVE_DIRECT, SERVE_DSYNC, SERVE_NOATIME, SERVE_DIRECTORY)
 VERDICTS = ("done", "relay", "call", "forget", "interrupt", "drop")
 ATIME_POLICIES = ("noatime", "relatime", "strictatime")
+WRONG = ("", "no such verdict", "no errno, or one without an answer", "a reply of the wrong length", "wrong pieces",
+         "a refused request stored something", "the region is still entered", "no memory")
 HEADER = 40
 OPCODES = {
     1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir",
@@ -239,10 +241,56 @@ cdef class Server:
         for i in range(n):
             serve_counts_add(&total, all[i])
         return {
-            "operations": {_name(op): _operation(&total, op) for op in range(WIRE_OPCODES) if total.count[op]},
+            "operations": {_name(op): _operation(&total, op) for op in range(WIRE_OPCODES)
+                           if total.count[op]},
             "relayed": {_name(op): total.relayed[op] for op in range(WIRE_OPCODES) if total.relayed[op]},
             "malformed": total.malformed,
         }
+
+    def fuzz(self, list corpus not None, uint64_t seed, uint64_t count, size_t room=0):
+        """Feed *count* mutations of messages of *corpus* (list of bytes), the same for the same *seed* (not 0).
+
+        {"done", "verdicts": {name: n}, "refused", "seed": to go on with, "samples": messages that were passed
+        on, up to *room* bytes of them, "wrong": None or (what, message)}. Nobody else may serve meanwhile.
+        """
+        cdef fuzzing *z = <fuzzing *>calloc(1, sizeof(fuzzing))
+        cdef const char **message = <const char **>calloc(len(corpus), sizeof(char *))
+        cdef size_t *size = <size_t *>calloc(len(corpus), sizeof(size_t))
+        cdef char *sample = <char *>malloc(room + 1)
+        cdef uint64_t done
+        cdef size_t i
+        try:
+            if not z or not message or not size or not sample:
+                raise MemoryError
+            if not corpus or not seed:
+                raise UsageError("fuzz: no corpus, or seed 0")
+            for i in range(len(corpus)):
+                message[i], size[i] = PyBytes_AS_STRING(<bytes?>corpus[i]), len(corpus[i])
+            z.message, z.size, z.n, z.random = message, size, len(corpus), seed
+            z.sample, z.sample_cap = sample, room
+            with nogil:
+                done = serve_fuzz(&self.s, &self.c, z, count)
+            return {
+                "done": done, "refused": z.refused, "seed": z.random,
+                "verdicts": {name: z.verdict[n] for n, name in enumerate(VERDICTS)},
+                "samples": _samples(z.sample[:z.sample_used]),
+                "wrong": (WRONG[z.wrong], z.last[:z.last_size]) if z.wrong else None,
+            }
+        finally:
+            free(z)
+            free(message)
+            free(size)
+            free(sample)
+
+
+def _samples(bytes raw):
+    """The messages in *raw*, each behind its length."""
+    out, at = [], 0
+    while at < len(raw):
+        size = int.from_bytes(raw[at : at + 4], "little")
+        out.append(raw[at + 4 : at + 4 + size])
+        at += 4 + size
+    return out
 
 
 cdef bytes _reply(server *s, serve_reply *r):
