@@ -9,7 +9,6 @@ Metadata thread: open, close, the limits. `feed` and `counts`: one thread at a t
 transport's. No method may be called while a FileMap lock is held.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer
 from libc.errno cimport EBADF
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
@@ -24,7 +23,6 @@ WRITE, DIRECT, DSYNC, NOATIME, DIRECTORY = (
     SERVE_WRITE, SERVE_DIRECT, SERVE_DSYNC, SERVE_NOATIME, SERVE_DIRECTORY)
 VERDICTS = ("done", "relay", "call", "forget", "interrupt", "drop")
 ATIME_POLICIES = ("noatime", "relatime", "strictatime")
-FAULT_HOOK = "daxfs.fault_hook"
 HEADER = 40
 OPCODES = {
     1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir",
@@ -186,17 +184,17 @@ cdef class Server:
         else:
             self.s.test_time, self.s.now = time, _test_time
 
-    def set_fault_hook(self, capsule):
-        """Page fills and write-backs are told to a capsule FAULT_HOOK (a function with its context); or None.
+    def set_fault_hook(self, source):
+        """Page fills and write-backs are told to ``source.hook``: addresses of a C function and its context.
 
-        Before the first request of another thread.
+        *source*: fault._decision.CachedFaults (or None: to nobody). Before the first request of another thread.
         """
-        if capsule is None:
-            self.s.fault = NULL
-        else:
-            self.s.fault_ctx = PyCapsule_GetContext(capsule)
-            self.s.fault = <serve_fault>PyCapsule_GetPointer(capsule, "daxfs.fault_hook")
-        self.hook = capsule
+        cdef uintptr_t function = 0, context = 0
+        if source is not None:
+            function, context = source.hook
+        self.s.fault_ctx = <void *>context
+        self.s.fault = <serve_fault>function
+        self.hook = source
 
     # -- requests --------------------------------------------------------------------------
 
