@@ -26,6 +26,7 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         dirty_map *dirty
         char *inode
         uint32_t state
+    enum: FILEMAP_UNSETTLED, FILEMAP_PLAIN, FILEMAP_STALE_TIMES
     const range_entry *range_lookup(const range_table *t, uint64_t pfn)
     int range_add(range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags)
     int range_enter(range_table *t)
@@ -44,9 +45,12 @@ cdef class RangeTable:
 @cython.no_gc_clear
 cdef class FileMap:
     cdef filemap m
-    cdef DirtyMap _dirty             # what m.dirty points into, so it goes last
+    cdef DirtyMap bits               # Python's `dirty`, None before attach; m.dirty points into it
+    cdef unsigned long owner         # pthread_self() of the thread that holds the lock exclusively, or 0
+    cdef unsigned int depth          # how often that thread took it again
+    cdef bint _mine(self) noexcept nogil
     cdef void read_lock(self) noexcept nogil
     cdef void write_lock(self) noexcept nogil
     cpdef void unlock(self) noexcept nogil
-    cdef bint _shared(self) noexcept
-    cdef bint _exclusive(self) noexcept
+    cdef void _shared(self) noexcept
+    cdef void _exclusive(self) noexcept

@@ -43,4 +43,4 @@ cdef class PteTracker(Tracker):
             f.dirty = DirtyMap(self.arena)
 
     def dirty_pages(self, FileMap f not None):
-        return f.dirty.count if f.dirty is not None else 0
+        return f.bits.count if f.bits is not None else 0
