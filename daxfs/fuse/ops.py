@@ -1,97 +1,59 @@
 # SPDX-License-Identifier: MIT
 """The pyfuse3 handlers: they translate and return, and hold no meaning of their own.
 
-Every handler is a synchronous method turned into a coroutine by `handler`, which
-counts, times and maps errors: an OSError to its errno, anything else to EIO with
-a log line (an exception that is no FUSEError would end pyfuse3's loop). The one
-suspension point is before a retry after ENOSPC, outside any transaction.
-FUSEError appears in this file alone.
+Each is a synchronous method under `handler` (handler.py). What pyfuse3 has no handler for is in ops_more.py.
 """
 
 import errno
-import functools
 import logging
 import os
-from time import perf_counter_ns
 
 import pyfuse3
-import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+from pyfuse3 import EntryAttributes, FileInfo
 
 from .. import layout as L
 from ..data.file_io import FileIo
+from ..errors import fail
 from ..fault._decision import CachedFaults
 from ..meta import attr, namespace, xattr
 from ..meta.file import killed_privileges
 from ..meta.namespace import Creds
+from .handler import group_check, handler
 from .handshake import FEATURES, HANDOFF_NODE
+from .ops_ioctl import IoctlOperations
+from .ops_more import MoreOperations
 from .stats import Stats
 
 log = logging.getLogger(__name__)
 
 # Nobody but this kernel changes the file system, and it forgets what its own requests change.
 TIMEOUT = 3600.0
-ENOSPC_RETRIES = 20
 _KILLPRIV = 1 << FEATURES["handle_killpriv_v2"]
-
-
-def handler(method):
-    """A pyfuse3 handler from a synchronous method."""
-    name = method.__name__
-
-    @functools.wraps(method)
-    async def run(self, *args):
-        counter = self.counters[name]
-        start = perf_counter_ns()
-        try:
-            return method(self, *args)
-        except OSError as error:
-            # The kernel asks for xattrs that are not there (security.capability); "none" is an answer.
-            counter.errors += error.errno != errno.ENODATA
-            if error.errno == errno.ENOSPC and self.fs.orphans:
-                return await self.retry(method, args)
-            raise self.failed(name, error) from None
-        except Exception as error:
-            counter.errors += 1
-            log.exception("%s: unexpected %s", name, type(error).__name__)
-            raise FUSEError(errno.EIO) from None
-        finally:
-            counter.add(perf_counter_ns() - start)
-
-    run.is_handler = True
-    return run
-
-
-def group_check(ctx):
-    """A function that says whether the caller of this request is in a group."""
-    gid, pid = ctx.gid, ctx.pid
-
-    def check(group: int) -> bool:
-        if group == gid:
-            return True
-        try:
-            return group in pyfuse3.get_sup_groups(pid)
-        except (OSError, RuntimeError):
-            return False  # the process is gone
-
-    return check
 
 
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("direct", "dsync", "in_group", "ino", "noatime", "node")
+    __slots__ = ("direct", "dsync", "in_group", "ino", "noatime", "node", "osync")
 
     def __init__(self, ino: int, node, flags: int = 0, in_group=None):
         self.ino, self.node = ino, node
         self.direct = bool(flags & os.O_DIRECT)
         self.noatime = bool(flags & os.O_NOATIME)
+        self.osync = bool(flags & os.O_DSYNC)
         # The kernel sends FSYNC after a buffered write through such a descriptor, but not after a direct one.
-        self.dsync = bool(self.direct and flags & os.O_DSYNC)
+        self.dsync = self.direct and self.osync
         self.in_group = in_group  # None: the opener may write and leave setuid and setgid set
 
 
-class Operations(pyfuse3.Operations):
+class Handles(dict):
+    """Handles by number. EBADF for one that is not there."""
+
+    def __missing__(self, fh: int):
+        raise fail(errno.EBADF)
+
+
+class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
     """One mount. *fs*: meta.fs.FileSystem; *files*: data.file_io.FileIo; *faults*: CachedFaults."""
 
     supports_dot_lookup = True
@@ -103,7 +65,7 @@ class Operations(pyfuse3.Operations):
         self.fs, self.files, self.faults, self.stats = fs, files, faults, stats
         names = [name for name in dir(type(self)) if hasattr(getattr(type(self), name), "is_handler")]
         self.counters = {name: stats.operation(name) for name in names}
-        self.handles: dict[int, Handle] = {}
+        self.handles = Handles()
         self.next_handle = 1
         self.sync = False  # mount option sync: every write is as if O_SYNC was given
         self.handshake = None  # a handshake.Link where we mounted by ourselves
@@ -113,31 +75,6 @@ class Operations(pyfuse3.Operations):
         """The made-up FORGET of the handshake: INIT is answered, no request was read from the kernel yet."""
         self.killpriv = bool(self.handshake.flags & _KILLPRIV)
         self.handshake.takeover()
-
-    # -- errors ----------------------------------------------------------------------------
-
-    def failed(self, name: str, error: OSError) -> FUSEError:
-        """The FUSEError for an OSError; what is no ordinary answer is logged too."""
-        code = error.errno or errno.EIO
-        if code in (errno.EIO, errno.EUCLEAN):
-            log.error("%s: %s", name, error)
-        return FUSEError(code)
-
-    async def retry(self, method, args):
-        """After ENOSPC: the kernel may be about to forget unlinked inodes that still hold space."""
-        for attempt in range(ENOSPC_RETRIES):
-            await trio.sleep(0.001 * attempt)
-            try:
-                return method(self, *args)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise self.failed(method.__name__, error) from None
-                if not self.fs.orphans:
-                    break
-            except Exception as error:
-                log.exception("%s: unexpected %s", method.__name__, type(error).__name__)
-                raise FUSEError(errno.EIO) from None
-        raise FUSEError(errno.ENOSPC)
 
     # -- attributes ------------------------------------------------------------------------
 
@@ -266,7 +203,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def rename(self, parent, name, new_parent, new_name, flags, ctx):
-        namespace.rename(self.fs, parent, name, new_parent, new_name, flags)
+        namespace.rename(self.fs, parent, name, new_parent, new_name, flags, Creds(ctx.uid, ctx.gid))
 
     # -- files -----------------------------------------------------------------------------
 
@@ -283,6 +220,10 @@ class Operations(pyfuse3.Operations):
         if self.sync:
             flags |= os.O_DSYNC
         handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None)
+        has = self.fs.inodes.flags(ino)
+        if has & L.FLAG_SYNC:
+            handle.dsync = handle.osync = True  # the kernel, which knows nothing of the flag, sends no FSYNC
+        handle.noatime |= bool(has & L.FLAG_NOATIME)
         # A read that must move the access time has to arrive here, so the cache is dropped before it.
         keep = not attr.atime_due(self.fs, ino)
         return FileInfo(fh=self._new_handle(handle), direct_io=handle.direct, keep_cache=keep)
@@ -312,14 +253,18 @@ class Operations(pyfuse3.Operations):
         return self.files.read(handle.node, pos, size, handle.noatime)
 
     @handler
-    def write(self, fh, pos, data):
+    def write(self, fh, pos, data, unprivileged=None):
+        """*unprivileged*: the request of a writer without CAP_FSETID, False: he has it, None: not known."""
         handle = self.handles[fh]
         if not handle.direct:
             self.faults.request(handle.node.map, pos, len(data), True)
         # The kernel leaves to us: all of it with HANDLE_KILLPRIV_V2; without it all of it for direct I/O, and
         # setgid without group execute in any case.
-        if handle.in_group is not None or (self.killpriv and handle.node.capability is not False):
-            attr.drop_privileges(self.fs, handle.node, handle.in_group, self.killpriv or handle.direct)
+        in_group = handle.in_group
+        if unprivileged is not None and (self.killpriv or handle.direct):
+            in_group = group_check(unprivileged) if unprivileged else None
+        if in_group is not None or (self.killpriv and handle.node.capability is not False):
+            attr.drop_privileges(self.fs, handle.node, in_group, self.killpriv or handle.direct)
         written = self.files.write(handle.node, pos, data)
         if handle.dsync:
             self.files.fsync(handle.node)

@@ -56,6 +56,7 @@ class FileSystem:
         self.nodes: dict[int, extent.Node] = {}
         self.lookups: dict[int, int] = {}
         self.orphans: set[int] = set()
+        self.linkable: set[int] = set()  # orphans that never had a name and may get one (`namespace.tmpfile`)
         self.unsettled: set[int] = set()  # inodes that records since the tail wrote to
         self.replayed = 0
         self.clock = time.time_ns
@@ -205,6 +206,7 @@ class FileSystem:
 
         def gone():
             self.orphans.discard(ino)
+            self.linkable.discard(ino)
             self.nodes.pop(ino, None)
             self.inodes.give(ino)
             self.inodes.used -= 1
