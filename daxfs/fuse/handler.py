@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What stands between a request and the synchronous method that answers it: `handler`.
 
-It counts, times and maps errors: an OSError to its errno, anything else to EIO with a log line (an exception
+After a shutdown it answers EIO. It counts, times and maps errors: an OSError to its errno, anything else to EIO with a log line (an exception
 that is no FUSEError would end pyfuse3's loop). The one suspension point is before a retry after ENOSPC,
 outside any transaction. FUSEError appears in this file alone.
 """
@@ -18,7 +18,8 @@ from pyfuse3 import FUSEError
 log = logging.getLogger(__name__)
 
 ENOSPC_RETRIES = 20
-AFTER_SHUTDOWN = frozenset(("release", "releasedir", "flush", "statfs", "shutdown"))  # these go on (close, umount)
+# What close(2), df and umount need; every other request answers EIO after a shutdown.
+AFTER_SHUTDOWN = frozenset(("release", "releasedir", "flush", "statfs", "shutdown"))
 
 
 def handler(method):

@@ -6,8 +6,8 @@ How they come (kernel 6.18; all are "restricted", their sizes are in the command
 - FS_IOC_GETFLAGS, SETFLAGS, FSGETXATTR, FSSETXATTR (and file_getattr(2), file_setattr(2)): the VFS makes them
   generic, checks ownership, mixes in what is not to change, and FUSE sends the command again on a handle that
   it opens for that: argument 0, an unsigned int where the command says long, and the reply has exactly the
-  size that is asked for. A SETFLAGS or FSSETXATTR with an argument has not been checked by anybody: the VFS
-  passes it through after an EOPNOTSUPP from us (6.17 and later), and it gets that again.
+  size that is asked for. A SETFLAGS or FSSETXATTR with an argument was checked by nobody; none was seen, but
+  a VFS that takes our EOPNOTSUPP for "ask the file system itself" would send it. It gets EOPNOTSUPP again.
 - The other commands as they are, with whatever the caller may be: we ask for uid 0 where Linux asks for
   CAP_SYS_ADMIN, since a request names no capabilities.
 - XFS_IOC_GOINGDOWN says that it reads, so FUSE does not send its argument; it is fetched from the caller.
