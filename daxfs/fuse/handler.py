@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What stands between a request and the synchronous method that answers it: `handler`.
 
-After a shutdown it answers EIO. It counts, times and maps errors: an OSError to its errno, anything else to EIO with a log line (an exception
-that is no FUSEError would end pyfuse3's loop). The one suspension point is before a retry after ENOSPC,
-outside any transaction. FUSEError appears in this file alone.
+It counts, times and maps errors: an OSError to its errno, anything else to EIO with a log line (an exception
+that is no FUSEError would end pyfuse3's loop). After a shutdown it answers EIO itself. The one suspension
+point is before a retry after ENOSPC, outside any transaction. FUSEError appears in this file alone.
 """
 
 import errno
