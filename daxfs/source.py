@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from daxfs._iomap import file_facts
+from daxfs._window import file_facts
 from daxfs.errors import SourceError, UsageError
 from daxfs.granularity import HUGETLBFS_MAGIC, Detected, detect, device_link
 from daxfs.pfn import PAGE_SIZE, PFN_DEV, PFN_MAP, PMD_SIZE

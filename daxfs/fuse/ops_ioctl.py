@@ -22,7 +22,6 @@ class IoctlOperations:
     notify = None  # pyfuse3.invalidate_inode, or who tells the kernel else, once there is a mount
     kernel_sync = None  # coroutine function: has the kernel write its dirty pages of this mount back
     trims = True  # False while a recording runs: its log has no way to say what a trim does
-    at_shutdown = ()  # called, each without arguments, before anything else of a shutdown
 
     def attributes_changed(self, ino: int) -> None:
         """Have the kernel ask again for attributes of *ino*: it does not expect an ioctl to change any."""
@@ -72,12 +71,11 @@ class IoctlOperations:
         *mode* 0: everything that is not durable becomes it first; 1: records and times that were queued; 2:
         nothing is stored or waited for any more. The next mount finds what a crash now would have left.
         """
-        for call in self.at_shutdown:
-            call()
         fs = self.fs
+        self.server.nothing = True  # native threads leave all to us from now on; the region stops the others
         try:
             if mode == 0 and not fs.shut:
-                self.files.write_back()
+                self.files.quiesce()
                 fs.sync_all()
         finally:
             if not fs.shut:

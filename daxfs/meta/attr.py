@@ -5,7 +5,8 @@ import errno
 import struct
 
 from .. import layout as L
-from ..errors import fail
+from .._iomap import PLAIN
+from ..errors import CorruptError, fail
 from . import file, xattr
 from .inode import PLACE_OF, allowed_flags
 
@@ -126,3 +127,17 @@ def drop_privileges(fs, node, in_group, capability: bool) -> None:
         edit.mode = killed
         if capability:
             xattr.without_capability(tx, fs, edit)
+
+
+def note_plain(fs, node) -> None:
+    """Let native threads write to *node* where a write takes nothing away; the next record ends that."""
+    if fs.readonly or not node.is_file or node.map.state & PLAIN:
+        return
+    with node.map:  # so that no record with this inode comes between the look and the flag
+        if fs.inodes.mode(node.ino) & 0o6000:
+            return
+        try:
+            if not xattr.has_capability(fs, node):
+                node.map.set_state(PLAIN)
+        except CorruptError:
+            return  # not known, so every write comes here; who asks for the attributes is told

@@ -15,6 +15,7 @@ import time
 from collections import namedtuple
 
 from .. import layout as L
+from .._iomap import PLAIN, STALE_TIMES, UNSETTLED
 from ..errors import CorruptError, FormatError, fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from . import extent, superblock
@@ -107,10 +108,23 @@ class FileSystem:
         self.sb = sb
 
     def journalled(self, inodes) -> None:
-        """A record with these inodes was committed (`Transaction.commit`)."""
+        """A record with these inodes was committed, or may have been; `Transaction.commit` holds their locks.
+
+        Until the journal settles, replay would bring back their sizes and times. And what they allow is to be
+        found out anew: it may be what the record changed.
+        """
         self.unsettled.update(inodes)
+        for ino in inodes:
+            node = self.nodes.get(ino)
+            if node is not None:
+                node.map.clear_state(PLAIN)
+                node.map.set_state(UNSETTLED)
 
     def _settled(self) -> None:
+        for ino in self.unsettled:
+            node = self.nodes.get(ino)
+            if node is not None:
+                node.map.clear_state(UNSETTLED)
         self.unsettled.clear()
         self.alloc.release_held()
 
@@ -226,16 +240,16 @@ class FileSystem:
         if self.lazytime:
             node = self.nodes.get(ino)
             if node is not None:
-                node.stale_times = True
+                node.map.set_state(STALE_TIMES)
                 return
         region.flush_range(place, len(data))
 
     def sync_times(self, ino: int) -> None:
         """Queue the times that lazytime held back."""
         node = self.nodes.get(ino)
-        if node is not None and node.stale_times:
+        # Cleared before the flush: a native thread that stores times in between sets it again.
+        if node is not None and node.map.clear_state(STALE_TIMES):
             self.region.flush_range(self.inodes.place(ino), L.INODE_HOT)
-            node.stale_times = False
 
     def sync_inode(self, ino: int) -> None:
         """Make size and times of *ino* durable, and safe from replay. The caller's data are flushed."""

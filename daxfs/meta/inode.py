@@ -43,6 +43,7 @@ class InodeTable:
         self.limit = 0
         self.free = array("Q")  # numbers below limit that are free, taken from the end
         self.used = 0
+        self.on_grown = []  # called with the new limit, before an inode above the old one is told to anybody
         self.damaged: frozenset[int] = frozenset()  # of a read-only mount (`recover.rebuild`)
 
     def place(self, ino: int) -> int:
@@ -102,6 +103,8 @@ class InodeTable:
         """The new limit is durable; its first number is in use already."""
         self.free.extend(range(limit - 1, self.limit, -1))
         self.limit = limit
+        for call in self.on_grown:
+            call(limit)
 
     def check(self, ino: int) -> Inode:
         """`read` with the checksum looked at. CorruptError where it is wrong."""
