@@ -127,7 +127,7 @@ def test_flags_of_files_and_directories(bench, chosen):
             assert (bench.flags(ino, fh), bench.xflags(ino, fh)) == (sums[0], sums[1])
             assert bench.fs.inodes.read(ino).flags == sums[2]
             assert bench.set_flags(ino, fh, 0) == 0 == bench.flags(ino, fh)
-    assert bench.content(1) == b"content"
+    assert bench.content(file[1]) == b"content"
 
 
 def test_what_is_not_kept_is_refused(bench):
