@@ -9,6 +9,7 @@ touches a path on its own mount after that: nobody would answer.
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
@@ -115,6 +116,8 @@ class Session:
             self.operations.recorded = True
         self.operations.tell_limits()
         self._connect()
+        self.operations.notify = pyfuse3.invalidate_inode
+        self.operations.kernel_sync = functools.partial(_sync, self.mountpoint)
         try:
             self.mount = mountinfo.mount_at(self.mountpoint)
             if self.mount is None or self.mount.fstype not in mountinfo.TYPES:
@@ -257,6 +260,7 @@ class Session:
             "emulated": region["emulated"],
             "safety": region["safety"],
             "readonly": self.fs.readonly,
+            "shut_down": self.fs.shut,
             "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
             "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
