@@ -163,6 +163,8 @@ CALLS = {
     wire.COPY_FILE_RANGE_64: _copy_file_range_64,
 }
 
+LONG = frozenset((wire.COPY_FILE_RANGE, wire.COPY_FILE_RANGE_64))  # suspend themselves: others go on beside
+
 
 async def run(ops, call):
     """Answer *call*: the buffers of the reply. OSError, FUSEError; ENOSYS for what is not in CALLS."""

@@ -12,6 +12,8 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo
 
 from .. import layout as L
+from ..data import _serve as serve
+from ..data._serve import Server
 from ..data.file_io import FileIo
 from ..errors import fail
 from ..fault._decision import CachedFaults
@@ -35,9 +37,9 @@ class Handle:
 
     __slots__ = ("direct", "dsync", "in_group", "ino", "noatime", "node", "osync")
 
-    def __init__(self, ino: int, node, flags: int = 0, in_group=None):
+    def __init__(self, ino: int, node, flags: int = 0, in_group=None, direct: bool = False):
         self.ino, self.node = ino, node
-        self.direct = bool(flags & os.O_DIRECT)
+        self.direct = direct or bool(flags & os.O_DIRECT)
         self.noatime = bool(flags & os.O_NOATIME)
         self.osync = bool(flags & os.O_DSYNC)
         # The kernel sends FSYNC after a buffered write through such a descriptor, but not after a direct one.
@@ -65,15 +67,39 @@ class Operations(MoreOperations, pyfuse3.Operations):
         names = [name for name in dir(type(self)) if hasattr(getattr(type(self), name), "is_handler")]
         self.counters = {name: stats.operation(name) for name in names}
         self.handles = Handles()
-        self.next_handle = 1
         self.sync = False  # mount option sync: every write is as if O_SYNC was given
         self.handshake = None  # a handshake.Link where we mounted by ourselves
         self.killpriv = False
+        self.recorded = False  # record=: one thread, so that the log has one order of operations
+        self.direct = False  # a native transport: all files are opened with direct I/O
+        self.server = Server(files.dax)  # numbers of handles, and what native threads may answer
+        self.server.set_fault_hook(faults)
+        fs.inodes.on_grown.append(self._grown)
 
     def handoff(self) -> None:
         """The made-up FORGET of the handshake: INIT is answered, no request was read from the kernel yet."""
         self.killpriv = bool(self.handshake.flags & _KILLPRIV)
         self.handshake.takeover()
+
+    # -- what native threads may answer ------------------------------------------------------
+
+    def tell_limits(self, writes: bool = True) -> None:
+        """Tell them how the mount stands: at its beginning and whenever something of it changes.
+
+        *writes*: False where stores are about to end (remount ro, unmount); then FileIo.quiesce.
+        """
+        fs, server = self.fs, self.server
+        server.inodes = fs.region.address + fs.inodes.base
+        server.inode_limit = fs.inodes.limit
+        server.getattr = not fs.inodes.damaged
+        server.atime = "noatime" if fs.readonly else fs.atime
+        server.lazytime = fs.lazytime
+        # With msync there is one word for errors in the region, and a thread can't know whose they are.
+        server.writes = writes and not fs.readonly and fs.region.granularity != "page"
+        server.nothing = self.recorded or fs.shut
+
+    def _grown(self, limit: int) -> None:
+        self.server.inode_limit = limit
 
     # -- attributes ------------------------------------------------------------------------
 
@@ -206,22 +232,30 @@ class Operations(MoreOperations, pyfuse3.Operations):
 
     # -- files -----------------------------------------------------------------------------
 
-    def _new_handle(self, handle: Handle) -> int:
-        fh = self.next_handle
-        self.next_handle += 1
+    def _new_handle(self, handle: Handle, flags: int = 0, is_file: bool = True) -> int:
+        """Its number. *flags*: of open(2). The native server knows it from now on, too."""
+        known = (serve.WRITE if flags & os.O_ACCMODE else 0) | (serve.DIRECT if handle.direct else 0)
+        known |= (serve.DSYNC if handle.dsync else 0) | (serve.NOATIME if handle.noatime else 0)
+        fh = self.server.open(handle.node.map if is_file else None, handle.ino, known)
         self.handles[fh] = handle
         return fh
 
+    def _drop_handle(self, fh: int):
+        """The node of a handle that closes. Waits for native threads that are in the middle of a request."""
+        handle = self.handles.pop(fh)
+        self.server.close(fh)
+        return handle.node
+
     def _opened(self, ino: int, flags: int, ctx) -> FileInfo:
-        """A handle on a file. O_DIRECT means direct I/O: each read and write is a request."""
+        """A handle on a file. Direct I/O, of all or with O_DIRECT: each read and write is a request."""
         node = self.fs.open(ino)
         self.files.opened(node)
         if self.sync:
             flags |= os.O_DSYNC
-        handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None)
+        handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None, self.direct)
         # A read that must move the access time has to arrive here, so the cache is dropped before it.
         keep = not attr.atime_due(self.fs, ino)
-        return FileInfo(fh=self._new_handle(handle), direct_io=handle.direct, keep_cache=keep)
+        return FileInfo(fh=self._new_handle(handle, flags), direct_io=handle.direct, keep_cache=keep)
 
     @handler
     def open(self, ino, flags, ctx):
@@ -271,7 +305,7 @@ class Operations(MoreOperations, pyfuse3.Operations):
 
     @handler
     def release(self, fh):
-        self.files.release(self.handles.pop(fh).node)
+        self.files.release(self._drop_handle(fh))
 
     @handler
     def fsync(self, fh, datasync):
@@ -281,7 +315,7 @@ class Operations(MoreOperations, pyfuse3.Operations):
 
     @handler
     def opendir(self, ino, ctx):
-        return self._new_handle(Handle(ino, self.fs.open(ino)))
+        return self._new_handle(Handle(ino, self.fs.open(ino)), is_file=False)
 
     @handler
     def readdir(self, fh, start, token):
@@ -301,7 +335,7 @@ class Operations(MoreOperations, pyfuse3.Operations):
 
     @handler
     def releasedir(self, fh):
-        self.fs.release(self.handles.pop(fh).node)
+        self.fs.release(self._drop_handle(fh))
 
     @handler
     def fsyncdir(self, fh, datasync):

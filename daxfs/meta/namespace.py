@@ -12,6 +12,7 @@ from .. import layout as L
 from ..errors import CorruptError, fail
 from . import dir as directory
 from . import extent, xattr
+from .inode import allowed_flags
 
 S_IFMT, S_IFDIR, S_IFREG, S_IFLNK, S_IFCHR = 0o170000, 0o040000, 0o100000, 0o120000, 0o020000
 S_ISGID = 0o2000
@@ -81,7 +82,8 @@ def create(fs, parent: int, name: bytes, mode: int, creds: Creds, rdev: int = 0,
     """Make a file, directory, symlink, device node, FIFO or socket; returns its inode.
 
     EEXIST, ENOENT in a directory that was removed, ENOSPC, EMLINK, ENAMETOOLONG.
-    The group comes from a setgid directory, the ACL from its default ACL; without one the umask counts.
+    The group comes from a setgid directory, the ACL from its default ACL; without one the umask counts. What
+    the directory has of L.FLAGS_USER is handed down where the new type may have it.
     """
     _check_name(name)
     dir_inode, node = _dir(fs, parent)
@@ -134,6 +136,7 @@ def _new_inode(tx, fs, dir_inode, mode: int, creds: Creds, now: int):
     attrs, mode = xattr.inherited(fs, dir_inode, mode, creds.umask)
     edit = tx.new_inode(fs.new_ino(tx))
     edit.mode, edit.uid, edit.gid = mode, creds.uid, gid
+    edit.flags = dir_inode.flags & allowed_flags(mode)
     edit.atime = edit.mtime = edit.ctime = edit.btime = now
     if attrs:
         xattr.store(tx, fs, edit, attrs)

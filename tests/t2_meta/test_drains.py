@@ -41,6 +41,13 @@ def written(fs, pages=4):
     return node.ino
 
 
+def flagged(fs):
+    """A file with a flag; its number."""
+    ino = make(fs)
+    attr.set_flags(fs, ino, L.FLAG_DAX)
+    return ino
+
+
 def simple(name: str, prepare, call):
     """A case whose call takes what *prepare(fs)* gave."""
 
@@ -76,6 +83,9 @@ simple("last close of an O_TMPFILE file", nameless, lambda fs, node: fs.release(
 simple("chmod", make, lambda fs, ino: attr.setattr(fs, ino, {"mode": 0o600}))
 simple("chown", make, lambda fs, ino: attr.setattr(fs, ino, {"uid": 1, "gid": 2}))
 simple("utimens", make, lambda fs, ino: attr.setattr(fs, ino, {"atime": 1, "mtime": 2}))
+simple("flags of an inode, the first of the region", make, lambda fs, ino: attr.set_flags(fs, ino, L.FLAG_DAX))
+simple("flags of an inode", flagged, lambda fs, ino: attr.set_flags(fs, ino, L.FLAG_NODUMP))
+simple("label", nothing, lambda fs, _: fs.change_superblock(label=b"a new one"))
 simple("setxattr", make, lambda fs, ino: xattr.put(fs, ino, b"user.a", b"1"))
 simple("setxattr, ACL", make, lambda fs, ino: xattr.put(fs, ino, b"system.posix_acl_access", acl.pack(FULL)))
 simple("unlink, last", make, lambda fs, ino: ns.unlink(fs, ROOT, b"f"))

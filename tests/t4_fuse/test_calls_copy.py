@@ -183,8 +183,9 @@ def test_random_copies_are_what_bytes_say(bench):
 def test_space_runs_out(bench):
     pair = Pair(bench, datakit.noise(PAGE * 50))
     left = 20
-    bench.call(FALLOCATE, *bench.create(b"big")[:1], "QQQII", bench.ops.next_handle - 1, 0,
-               (bench.fs.alloc.free_pages + bench.fs.alloc.held - left) * PAGE, 0, 0)  # fmt: skip
+    ino, fh = bench.create(b"big")
+    size = (bench.fs.alloc.free_pages + bench.fs.alloc.held - left) * PAGE
+    bench.call(FALLOCATE, ino, "QQQII", fh, 0, size, 0, 0)
     done = pair.copy(0, 0, 50 * PAGE)
     assert 0 < done <= left * PAGE and bench.content(pair.source[1])[:done] == pair.content()
     assert pair.error(done, done, 50 * PAGE) == errno.ENOSPC
