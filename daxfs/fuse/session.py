@@ -23,6 +23,7 @@ from daxfs.fuse import control, facts, handshake, mountinfo, transports
 from daxfs.fuse.ops import handler, make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
 from daxfs.fuse.recording import Recording
+from daxfs.fuse.tracing import HandlerTrace, Tracer
 from daxfs.layout import ROOT_INO
 from daxfs.meta import attr
 from daxfs.meta import fs as metafs
@@ -107,6 +108,7 @@ class Session:
         self.operations = make_operations(self.fs, self.config)
         if self.recording is not None:
             self.recording.cover(self.operations, handler)
+        self.tracer = Tracer(HandlerTrace(self.operations))
         self._connect()
         try:
             self.mount = mountinfo.mount_at(self.mountpoint)
@@ -178,8 +180,10 @@ class Session:
             await _sync(self.mountpoint)
             pyfuse3.terminate()
 
-    def answer(self, request: dict) -> dict:
+    def answer(self, request: dict):
         """The control socket's requests. DaxfsError for one that is unknown or refused."""
+        if request.get("get") == "trace":
+            return self.tracer.watch()
         if request.get("get") == "stat":
             return self.describe() | self.operations.stats.snapshot()
         if request.get("get") == "info":
