@@ -73,7 +73,8 @@ REQUESTS = {
     "OPEN": (request("OPEN", "II", os.O_RDWR | os.O_DIRECT | os.O_SYNC, 1),
              "ino=5, flags=O_RDWR|O_SYNC|O_DIRECT, open_flags=KILL_SUIDGID"),
     "READ": (request("READ", RW, 2, 8192, 4096, 2, 0xAB, 0o100000, 0),
-             "ino=5, fh=2, offset=8192, size=4096, read_flags=LOCKOWNER, lock_owner=0xab, flags=O_RDONLY|O_LARGEFILE"),
+             "ino=5, fh=2, offset=8192, size=4096, read_flags=LOCKOWNER, lock_owner=0xab, "
+             "flags=O_RDONLY|O_LARGEFILE"),
     "WRITE": (request("WRITE", RW, 2, 0, 5, 1 | 4, 0, os.O_WRONLY | os.O_APPEND, 0, names=b"hello"),
               "ino=5, fh=2, offset=0, size=5, write_flags=CACHE|KILL_SUIDGID, flags=O_WRONLY|O_APPEND, "
               'data="hello"'),
