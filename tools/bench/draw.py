@@ -38,7 +38,7 @@ def bar(axis, at: int, name: str, values: list[float]) -> None:
         low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     spread = [[middle - low], [high - middle]]
     axis.bar(at, middle, color=COLOURS.get(name, "#bbbbbb"), yerr=spread, capsize=3)
-    axis.annotate(f"{middle:.3g}", (at, middle), textcoords="offset points", xytext=(0, 3), ha="center",
+    axis.annotate(f"{middle:.3g}", (at, high), textcoords="offset points", xytext=(0, 3), ha="center",
                   fontsize=8)
 
 
