@@ -42,6 +42,7 @@ cdef class RangeTable:
     cdef range_table t
 
 @cython.final
+@cython.no_gc_clear
 cdef class FileMap:
     cdef filemap m
     cdef DirtyMap bits               # Python's `dirty`, None before attach; m.dirty points into it

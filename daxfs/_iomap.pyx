@@ -200,9 +200,8 @@ cdef class RegionView:
 
     def __init__(self, RangeTable table not None, Window window not None, uintptr_t address, size_t length):
         cdef uintptr_t base = <uintptr_t>window.base
-        if window.base == NULL or address < base or length > window.length:
-            raise ValueError("the view is outside the region")
-        if address - base > window.length - length:
+        if (window.base == NULL or address < base or length > window.length
+                or address - base > window.length - length):
             raise ValueError("the view is outside the region")
         self.table = table
         self.window = window
@@ -279,12 +278,10 @@ cdef class Stores:
 
     cdef int _done(self) except -1:
         """Leave; raise what msync reported since the last look."""
-        cdef int error
+        cdef int error = daxfs_flush_take_error(self.bound.t) if self.bound.t.error else 0
         range_exit(&self.table.t)
-        if self.bound.t.error:
-            error = daxfs_flush_take_error(self.bound.t)
-            if error:
-                raise fail(error, "writing back to the source failed: " + os.strerror(error))
+        if error:
+            raise fail(error, "writing back to the source failed: " + os.strerror(error))
         return 0
 
     def store(self, offset, data):
@@ -365,12 +362,7 @@ cdef class Stores:
 
     def flush_range(self, offset, uint64_t length):
         """Queue the cache lines of [offset, offset + length) for write-back."""
-        cdef char *p = self._enter(offset, length, True)
-        if length >= LONG_COPY or self.bound.t.kind == DAXFS_MSYNC:
-            with nogil:
-                self.bound.t.flush(self.bound.t, p, length)
-        else:
-            self.bound.t.flush(self.bound.t, p, length)
+        self._queue(self._enter(offset, length, True), length)
         range_exit(&self.table.t)
 
     def drain(self):
@@ -382,15 +374,17 @@ cdef class Stores:
 
     def persist(self, offset, uint64_t length):
         """flush_range and drain."""
-        cdef char *p = self._enter(offset, length, True)
+        self._queue(self._enter(offset, length, True), length)
+        # Orders this range, and all that was queued earlier, before what the caller stores next.
+        self._drain()
+        self._done()
+
+    cdef void _queue(self, const char *p, uint64_t length) noexcept:
         if length >= LONG_COPY or self.bound.t.kind == DAXFS_MSYNC:
             with nogil:
                 self.bound.t.flush(self.bound.t, p, length)
         else:
             self.bound.t.flush(self.bound.t, p, length)
-        # Orders this range, and all that was queued earlier, before what the caller stores next.
-        self._drain()
-        self._done()
 
     cdef void _drain(self) noexcept:
         if self.bound.t.kind == DAXFS_MSYNC:

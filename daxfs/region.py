@@ -183,6 +183,19 @@ class Region(Stores):
             self.check(offset, length)
             return RegionView(self.table, self.window, self.window.address + offset, length)
 
+    def punch(self, pfn: int, npages: int) -> int:
+        """Give the storage of these pages back to their source; how many were. They stay mapped.
+
+        Nobody may use them or expect anything of their content, before and after. EROFS where the region is
+        not open rw, EIO after kill, else as Source.punch.
+        """
+        if self.mode != "rw":
+            raise fail(errno.EROFS, "the region is not open rw")
+        with self.table:
+            self.check(pfn << PAGE_SHIFT, npages << PAGE_SHIFT)
+            source = next(source for source in self.sources if pfn < source.pfn_end)
+            return source.punch(pfn - source.pfn_start << PAGE_SHIFT, npages << PAGE_SHIFT) >> PAGE_SHIFT
+
     def describe(self) -> dict:
         """What reports show of the region; plain values only."""
         return {

@@ -104,12 +104,15 @@ class FileIo:
         The Node, and its tracker with it, may go after the last close, so nothing
         may be left dirty then.
         """
-        if node.opens == 1 and not self.fs.readonly and node.map.dirty is not None and node.map.dirty.count:
+        quiet = self.fs.readonly or self.fs.shut
+        if node.opens == 1 and not quiet and node.map.dirty is not None and node.map.dirty.count:
             self.dax.writeback(node.map)
         self.fs.release(node)
 
     def write_back(self) -> None:
         """Flush, drain and mark clean what is dirty in any file."""
+        if self.fs.shut:
+            return
         for node in list(self.fs.nodes.values()):
             if node.map.dirty is not None and node.map.dirty.count:
                 self.dax.writeback(node.map)

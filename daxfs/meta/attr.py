@@ -4,10 +4,11 @@
 import errno
 import struct
 
+from .. import layout as L
 from .._iomap import PLAIN
 from ..errors import CorruptError, fail
 from . import file, xattr
-from .inode import PLACE_OF
+from .inode import PLACE_OF, allowed_flags
 
 _DAY = 86400 * 10**9
 _TIMES = struct.Struct("<qq")
@@ -66,9 +67,27 @@ class _Apply:
             edit.mtime = min(max(changes["mtime"], MIN_TIME), MAX_TIME)
 
 
+def set_flags(fs, ino: int, flags: int) -> None:
+    """Give an inode these of L.FLAGS_USER and no others, in one record. EINVAL for what its type can't have.
+
+    Who may do it the kernel has checked. Content and open handles stay as they are.
+    """
+    if flags & ~allowed_flags(fs.inodes.read(ino).mode):
+        raise fail(errno.EINVAL)
+    fs.may_change()
+    if flags and not fs.sb.compat & L.COMPAT_FLAGS:
+        fs.change_superblock(compat=fs.sb.compat | L.COMPAT_FLAGS)
+    with fs.begin() as tx:
+        edit = tx.inode(ino)
+        edit.flags = edit.flags & ~L.FLAGS_USER | flags
+        edit.ctime = fs.clock()
+
+
 def atime_due(fs, ino: int, directory: bool = False) -> bool:
-    """True where a read would have to change the access time, by the mount's policy (mount(8))."""
+    """True where a read would have to change the access time: by the mount's policy and the inode's flag."""
     if fs.readonly or fs.atime == "noatime" or (directory and fs.nodiratime):
+        return False
+    if fs.inodes.flags(ino) & L.FLAG_NOATIME:
         return False
     if fs.atime == "strictatime":
         return True
