@@ -11,19 +11,14 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_SIMPLE, PyBuffer_Release, PyObject
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport ECONNABORTED, EIO, ENODEV
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 import os
 
-from daxfs._flush cimport Flush
+from daxfs.data._dax_io cimport iovec
 from daxfs.data._serve cimport Server, serve_counts, serve_msg, server, wire_in
 
 from daxfs.errors import fail
-
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
 
 cdef extern from "daxfs/native/transport.h" nogil:
     enum: TRANSPORT_DEV, TRANSPORT_URING
@@ -198,7 +193,7 @@ cdef class Transport:
         return call
 
     def counts(self):
-        """What the threads answered and passed on, summed up (`Server.summed`)."""
+        """What the threads answered and passed on, summed up, as `Server.counts` has it."""
         cdef const serve_counts *all[512]
         cdef int i
         for i in range(self.t.nchannels):
