@@ -127,6 +127,7 @@ NAMES = [
     (R.message("create", 1, CREATE + b"name\0" + R.extension(16)[:8] + bytes(8), extra=8), errno.EINVAL),
     (R.message("create", 1, CREATE + b"name\0" + struct.pack("<II", 24, 1) + bytes(8), extra=16), errno.EINVAL),
     (R.message("create", 1, CREATE + b"name\0" + struct.pack("<II", 0, 1) + bytes(8), extra=16), errno.EINVAL),
+    (R.message("create", 1, CREATE + b"name\0" + 2 * struct.pack("<III", 12, 1, 0), extra=24), errno.EINVAL),
     (R.message("create", 1, CREATE + b"name\0", extra=1 << 18), errno.EINVAL),
     (R.message("unlink", 1, b"name\0" + R.extension(), extra=16), errno.EINVAL),
     (R.setxattr(1, size=4), errno.EINVAL), (R.setxattr(1, size=6), errno.EINVAL),

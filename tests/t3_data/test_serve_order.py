@@ -213,9 +213,11 @@ def test_what_fsync_promised_is_on_the_media(kit, write, drain):
             assert f.fsync()[:2] == DONE
 
 
+@pytest.mark.parametrize("lazytime", [False, True])
 @pytest.mark.parametrize("write, drain", POLICIES)
-def test_dsync_is_on_the_media_when_it_returns(kit, write, drain):
+def test_dsync_is_on_the_media_when_it_returns(kit, write, drain, lazytime):
     served, f, _ = prepared(kit, write, drain, pages=2, flags=WRITE | DIRECT | DSYNC)
+    served.server.lazytime = lazytime
     text = bytearray(noise(2 * PAGE)[:6000])
     with Crashes(kit, served.io) as crashes:
         for pos, length in ((100, 3000), (5990, 500)):

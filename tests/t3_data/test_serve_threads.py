@@ -2,6 +2,7 @@
 """serve() in threads beside the metadata thread: inodes of one piece, sizes that are not lost, handles that close."""
 
 import errno
+import itertools
 import struct
 import threading
 import time
@@ -15,7 +16,7 @@ from test_serve_answers import attributes
 from daxfs.data._serve import DIRECT, WRITE, Server
 from daxfs.meta import attr
 
-SECONDS = 1.0
+LIMIT = 60  # seconds after which what is waited for will not come
 
 
 class Feeder(threading.Thread):
@@ -34,14 +35,25 @@ class Feeder(threading.Thread):
         except BaseException as error:
             self.error = error
 
-    def end(self) -> int:
-        """Stop it; how many it made."""
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
         self.stopped = True
-        self.join(10)
+        self.join(LIMIT)
         assert not self.is_alive()
         if self.error:
             raise self.error
-        return self.count
+
+
+def until(condition, do=lambda: time.sleep(0.01), times: int = 0) -> None:
+    """Call *do()* until *condition()* holds, and *times* times at least."""
+    end = time.monotonic() + LIMIT
+    while times > 0 or not condition():
+        assert time.monotonic() < end, "waited too long"
+        do()
+        times -= 1
 
 
 @pytest.fixture
@@ -64,13 +76,14 @@ def test_an_inode_is_read_in_one_piece(served):
     attr.setattr(served.fs, f.ino, {"uid": 0, "gid": 0, "mode": 0, "mtime": 0})
     # A Server of its own: its counters are one thread's.
     other = Served(served.io)
-    feeder = Feeder(other.server, lambda: R.getattr_(f.ino), look)
-    feeder.start()
-    end, n = time.monotonic() + SECONDS, 0
-    while time.monotonic() < end:
-        n = (n + 1) % 512
+    numbers = itertools.cycle(range(512))
+
+    def change():
+        n = next(numbers)
         attr.setattr(served.fs, f.ino, {"uid": n, "gid": n, "mode": n, "mtime": n})
-    assert feeder.end() > 100 and kinds["done"] > 100
+
+    with Feeder(other.server, lambda: R.getattr_(f.ino), look) as feeder:
+        until(lambda: feeder.error or kinds["done"] > 5000, change, 3000)
 
 
 def test_without_the_sequence_a_torn_inode_would_be_seen(served):
@@ -101,16 +114,16 @@ def test_appends_beside_changes_of_the_inode(served, kit):
         assert answer[0] in ("done", "call") and answer[1] == 0
         grown[0] += answer[0] == "done" and grown[0] < PAGE - 1
 
-    feeder = Feeder(other.server, make, look)
-    feeder.start()
-    end, n = time.monotonic() + SECONDS, 0
-    while time.monotonic() < end:
-        n += 1
-        attr.setattr(fs, f.ino, {"mode": 0o600 + n % 8})
+    modes = itertools.cycle(range(0o600, 0o610))
+
+    def change():
+        attr.setattr(fs, f.ino, {"mode": next(modes)})
         fs.journal.settle()
         attr.note_plain(fs, f.node)
-    feeder.end()
-    assert grown[0] > 20 and fs.inodes.read(f.ino).size >= grown[0] == f.node.map.size
+
+    with Feeder(other.server, make, look) as feeder:
+        until(lambda: feeder.error or grown[0] > 200, change, 200)
+    assert fs.inodes.read(f.ino).size >= grown[0] == f.node.map.size
     assert content(kit.crashed(served.io), b"f")[: grown[0]] == text[: grown[0]]
 
 
@@ -134,10 +147,8 @@ def test_reads_and_writes_of_one_file(served):
         Feeder(servers[1].server, lambda: R.write(f.ino, handles[1].fh, 0, b"b" * PAGE), written),
         Feeder(servers[2].server, lambda: R.read(f.ino, handles[2].fh, 0, PAGE), look),
     ]
-    for each in feeders:
-        each.start()
-    time.sleep(SECONDS / 2)
-    assert all(each.end() > 20 for each in feeders)
+    with feeders[0], feeders[1], feeders[2]:
+        until(lambda: any(each.error for each in feeders) or min(each.count for each in feeders) > 300)
 
 
 def test_handles_that_close_beside_requests(served):
@@ -150,15 +161,13 @@ def test_handles_that_close_beside_requests(served):
         if not answer[1]:
             assert answer[2] == noise(100)
 
-    feeder = Feeder(served.server, lambda: R.read(f.ino, now[0], 0, 100), look)
-    feeder.start()
-    end, closed = time.monotonic() + SECONDS, 0
-    while time.monotonic() < end:
+    def change():
         fh = served.server.open(f.node.map, f.ino, 0)
         old, now[0] = now[0], fh
         served.server.close(old)
-        closed += 1
-    assert feeder.end() > 50 and closed > 50
+
+    with Feeder(served.server, lambda: R.read(f.ino, now[0], 0, 100), look) as feeder:
+        until(lambda: feeder.error or feeder.count > 500, change, 500)
     assert len(served.server) == 1 and served.fs.region.table.users == 0
 
 
