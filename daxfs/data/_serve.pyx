@@ -22,7 +22,8 @@ WRITE, DIRECT, DSYNC, NOATIME, DIRECTORY = (
     SERVE_WRITE, SERVE_DIRECT, SERVE_DSYNC, SERVE_NOATIME, SERVE_DIRECTORY)
 VERDICTS = ("done", "relay", "call", "forget", "interrupt", "drop")
 ATIME_POLICIES = ("noatime", "relatime", "strictatime")
-WRONG = ("", "no such verdict", "no errno, or one without an answer", "a reply of the wrong length", "wrong pieces",
+WRONG = ("", "no such verdict", "no errno, or one without an answer", "a reply of the wrong length",
+         "wrong pieces",
          "a refused request stored something", "the region is still entered", "no memory")
 HEADER = 40
 OPCODES = {
@@ -248,7 +249,7 @@ cdef class Server:
         }
 
     def fuzz(self, list corpus not None, uint64_t seed, uint64_t count, size_t room=0):
-        """Feed *count* mutations of messages of *corpus* (list of bytes), the same for the same *seed* (not 0).
+        """Feed *count* mutations of messages of *corpus* (list of bytes), the same for each *seed* (not 0).
 
         {"done", "verdicts": {name: n}, "refused", "seed": to go on with, "samples": messages that were passed
         on, up to *room* bytes of them, "wrong": None or (what, message)}. Nobody else may serve meanwhile.

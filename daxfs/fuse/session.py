@@ -350,7 +350,8 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
     log.info("%s: ended by %s", session.mountpoint, session.ended_by)
     if session.ended_by != "umount" and session.ended_by not in signal.Signals.__members__:
         why = "the connection was aborted" if session.ended_by == ABORT else session.ended_by
-        raise DaxfsError(f"{session.mountpoint}: {why}; all that had been written is durable", errno.ECONNABORTED)
+        raise DaxfsError(f"{session.mountpoint}: {why}; all that had been written is durable",
+                         errno.ECONNABORTED)
     return session.ended_by
 
 

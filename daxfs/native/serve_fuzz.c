@@ -29,7 +29,8 @@ static uint64_t below(struct serve_fuzz *z, uint64_t n)
 
 static const uint64_t numbers[] = {
 	0, 1, 2, 3, 7, 8, 16, 40, 255, 256, 4095, 4096, 4097, 16384, 65535, 65536, 65537, 1 << 20, INT32_MAX,
-	UINT32_MAX, UINT64_C(1) << 32, (UINT64_C(1) << 32) + 1, (UINT64_C(1) << 44) - 1, UINT64_C(1) << 44, INT64_MAX,
+	UINT32_MAX, UINT64_C(1) << 32, (UINT64_C(1) << 32) + 1, (UINT64_C(1) << 44) - 1, UINT64_C(1) << 44,
+	INT64_MAX,
 	UINT64_C(1) << 63, UINT64_MAX - 4096, UINT64_MAX,
 };
 
