@@ -171,14 +171,14 @@ def test_number_of_drains(kit, column):
 
 @pytest.mark.parametrize("write, drain", POLICIES)
 def test_an_append_is_there_when_it_returns_and_never_shows_what_was_there_before(kit, write, drain):
-    """Into a block full of somebody else's bytes: the old file or the new one, at every moment."""
-    served, f, _ = prepared(kit, write, drain, size=100, pages=1)
+    """Into blocks full of somebody else's bytes: the old file or the new one, at every moment."""
+    served, f, _ = prepared(kit, write, drain, size=1000, pages=8)
     place = place_of(f.node, 0)
-    text = noise(PAGE)[:100]
-    served.fs.region.nt_store(place + 100, b"\xee" * (PAGE - 100))
+    text = noise(8 * PAGE)[:1000]
+    served.fs.region.nt_store(place + 1000, b"\xee" * (8 * PAGE - 1000))
     served.fs.region.drain()
     with Crashes(kit, served.io) as crashes:
-        for size in (500, 1, 63, 3000):
+        for size in (500, 6000, 100, 9000):
             new = text + noise(size, size)
             with crashes.step(holds(new), during=holds(text, new)):
                 assert f.write(len(text), new[len(text) :])[:2] == DONE
@@ -216,9 +216,9 @@ def test_what_fsync_promised_is_on_the_media(kit, write, drain):
 @pytest.mark.parametrize("lazytime", [False, True])
 @pytest.mark.parametrize("write, drain", POLICIES)
 def test_dsync_is_on_the_media_when_it_returns(kit, write, drain, lazytime):
-    served, f, _ = prepared(kit, write, drain, pages=2, flags=WRITE | DIRECT | DSYNC)
+    served, f, _ = prepared(kit, write, drain, flags=WRITE | DIRECT | DSYNC)
     served.server.lazytime = lazytime
-    text = bytearray(noise(2 * PAGE)[:6000])
+    text = bytearray(noise(4 * PAGE)[:6000])
     with Crashes(kit, served.io) as crashes:
         for pos, length in ((100, 3000), (5990, 500)):
             data = noise(length, pos)
