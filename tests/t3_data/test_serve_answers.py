@@ -25,7 +25,7 @@ DAY = 86400 * 10**9
 
 
 def spare(served, node, size: int) -> None:
-    """Cut *node* to that many bytes, with its blocks, zeroed, as preallocated behind the end (meta/prealloc.py)."""
+    """Cut *node* to that many bytes; its blocks become zeros behind the end, as of meta/prealloc.py."""
     fs = served.fs
     fs.region.nt_zero(node.map, size, max(size, node.map.end() * PAGE))
     with fs.begin() as tx:
@@ -53,11 +53,12 @@ def sought(node, offset: int, whence: int) -> int:
 near = st.builds(lambda page, delta: max(page * PAGE + delta, 0), st.integers(0, 30),
                  st.sampled_from([0, 1, 63, 64, 100, 4000, -1, -64]))
 places = st.one_of(near, near, near, st.sampled_from([2 * MIB - 5000, 2 * MIB, 3 * MIB + 17]))
-lengths = st.one_of(st.integers(1, 300), st.integers(1, 5000), st.sampled_from([PAGE, 3 * PAGE, 20000, 70_000]))
+lengths = st.one_of(st.integers(1, 300), st.integers(1, 5000),
+                    st.sampled_from([PAGE, 3 * PAGE, 20000, 70_000]))
 
 
 class Twins(RuleBasedStateMachine):
-    """One region is served natively where that works, with FileIo for the calls; the other by FileIo alone."""
+    """One region is served natively where that works, FileIo doing the calls; the other by FileIo alone."""
 
     write, drain = "nt", "write"
 
@@ -164,7 +165,8 @@ class Twins(RuleBasedStateMachine):
     @rule()
     def getattr(self):
         verdict, error, reply = self.file.getattr()
-        assert (verdict, error) == ("done", 0) and attributes(reply) == expected(self.oracle.fs, self.node.ino)
+        assert (verdict, error) == ("done", 0)
+        assert attributes(reply) == expected(self.oracle.fs, self.node.ino)
 
     @rule()
     def kill_and_look(self):
@@ -200,9 +202,10 @@ ATTR = struct.Struct("<QII QQQqqqIIIIIIIIII")
 
 
 def attributes(reply: bytes) -> tuple:
-    """(valid, ino, size, blocks, atime, mtime, ctime in ns, mode, nlink, uid, gid, rdev, blksize) of a reply."""
+    """(valid, ino, size, blocks, atime, mtime, ctime, mode, nlink, uid, gid, rdev, blksize) of a reply."""
     assert len(reply) == ATTR.size == 104
-    valid, nsec, _, ino, size, blocks, *times, mode, nlink, uid, gid, rdev, blksize, flags = ATTR.unpack(reply)
+    valid, nsec, _, ino, size, blocks, *rest = ATTR.unpack(reply)
+    times, (mode, nlink, uid, gid, rdev, blksize, flags) = rest[:6], rest[6:]
     assert nsec == flags == 0 and all(n < 10**9 for n in times[3:])
     ns = [sec * 10**9 + nsec for sec, nsec in zip(times[:3], times[3:], strict=True)]
     return valid, ino, size, blocks, *ns, mode, nlink, uid, gid, rdev, blksize
@@ -211,7 +214,8 @@ def attributes(reply: bytes) -> tuple:
 def expected(fs, ino: int) -> tuple:
     i = fs.inodes.read(ino)
     valid = 0 if i.mode & 0o6000 or i.flags & L.FLAG_PREALLOC else 3600
-    return (valid, ino, i.size, i.blocks * 8, i.atime, i.mtime, i.ctime, i.mode, i.nlink, i.uid, i.gid, i.rdev, 4096)
+    owner = i.mode, i.nlink, i.uid, i.gid
+    return valid, ino, i.size, i.blocks * 8, i.atime, i.mtime, i.ctime, *owner, i.rdev, 4096
 
 
 # -- one thing at a time --------------------------------------------------------------------
@@ -417,7 +421,8 @@ def test_lseek(served):
     served.io.write(f.node, 9 * PAGE, noise(10))
     served.io.fallocate(f.node, 0, 5 * PAGE, PAGE)
     size = f.node.map.size
-    for offset in (0, 1, 3 * PAGE, 4 * PAGE + 1, 5 * PAGE, 5 * PAGE + 3, 9 * PAGE, size - 1, size, size + 1, -1, 1 << 50):
+    inside = (0, 1, 3 * PAGE, 4 * PAGE + 1, 5 * PAGE, 5 * PAGE + 3, 9 * PAGE, size - 1)
+    for offset in (*inside, size, size + 1, -1, 1 << 50):
         for whence in (DATA, HOLE):
             assert f.lseek(offset, whence) == sought(f.node, offset, whence), (offset, whence)
     assert f.lseek(7, 0) == 7 and f.lseek(-1, 0) == -errno.EINVAL

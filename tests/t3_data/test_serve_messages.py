@@ -12,8 +12,8 @@ from daxfs.data import _serve
 
 SILENT = {"forget", "batch_forget", "interrupt", "notify_reply"}
 VERDICTS = {  # of good messages where nothing is answered natively; all others are relayed
-    "call": {"read", "write", "fsync", "fsyncdir", "readdir", "ioctl", "fallocate", "lseek", "copy_file_range",
-             "copy_file_range_64", "syncfs", "tmpfile", "statx"},
+    "call": {"read", "write", "fsync", "fsyncdir", "readdir", "ioctl", "fallocate", "lseek",
+             "copy_file_range", "copy_file_range_64", "syncfs", "tmpfile", "statx"},
     "forget": {"forget", "batch_forget"}, "interrupt": {"interrupt"}, "drop": {"notify_reply"},
     "done": set(R.REFUSED),
 }  # fmt: skip
@@ -108,7 +108,7 @@ def test_unknown_opcodes(served, op):
     assert served.feed(R.message(op, 0, bytes(100), length=5)) == ("done", -errno.ENOSYS, b"")
 
 
-CREATE = struct.pack("<IIII", 2, 0o100644, 0, 0)
+NAMED = struct.pack("<IIII", 2, 0o100644, 0, 0) + b"name\0"
 NAMES = [
     (R.message("lookup", 1, b"\0"), errno.EINVAL),
     (R.message("lookup", 1, b"a/b\0"), errno.EINVAL),
@@ -123,12 +123,12 @@ NAMES = [
     (R.message("symlink", 1, b"name\0\0"), errno.ENOENT),
     (R.message("symlink", 1, b"name\0" + b"t" * 4096 + b"\0"), errno.ENAMETOOLONG),
     (R.message("symlink", 1, b"name\0target"), errno.EINVAL),
-    (R.message("create", 1, CREATE + b"name\0", extra=8), errno.EINVAL),
-    (R.message("create", 1, CREATE + b"name\0" + R.extension(16)[:8] + bytes(8), extra=8), errno.EINVAL),
-    (R.message("create", 1, CREATE + b"name\0" + struct.pack("<II", 24, 1) + bytes(8), extra=16), errno.EINVAL),
-    (R.message("create", 1, CREATE + b"name\0" + struct.pack("<II", 0, 1) + bytes(8), extra=16), errno.EINVAL),
-    (R.message("create", 1, CREATE + b"name\0" + 2 * struct.pack("<III", 12, 1, 0), extra=24), errno.EINVAL),
-    (R.message("create", 1, CREATE + b"name\0", extra=1 << 18), errno.EINVAL),
+    (R.message("create", 1, NAMED, extra=8), errno.EINVAL),
+    (R.message("create", 1, NAMED + R.extension(16)[:8] + bytes(8), extra=8), errno.EINVAL),
+    (R.message("create", 1, NAMED + struct.pack("<II", 24, 1) + bytes(8), extra=16), errno.EINVAL),
+    (R.message("create", 1, NAMED + struct.pack("<II", 0, 1) + bytes(8), extra=16), errno.EINVAL),
+    (R.message("create", 1, NAMED + 2 * struct.pack("<III", 12, 1, 0), extra=24), errno.EINVAL),
+    (R.message("create", 1, NAMED, extra=1 << 18), errno.EINVAL),
     (R.message("unlink", 1, b"name\0" + R.extension(), extra=16), errno.EINVAL),
     (R.setxattr(1, size=4), errno.EINVAL), (R.setxattr(1, size=6), errno.EINVAL),
     (R.setxattr(1, size=1 << 31), errno.E2BIG), (R.setxattr(1, b""), errno.ERANGE),
@@ -154,7 +154,8 @@ def test_malformed_with_a_handle(served):
     for raw in (
         R.write(ino, fh, 0, b"data", size=3), R.write(ino, fh, 0, b"data", size=5),
         R.write(ino, fh, 1 << 63, b"data"), R.write(ino, fh, 0, b"d" * (IO + 1)),
-        R.read(ino, fh, 1 << 63, 10), R.read(ino, fh, 0, IO + 1), R.read(1, served.dir, 0, IO + 1, op="readdirplus"),
+        R.read(ino, fh, 1 << 63, 10), R.read(ino, fh, 0, IO + 1),
+        R.read(1, served.dir, 0, IO + 1, op="readdirplus"),
         R.read(1, served.dir, 1 << 63, IO, op="readdir"),
         R.ioctl(ino, fh, in_size=7), R.ioctl(ino, fh, in_size=9), R.ioctl(ino, fh, out_size=IO + 1),
         R.fallocate(ino, fh, 1 << 63, 1), R.fallocate(ino, fh, 0, 1 << 63),

@@ -62,7 +62,7 @@ def test_append(kit, write, drain):
 @pytest.mark.parametrize("write, drain", POLICIES)
 def test_dsync(kit, write, drain):
     """One drain more than the data need at most, and it comes after the times."""
-    served, f, inode = prepared(kit, write, drain, flags=WRITE | DIRECT | DSYNC)
+    served, f, _ = prepared(kit, write, drain, flags=WRITE | DIRECT | DSYNC)
     where = Places(served.fs)
     with Recorder(served.fs.region, sites=False) as table:
         for pos, want in (
@@ -119,13 +119,14 @@ def test_fallocate_of_what_is_there(kit):
 
 
 def test_marks_of_a_native_write_are_set_and_cleared(kit):
-    served, f, _ = prepared(kit, "cached")
+    _, f, _ = prepared(kit, "cached")
     assert f.write(10, noise(PAGE))[:2] == DONE
     assert f.node.map.dirty.count == 2
     assert f.fsync()[:2] == DONE and f.node.map.dirty.count == 0
 
 
-# Drains of each native answer under (nt, write), (nt, fsync), (cached, write), (cached, fsync): docs/durability.md.
+# Drains of each native answer under (nt, write), (nt, fsync), (cached, write), (cached, fsync);
+# docs/durability.md shows them.
 DRAINS = {
     "write over": (1, 0, 0, 0),
     "append into blocks that are there": (2, 2, 2, 2),
@@ -145,14 +146,14 @@ def operations(f, dsync):
     yield lambda: f.write(0, noise(5000))
     yield lambda: f.write(6000, noise(500))
     f.write(0, noise(5000))
-    yield lambda: f.fsync()
-    yield lambda: f.fsync()
+    yield f.fsync
+    yield f.fsync
     yield lambda: dsync.write(0, noise(5000))
     yield lambda: dsync.write(6500, noise(500))
     yield lambda: f.fallocate(0, 6000)
     yield lambda: f.read(0, 6000)
     yield lambda: ("done", f.lseek(0, 3))
-    yield lambda: f.getattr()
+    yield f.getattr
 
 
 @pytest.mark.parametrize("column", range(4))

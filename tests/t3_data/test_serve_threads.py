@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""serve() in threads beside the metadata thread: inodes of one piece, sizes that are not lost, handles that close."""
+"""serve() in threads beside the metadata thread: inodes of one piece, no lost sizes, handles that close."""
 
 import errno
 import itertools
