@@ -268,13 +268,18 @@ class Session:
             "shut_down": self.fs.shut,
             "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
-            "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
+            "mounted_by": self._mounted_by(),
             "transport": {
                 "kind": self.transport, "why_not_better": self.transport_why,
                 "threads": self.native.threads if self.native else 1},
             "recording": self.recording.describe() if self.recording else None,
             "region": region,
         }
+
+    def _mounted_by(self) -> str:
+        if self.link is None:
+            return f"libfuse: {self.link_why}"
+        return "fusermount3" if self.link.by_fusermount else "daxfs"
 
     def _remount(self, wish: dict) -> dict:
         """Change ro/rw and the policies for times. EROFS: the region was opened read-only."""
