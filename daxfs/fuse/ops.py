@@ -110,8 +110,8 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         out.st_ino = inode.ino
         out.generation = inode.generation
         out.entry_timeout = TIMEOUT
-        # A direct write may drop these bits behind the kernel's back.
-        out.attr_timeout = 0 if inode.mode & 0o6000 else TIMEOUT
+        # A direct write may drop these bits behind the kernel's back, and the last close gives blocks back.
+        out.attr_timeout = 0 if inode.mode & 0o6000 or inode.flags & L.FLAG_PREALLOC else TIMEOUT
         out.st_mode = inode.mode
         out.st_nlink = inode.nlink
         out.st_uid = inode.uid
