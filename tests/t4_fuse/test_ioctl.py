@@ -139,23 +139,24 @@ def test_the_change_time_is_seen(mount):
 
 
 def test_noatime(mount):
-    """Of handles that are opened from then on, be it a native thread that answers the read."""
+    """Of open files too, be it a native thread that answers the read."""
     need("chattr")
     region = mount("strictatime")
     file = region.path / "file"
     file.write_bytes(b"x" * 5000)
 
-    def moved() -> bool:
-        before = os.stat(file).st_atime_ns
-        with open(file, "rb", buffering=0) as f:
-            assert f.read(100) == b"x" * 100
-        return os.stat(file).st_atime_ns > before
+    with open(file, "rb", buffering=0) as f:
 
-    assert moved()
-    out("chattr", "+A", file)
-    assert not moved()
-    out("chattr", "-A", file)
-    assert moved()
+        def moved() -> bool:
+            before = os.stat(file).st_atime_ns
+            assert f.read(100) == b"x" * 100
+            return os.stat(file).st_atime_ns > before
+
+        assert moved()
+        out("chattr", "+A", file)
+        assert not moved()
+        out("chattr", "-A", file)
+        assert moved()
 
 
 def test_numbers(mount):
