@@ -5,6 +5,7 @@ pyfuse3 has no handler for IOCTL: with that transport the programs must be told 
 """
 
 import array
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -263,6 +264,22 @@ def test_shutdown_by_numbers(mount):
     region.mount()
     assert region.stat()["replayed"] == 0
     assert (region.path / "file").read_bytes()[100:104] == b"here"
+
+
+def test_shutdown_with_an_argument_that_lies_on_the_mount(mount):
+    """The daemon reads it from the caller's memory, and so has to answer a page fault while it does."""
+    region = mount()
+    file = region.path / "file"
+    file.write_bytes(struct.pack("I", 3) + bytes(4092))
+    with open(file, "r+b") as f, mmap.mmap(f.fileno(), 4096) as mapping:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        there = ctypes.c_uint32.from_buffer(mapping)
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.ioctl(f.fileno(), ctypes.c_ulong(0x8004587D), ctypes.byref(there)) == -1
+        assert ctypes.get_errno() == errno.EINVAL  # mode 3: it was read
+        del there
+    assert file.read_bytes()[:4] == struct.pack("I", 3)
 
 
 def test_recorded(mount):
