@@ -46,6 +46,11 @@ _SETATTR = {"mode": 0, "uid": 1, "gid": 2, "size": 3, "atime": 4, "mtime": 5, "f
 _NOW = {"atime": 7, "mtime": 8}
 
 
+def lost(count: int) -> bytes:
+    """The record that says that *count* others could not be kept."""
+    return RECORD.pack(time.time_ns(), LOST, 0, count, 0, 0, 0, 0, 0, 0, 3, 0, 0, b"")
+
+
 class Word(str):
     """A text that is one of our own words, so that it is shown without quotes."""
 
@@ -79,7 +84,8 @@ def _shown(text: str, found: dict) -> dict:
     for name, _, show, optional in _layout(text):
         if name not in found or show == "-" or (optional and not found[name]):
             continue
-        out[name] = Word(SHOW[show](found[name])) if show else found[name]
+        value = SHOW[show](found[name]) if show else found[name]
+        out[name] = Word(value) if isinstance(value, str) else value
     return out
 
 
