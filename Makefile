@@ -21,7 +21,7 @@ help:
 	@echo 'make quickstart    install what is missing, build, mount an emulated region, try it'
 	@echo 'make unquickstart  undo it'
 	@echo 'make test          the same set-up, then all tests; test-fast: without the slow ones'
-	@echo 'make crash         50 rounds of kill -9 under load; then power failures at every point of short'
+	@echo 'make crash         60 rounds of kill -9 under load; then power failures at every point of short'
 	@echo '                   sequences of operations (up to an hour, goes on where it was stopped)'
 	@echo 'make bench         what is promised about speed, measured'
 	@echo 'make build         build and install into $(VENV); debug: not optimised, with symbols and assertions'
@@ -60,7 +60,7 @@ test-fast: $(BUILD)
 	$(SUDO) $(PYTEST) tests -m 'not slow' -x
 
 crash: $(BUILD)
-	$(SUDO) $(VENV)/bin/python tools/kill9.py --rounds 50
+	$(SUDO) $(VENV)/bin/python tools/kill9.py --rounds 60 --transport all
 	$(VENV)/bin/python tools/crash_sweep.py
 
 bench: $(BUILD)

@@ -2,6 +2,8 @@
 """Fixtures for tests on real mounts, and the guards around them.
 
 ``--target DIR`` runs the t4 tests in DIR, any mount point, instead of on daxfs.
+Tests with the mark ``transports`` run on a mount by each transport, or by the one of ``--transport``
+alone; a transport that this host does not have skips them and says why.
 Nothing here imports daxfs: the commands are used as installed.
 """
 
@@ -14,14 +16,28 @@ import mounts
 import pytest
 
 _numbers = itertools.count()
+_URING = pytest.StashKey()
 
 
 def pytest_addoption(parser):
     parser.addoption("--target", metavar="DIR", help="run the t4 tests in DIR instead of on a daxfs mount")
+    parser.addoption("--transport", choices=mounts.TRANSPORTS, help="mount with this one alone")
 
 
-def pytest_configure():
+def pytest_generate_tests(metafunc):
+    config = metafunc.config
+    if "transport" not in metafunc.fixturenames or config.getoption("--target"):
+        return
+    if metafunc.definition.get_closest_marker("transports"):
+        only = config.getoption("--transport")
+        names = (only,) if only else mounts.TRANSPORTS
+        metafunc.parametrize("transport", names, indirect=True, scope="module")
+
+
+def pytest_configure(config):
     mounts.end_on_sigterm()
+    # Off by default in the kernel; without it nothing of transport=uring would be tested.
+    config.stash[_URING] = mounts.switch_uring_on()
 
 
 def pytest_runtest_setup(item):
@@ -35,6 +51,8 @@ def pytest_runtest_setup(item):
 def pytest_sessionfinish(session):
     """A daxfs mount that the session made and left behind fails it, and is taken away."""
     mounts.close_all()
+    if session.config.stash[_URING]:
+        mounts.ENABLE_URING.write_text("N")
     left = mounts.left_mounts()
     for path in left:
         mounts.run(["umount", "-l", path], check=False)
@@ -62,18 +80,28 @@ def _fail_on_complaints():
 
 
 @pytest.fixture(scope="module")
-def mounted():
+def transport(request):
+    """The transport that this module's mounts use now; None: the one that mount.daxfs takes by itself."""
+    name = getattr(request, "param", None) or request.config.getoption("--transport")
+    reason = name and mounts.why_no_transport(name)
+    if reason:
+        pytest.skip(reason)
+    return name
+
+
+@pytest.fixture(scope="module")
+def mounted(transport):
     """One mounted region of 256 MiB for the whole module."""
-    with mounts.MountedRegion(256 * mounts.MIB, options="allow_other") as region:
+    with mounts.MountedRegion(256 * mounts.MIB, options="allow_other", transport=transport) as region:
         yield region.mount()
     _fail_on_complaints()
 
 
-def _factory(and_mount: bool):
+def _factory(and_mount: bool, transport: str | None):
     made = []
 
     def make(size=64 * mounts.MIB, **kwargs) -> mounts.MountedRegion:
-        region = mounts.MountedRegion(size, **kwargs)
+        region = mounts.MountedRegion(size, **{"transport": transport, **kwargs})
         made.append(region)
         return region.mount() if and_mount else region
 
@@ -81,25 +109,26 @@ def _factory(and_mount: bool):
 
 
 @pytest.fixture
-def region_factory():
+def region_factory(transport):
     """Call it for a formatted region that is not mounted; all are closed after the test."""
-    made, make = _factory(and_mount=False)
+    made, make = _factory(False, transport)
     yield make
     for region in made:
         region.close()
 
 
 @pytest.fixture
-def mount_factory():
+def mount_factory(transport):
     """Call it for a formatted and mounted region; all are closed after the test."""
-    made, make = _factory(and_mount=True)
+    made, make = _factory(True, transport)
     yield make
     for region in made:
         region.close()
 
 
+# Both name `transport` so that pytest sees it: what getfixturevalue takes is out of its sight.
 @pytest.fixture
-def target(request):
+def target(request, transport):
     """An empty directory to work in: on the module's daxfs mount, or under ``--target``."""
     base = request.config.getoption("--target")
     root = Path(base) if base else request.getfixturevalue("mounted").path
@@ -110,7 +139,7 @@ def target(request):
 
 
 @pytest.fixture
-def reopen(request):
+def reopen(request, transport):
     """Call it to forget everything that is not on the media: umount and mount, nothing under --target."""
     if request.config.getoption("--target"):
         return lambda: None

@@ -37,9 +37,11 @@ class Plan:
     replay_kills: list[float]  # moments as parts of the usual time of a mount
     options: str
     kind: str
+    transport: str | None = None  # None: what mount.daxfs takes by itself
 
     @classmethod
-    def draw(cls, seed: int, workers: int = 3, replay_kill: bool | None = None) -> "Plan":
+    def draw(cls, seed: int, workers: int = 3, replay_kill: bool | None = None,
+             transport: str | None = None) -> "Plan":
         """The plan for *seed*. *replay_kill*: kill during replay too (None: in two of five rounds)."""
         rng = random.Random(seed)
         cycles = [(rng.choice((5, 60, 300, 900, 2000)) + rng.randrange(60), rng.random() * 0.004)
@@ -48,13 +50,13 @@ class Plan:
         drawn = rng.random() < 0.4
         wanted = drawn if replay_kill is None else replay_kill
         return cls(seed, workers, cycles, kills if wanted else [], rng.choice(OPTIONS),
-                   rng.choice(("file", "file", "pool")))
+                   rng.choice(("file", "file", "pool")), transport)
 
     def command(self) -> str:
         """The command that plays this round again."""
         again = "always" if self.replay_kills else "never"
         return (f"tools/kill9.py --rounds 1 --seed {self.seed} --workers {self.workers} "
-                f"--replay-kill {again}")
+                f"--replay-kill {again}" + (f" --transport {self.transport}" if self.transport else ""))
 
 
 @dataclasses.dataclass
@@ -84,7 +86,8 @@ class Round:
         began = time.monotonic()
         region = None
         try:
-            region = MountedRegion(128 * MIB, kind=self.plan.kind, options=self.plan.options)
+            region = MountedRegion(128 * MIB, kind=self.plan.kind, options=self.plan.options,
+                                   transport=self.plan.transport)
             self._rounds(region)
         except (CommandError, OSError) as exc:
             self._complain(f"{type(exc).__name__}: {exc}")

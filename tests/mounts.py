@@ -10,6 +10,8 @@ reused pid by their start time.
 
 import atexit
 import contextlib
+import ctypes
+import functools
 import itertools
 import json
 import os
@@ -25,6 +27,8 @@ from pathlib import Path
 MIB = 1 << 20
 PREFIX = f"daxfs-test-{os.getpid()}-"
 FS_TYPE = "fuse.daxfs"
+TRANSPORTS = ("pyfuse3", "dev", "uring")
+ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
 BAD_LOG_LINE = re.compile(r"\b(ERROR|CRITICAL)\b|^Traceback \(most recent call last\)|^\w+Error: ")
 
 _numbers = itertools.count()
@@ -73,6 +77,46 @@ def why_no_mounts() -> str | None:
     return None
 
 
+def switch_uring_on() -> bool:
+    """Allow FUSE over io_uring where root may and it is off. True: it was off, to be written back."""
+    try:
+        if ENABLE_URING.read_text().strip() != "N":
+            return False
+        ENABLE_URING.write_text("Y")
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def why_no_transport(name: str) -> str | None:
+    """The reason why this host or build can't mount with ``transport=name``, or None; mounts nothing."""
+    if name == "uring":
+        try:
+            enabled = ENABLE_URING.read_text().strip()
+        except FileNotFoundError:
+            return "no transport uring: this kernel's FUSE has no io_uring (6.14 has)"
+        if enabled not in ("Y", "1"):
+            return "no transport uring: echo Y > /sys/module/fuse/parameters/enable_uring"
+        if not _io_uring_works():
+            return "no transport uring: io_uring_setup fails here (sysctl kernel.io_uring_disabled, seccomp)"
+    # Options are read before the source is: this mounts nothing, whatever the transport.
+    done = run([command("mount.daxfs"), "/nonexistent/source", "/", "-o", f"transport={name}"], check=False)
+    if f"transport={name} is not in this version" in done.stderr:
+        return f"no transport {name}: this daxfs does not have it"
+    return None
+
+
+def _io_uring_works() -> bool:
+    """True if io_uring_setup(2) gives a ring."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(ctypes.c_long(425), ctypes.c_uint(1), ctypes.create_string_buffer(120))
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True
+
+
 def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
@@ -109,14 +153,17 @@ class MountedRegion:
     *kind* is ``file`` (sparse file on /dev/shm), ``pool`` (pool directory
     there) or ``path`` with *source* given (never removed). *size* in bytes.
     *mkfs* are further arguments of mkfs.daxfs, *options* the default mount
-    options. Made formatted; ``mount()`` mounts it. A context manager.
+    options, *transport* is added to all options that name none. Made formatted;
+    ``mount()`` mounts it. A context manager.
     """
 
-    def __init__(self, size: int = 256 * MIB, kind: str = "file", source=None, mkfs=(), options: str = ""):
+    def __init__(self, size: int = 256 * MIB, kind: str = "file", source=None, mkfs=(), options: str = "",
+                 transport: str | None = None):
         name = f"{PREFIX}{next(_numbers)}"
         base = Path("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
         self.size = size
         self.options = options
+        self.transport = transport
         self.given = source is not None
         ending = "pool" if kind == "pool" else "region"
         self.source = Path(source) if self.given else base / f"{name}.{ending}"
@@ -161,7 +208,10 @@ class MountedRegion:
 
     def mount_command(self) -> list[str]:
         """The command line that ``mount()`` runs."""
-        options = ",".join(part for part in (self.options, f"log_file={self.log_file}") if part)
+        parts = [self.options, f"log_file={self.log_file}"]
+        if self.transport and "transport=" not in self.options:
+            parts.append(f"transport={self.transport}")
+        options = ",".join(filter(None, parts))
         return [command("mount.daxfs"), str(self.source), str(self.path), "-o", options]
 
     def stat(self) -> dict:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Kill the daxfs daemon with -9 under load, many times, and check that nothing was lost.
 
-    tools/kill9.py --rounds 50 --seed S
+    tools/kill9.py --rounds 50 --seed S --transport all
 
 Round number i uses the seed S + i; a failed round is played again with
 ``--rounds 1 --seed THAT``. Exit status 1 if a promise was broken. Needs root,
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from crash_round import Plan, Report, Round
-from mounts import end_on_sigterm, why_no_mounts
+from mounts import TRANSPORTS, end_on_sigterm, why_no_mounts, why_no_transport
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -31,6 +31,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=3, help="loading processes (default 3)")
     parser.add_argument("--replay-kill", choices=("mixed", "always", "never"), default="mixed",
                         help="kill again while the mount replays the journal")
+    parser.add_argument("--transport", choices=(*TRANSPORTS, "all"),
+                        help="mount with it (all: those of this host, in turns); default: what mount.daxfs takes")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy region and logs of failed rounds here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary here too")
     return parser.parse_args()
@@ -55,13 +57,24 @@ def summary(reports: list[Report], console: Console) -> None:
             console.print(f"  {text}", markup=False, highlight=False)
 
 
+def choose(wanted: str | None) -> tuple[list[str | None], list[str]]:
+    """The transports to take in turns, none where that can't be; and the reasons for those left out."""
+    reason = why_no_mounts()
+    if reason:
+        return [], [reason]
+    names = TRANSPORTS if wanted == "all" else (wanted,)
+    reasons = {name: why_no_transport(name) if name else None for name in names}
+    return ([name for name in names if not reasons[name]], list(filter(None, reasons.values())))
+
+
 def main() -> int:
     args = arguments()
     end_on_sigterm()
     console = Console()
-    reason = why_no_mounts()
-    if reason:
+    transports, reasons = choose(args.transport)
+    for reason in reasons:
         console.print(f"kill9: {reason}")
+    if not transports:
         return 2
     seed = args.seed if args.seed is not None else random.randrange(1 << 20)
     replay_kill = {"mixed": None, "always": True, "never": False}[args.replay_kill]
@@ -71,7 +84,9 @@ def main() -> int:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("rounds", total=args.rounds)
         for number in range(args.rounds):
-            report = Round(Plan.draw(seed + number, args.workers, replay_kill), args.keep).run()
+            transport = transports[number % len(transports)]
+            plan = Plan.draw(seed + number, args.workers, replay_kill, transport)
+            report = Round(plan, args.keep).run()
             reports.append(report)
             if report.complaints:
                 progress.console.print(f"[red]seed {seed + number}: {len(report.complaints)} complaints[/]")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from load_model import scan
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.transports]
 
 
 def need(program):

@@ -10,7 +10,8 @@ import shutil
 import mounts
 import pytest
 
-pytestmark = [pytest.mark.mount, pytest.mark.skipif(not shutil.which("fio"), reason="fio is not installed")]
+pytestmark = [pytest.mark.mount, pytest.mark.transports,
+              pytest.mark.skipif(not shutil.which("fio"), reason="fio is not installed")]
 
 ENGINES = {
     "psync": ["--ioengine=psync"],

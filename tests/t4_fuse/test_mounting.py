@@ -7,7 +7,7 @@ import subprocess
 import mounts
 import pytest
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.transports]
 
 
 def test_write_umount_mount_read(mount_factory):

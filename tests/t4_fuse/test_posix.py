@@ -24,7 +24,7 @@ def _load_table():
 
 
 table, runner = _load_table()
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.transports]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def oracle():
 
 
 @pytest.fixture(scope="module")
-def place(request):
+def place(request, transport):
     given = request.config.getoption("--target", default=None)
     return str(given or request.getfixturevalue("mounted").path)
 

@@ -14,7 +14,7 @@ import mounts
 import pytest
 from crash_round import fresh_space, wait_for_space
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow]
+pytestmark = [pytest.mark.mount, pytest.mark.transports, pytest.mark.slow]
 
 NO_RESOURCE, NOT_IMPLEMENTED = 3, 4
 STRESSORS = {

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.transports]
 SIZE = 8192
 
 

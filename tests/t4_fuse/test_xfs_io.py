@@ -11,7 +11,7 @@ import shutil
 import mounts
 import pytest
 
-pytestmark = [pytest.mark.mount,
+pytestmark = [pytest.mark.mount, pytest.mark.transports,
               pytest.mark.skipif(not shutil.which("xfs_io"), reason="xfs_io is not installed")]
 
 # Lines that depend on the clock, the file system's name or its inode numbers.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""kill -9 of the daemon under load: five rounds here, fifty in ``make crash`` (tools/kill9.py).
+"""kill -9 of the daemon under load: five rounds on each transport, more in ``make crash`` (tools/kill9.py).
 
 A failing round prints the command that plays it again.
 """
@@ -7,7 +7,7 @@ A failing round prints the command that plays it again.
 import pytest
 from crash_round import Plan, Round
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow]
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.transports]
 
 
 def check(plan):
@@ -18,10 +18,10 @@ def check(plan):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_killed_under_load(seed):
-    check(Plan.draw(seed, replay_kill=False))
+def test_killed_under_load(seed, transport):
+    check(Plan.draw(seed, replay_kill=False, transport=transport))
 
 
 @pytest.mark.parametrize("seed", [4, 5])
-def test_killed_again_during_replay(seed):
-    check(Plan.draw(seed, replay_kill=True))
+def test_killed_again_during_replay(seed, transport):
+    check(Plan.draw(seed, replay_kill=True, transport=transport))
