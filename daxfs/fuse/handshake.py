@@ -36,7 +36,8 @@ IN_HEADER, OUT_HEADER = struct.Struct("=IIQQIIII"), struct.Struct("=IiQ")
 _WORD = struct.Struct("=I")
 _IN_FLAGS, _IN_FLAGS2 = IN_HEADER.size + 12, IN_HEADER.size + 16
 _OUT_FLAGS, _OUT_FLAGS2 = OUT_HEADER.size + 12, OUT_HEADER.size + 32
-_OUT_SIZES, _SIZES = OUT_HEADER.size + 16, struct.Struct("=HHIIH")  # background, congestion, max_write, ., pages
+# max_background, congestion_threshold, max_write, time_gran, max_pages
+_OUT_SIZES, _SIZES = OUT_HEADER.size + 16, struct.Struct("=HHIIH")
 FORGET, INIT = 2, 26
 INIT_EXT = 1 << 30
 FEATURES = {

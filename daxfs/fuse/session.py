@@ -9,6 +9,7 @@ touches a path on its own mount after that: nobody would answer.
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ import trio
 
 from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
 from daxfs.errors import DaxfsError, SourceError, UsageError, fail
-from daxfs.fuse import control, facts, handshake, mountinfo, transports
+from daxfs.fuse import calls, control, facts, handshake, mountinfo, transports, wire
 from daxfs.fuse.ops import handler, make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
 from daxfs.fuse.recording import Recording
@@ -117,6 +118,8 @@ class Session:
         self.operations.tell_limits()
         self.tracer = Tracer(HandlerTrace(self.operations))
         self._connect()
+        self.operations.notify = pyfuse3.invalidate_inode
+        self.operations.kernel_sync = functools.partial(_sync, self.mountpoint)
         try:
             self.mount = mountinfo.mount_at(self.mountpoint)
             if self.mount is None or self.mount.fstype not in mountinfo.TYPES:
@@ -211,6 +214,8 @@ class Session:
             FOPEN_PARALLEL_DIRECT_WRITES if operations.direct else 0)
         self.native.start()
         self.tracer = Tracer(self.native)
+        operations.stats.native = self.native
+        operations.stats.called = {wire.OPCODES[opcode] for opcode in calls.CALLS}
 
     def _native_ended(self, why: str) -> None:
         """The kernel's side is gone: "umount", "abort", or an error."""
@@ -262,15 +267,24 @@ class Session:
             "emulated": region["emulated"],
             "safety": region["safety"],
             "readonly": self.fs.readonly,
+            "shut_down": self.fs.shut,
             "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
             "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
-            "transport": {
-                "kind": self.transport, "why_not_better": self.transport_why,
-                "threads": self.native.threads if self.native else 1},
+            "transport": self._describe_transport(),
             "recording": self.recording.describe() if self.recording else None,
             "region": region,
         }
+
+    def _describe_transport(self) -> dict:
+        """threads: those that take requests. queues: of uring. waiting: requests for Python."""
+        out = {"kind": self.transport, "why_not_better": self.transport_why, "threads": 1}
+        if self.native is not None:
+            out["threads"] = self.native.channels
+            out |= {"waiting": self.native.pending, "malformed": self.native.counts()["malformed"]}
+        if self.transport == "uring":
+            out["queues"] = out["threads"] - 1  # the first reads what still comes through read(2)
+        return out
 
     def _remount(self, wish: dict) -> dict:
         """Change ro/rw and the policies for times. EROFS: the region was opened read-only."""
@@ -346,7 +360,8 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
     log.info("%s: ended by %s", session.mountpoint, session.ended_by)
     if session.ended_by != "umount" and session.ended_by not in signal.Signals.__members__:
         why = "the connection was aborted" if session.ended_by == ABORT else session.ended_by
-        raise DaxfsError(f"{session.mountpoint}: {why}; all that had been written is durable", errno.ECONNABORTED)
+        raise DaxfsError(f"{session.mountpoint}: {why}; all that had been written is durable",
+                         errno.ECONNABORTED)
     return session.ended_by
 
 

@@ -30,7 +30,7 @@ struct channel;
 struct pending {
 	struct wire_in head;
 	struct channel *ch;
-	void *place;			/* dev: the buffer that holds a called request; uring: the ring entry */
+	void *place;			/* dev: the buffer of a called request; uring: the ring entry */
 	struct serve_msg msg;		/* of a call: points into place */
 	uint64_t start;			/* ns, CLOCK_MONOTONIC */
 	int how;
@@ -93,7 +93,8 @@ struct transport {
 	uint64_t trace_head, trace_tail, trace_lost;
 };
 
-int transport_init(struct transport *t, struct server *s, int kind, int fuse_fd, int pair_fd, size_t max_payload);
+int transport_init(struct transport *t, struct server *s, int kind, int fuse_fd, int pair_fd,
+		   size_t max_payload);
 /* Begin to answer, with `threads` readers (dev). 0, or -errno with every thread ended again. */
 int transport_start(struct transport *t, int threads);	/* threads: of dev */
 /* End and join all threads; requests that nobody answered are left to the kernel. May be called twice. */
@@ -116,7 +117,7 @@ int transport_trace_read(struct transport *t, struct trace_event *out);
 
 uint64_t transport_now(void);
 /* What came of a request: SERVE_DONE (r is the reply, to be sent by the channel, then transport_sent()),
- * SERVE_RELAY, SERVE_CALL (it is pending; `place` belongs to it until its reply), anything else: nothing to do.
+ * SERVE_RELAY, SERVE_CALL (it is pending; `place` belongs to it until its reply), else: nothing to do.
  * SERVE_RELAY needs `place` only where the reply does (uring). */
 enum serve_verdict transport_handle(struct transport *t, struct channel *ch, void *place,
 				    const struct serve_msg *m, struct serve_reply *r, uint64_t start);

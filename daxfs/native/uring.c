@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Channels over io_uring: for every possible CPU a ring with its own thread, pinned to that CPU, and RING_DEPTH
- * entries. An entry is registered once; then each COMMIT_AND_FETCH hands in a reply and asks for the next
+ * Channels over io_uring: for every possible CPU a ring with its own thread, pinned to that CPU, and
+ * RING_DEPTH entries. An entry is registered once; then each COMMIT_AND_FETCH hands in a reply and asks for the next
  * request. Only the thread that made a ring may use it (SINGLE_ISSUER), so a reply that somebody else has put
  * together is handed to that thread: list `replies`, then the ring's event descriptor.
  *
@@ -204,7 +204,7 @@ static void entry_request(struct ring_queue *q, struct ring_entry *e)
 	verdict = transport_handle(t, &q->ch, e, &m, &r, start);
 	if (verdict == SERVE_RELAY || verdict == SERVE_CALL)
 		return;
-	if (verdict != SERVE_DONE) {	/* FORGET, INTERRUPT, rubbish: never here, but an entry must go back */
+	if (verdict != SERVE_DONE) {	/* FORGET, INTERRUPT: never here, but an entry must go back */
 		entry_reply(e, head.unique, -EINVAL, 0);
 	} else {
 		entry_reply(e, head.unique, r.error, r.error ? 0 : r.len);
@@ -315,7 +315,8 @@ static int queue_add(struct transport *t, int qid)
 	if (posix_memalign((void **)&q->entry, 64, RING_DEPTH * sizeof(*q->entry)))
 		q->entry = NULL;
 	/* Anonymous memory: what no large request ever touches is never there. */
-	q->payloads = mmap(NULL, RING_DEPTH * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	q->payloads = mmap(NULL, RING_DEPTH * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			   -1, 0);
 	if (q->event_fd < 0 || !q->entry || q->payloads == MAP_FAILED)
 		return -ENOMEM;
 	memset(q->entry, 0, RING_DEPTH * sizeof(*q->entry));
