@@ -59,7 +59,7 @@ def console() -> Console:
 def render(facts: dict, before: dict | None = None, seconds: float = 0) -> Group:
     """The whole report. With *before*, the last reply, operations show how many there were in a second."""
     parts = [head(facts), operations(facts, before, seconds)]
-    if any("served" in one for one in facts["operations"].values()):
+    if facts["transport"]["kind"] != "pyfuse3":
         parts.append(answered(facts))
     if facts["faults"]["faults"]:
         parts.append(faults(facts["faults"]))
@@ -140,7 +140,9 @@ def answered(facts: dict) -> Table:
     table = _grid("answered", ">served natively", ">relayed to pyfuse3", ">called in Python")
     busiest = sorted(facts["operations"].items(), key=lambda item: -item[1]["count"])
     for name, one in busiest:
-        table.add_row(name, *(str(one.get(kind, 0) or "-") for kind in ("served", "relayed", "called")))
+        row = [one[kind] for kind in ("served", "relayed", "called")]
+        if any(row):  # a part of an IOCTL is no request by itself
+            table.add_row(name, *(str(count or "-") for count in row))
     return table
 
 

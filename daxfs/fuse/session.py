@@ -215,7 +215,7 @@ class Session:
         self.native.start()
         self.tracer = Tracer(self.native)
         operations.stats.native = self.native
-        operations.stats.called = {wire.OPCODES[opcode] for opcode in calls.CALLS}
+        operations.stats.called = {wire.OPCODES[opcode].lower() for opcode in calls.CALLS}
 
     def _native_ended(self, why: str) -> None:
         """The kernel's side is gone: "umount", "abort", or an error."""

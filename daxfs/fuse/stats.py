@@ -10,21 +10,21 @@ from collections import Counter
 from ..data.latency import Operation
 
 # Requests whose handler has another name than theirs.
-_HANDLERS = {"RENAME2": "rename", "READDIRPLUS": "readdir", "READDIR": "readdir_plain",
-             "COPY_FILE_RANGE_64": "copy_file_range", "BATCH_FORGET": "forget"}  # fmt: skip
+_HANDLERS = {"rename2": "rename", "readdirplus": "readdir", "readdir": "readdir_plain",
+             "copy_file_range_64": "copy_file_range", "batch_forget": "forget"}  # fmt: skip
 
 
 def handler_name(request: str) -> str:
-    """The row in which a request is counted, e.g. rename for RENAME2."""
-    return _HANDLERS.get(request, request.lower())
+    """The row in which a request is counted, e.g. rename for rename2."""
+    return _HANDLERS.get(request, request)
 
 
 def merged(handlers: dict[str, Operation], native: dict, called: set[str]) -> dict:
     """One snapshot for each operation, of what handlers (Python) and native threads answered together.
 
-    *native*: as Transport.counts has it; *called*: requests that it leaves to Python, not to pyfuse3. Each row
-    also has how many were ``served`` natively, ``relayed`` to pyfuse3, and ``called``. What is relayed and
-    has no handler (FORGET) has a count, but no latencies.
+    *native*: as Transport.counts has it; *called*: requests that it leaves to Python, not to pyfuse3. Each
+    row also has how many were ``served`` natively, ``relayed`` to pyfuse3, and ``called``. What is relayed
+    and has no handler (FORGET) has a count, but no latencies.
     """
     found, how = {name: Operation() for name in handlers}, {}
     for name, one in handlers.items():
