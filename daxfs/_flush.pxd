@@ -39,9 +39,5 @@ cdef class StateArena:
 cdef class DirtyMap:
     cdef dirty_map m
     cdef StateArena arena        # None: chunks are in DRAM. m points into it, so it goes last
-    # All of them without the GIL, under the inode's lock and, with an arena, between enter and exit.
-    cdef int set_range(self, uint64_t first, uint64_t count) noexcept nogil      # 0 or -ENOMEM
-    cdef void clear_range(self, uint64_t first, uint64_t count) noexcept nogil
-    cdef uint64_t next_run(self, uint64_t start, uint64_t *length) noexcept nogil  # UINT64_MAX: none
     cdef int _enter(self) except -1
     cdef int _exit(self) except -1

@@ -264,15 +264,6 @@ cdef class DirtyMap:
     def __dealloc__(self):
         dirty_destroy(&self.m)
 
-    cdef int set_range(self, uint64_t first, uint64_t count) noexcept nogil:
-        return dirty_set(&self.m, first, count)
-
-    cdef void clear_range(self, uint64_t first, uint64_t count) noexcept nogil:
-        dirty_clear(&self.m, first, count)
-
-    cdef uint64_t next_run(self, uint64_t start, uint64_t *length) noexcept nogil:
-        return dirty_next_run(&self.m, start, length)
-
     cdef int _enter(self) except -1:
         if self.arena is not None:
             self.arena.table.enter()

@@ -2,7 +2,7 @@
 # What other compiled units may use of _iomap: region addresses and the extents of a file.
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from daxfs._flush cimport DirtyMap
+from daxfs._flush cimport DirtyMap, dirty_map
 
 cdef extern from "daxfs/native/filemap.h" nogil:
     enum: IOMAP_HOLE, IOMAP_UNWRITTEN, IOMAP_MAPPED
@@ -15,6 +15,7 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         size_t n
         int64_t users
         int dead
+        uint64_t seq
     struct iomap:
         uint64_t pgoff, len, pfn
         uint32_t type, slot
@@ -22,6 +23,10 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         iomap *e
         size_t n, cap
         uint64_t size, pages
+        dirty_map *dirty
+        char *inode
+        uint32_t state
+    enum: FILEMAP_UNSETTLED, FILEMAP_PLAIN, FILEMAP_STALE_TIMES
     const range_entry *range_lookup(const range_table *t, uint64_t pfn)
     int range_add(range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags)
     int range_enter(range_table *t)
@@ -37,11 +42,15 @@ cdef class RangeTable:
     cdef range_table t
 
 @cython.final
+@cython.no_gc_clear
 cdef class FileMap:
     cdef filemap m
-    cdef public DirtyMap dirty       # None until something is dirty
+    cdef DirtyMap bits               # Python's `dirty`, None before attach; m.dirty points into it
+    cdef unsigned long owner         # pthread_self() of the thread that holds the lock exclusively, or 0
+    cdef unsigned int depth          # how often that thread took it again
+    cdef bint _mine(self) noexcept nogil
     cdef void read_lock(self) noexcept nogil
     cdef void write_lock(self) noexcept nogil
     cpdef void unlock(self) noexcept nogil
-    cdef bint _shared(self) noexcept
-    cdef bint _exclusive(self) noexcept
+    cdef void _shared(self) noexcept
+    cdef void _exclusive(self) noexcept

@@ -1,53 +1,29 @@
 # SPDX-License-Identifier: MIT
 """L1: the region's addresses, and where the pages of a file stand in it.
 
-RangeTable (pfn -> address, enter/exit/kill), Window (the mapped area), Stores (bounds-checked stores
-through the bound flush table), RegionView (a buffer straight on the region) and FileMap (extents of
-one inode with their lock). The look-ups themselves are plain C in native/filemap.c.
+RangeTable (pfn -> address, enter/exit/kill), Stores (bounds-checked stores through the bound flush
+table), RegionView (a buffer straight on the region) and FileMap (extents of one inode with their
+lock). The look-ups themselves are plain C in native/filemap.c.
 
-Limits: native threads use RangeTable and FileMap without the GIL. While a FileMap lock is held, no
-thread may wait for the GIL; here the GIL is always released before a lock is waited for. Ranges are
-added before the table is shared and never move. Window and Stores are not for use after close.
+Limits: native threads use the structs behind RangeTable and FileMap without the GIL. Who has the GIL
+never waits for a FileMap lock without giving it up (docs/concurrency.md). Ranges are added before the
+table is shared and never move. Stores is not for use after close.
 """
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
-from libc.errno cimport EEXIST, EINVAL, EIO, ENOMEM, EROFS, errno
-from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.errno cimport EIO, ENOMEM, EROFS, EEXIST
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from daxfs._flush cimport DAXFS_MSYNC, DirtyMap, Flush, daxfs_flush_take_error
+from daxfs._window cimport Window
 
 import os
 import time
 
 from daxfs.errors import CorruptError, fail
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum: PROT_NONE, PROT_READ, PROT_WRITE
-    enum: MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_SHARED_VALIDATE, MAP_SYNC
-    enum: MADV_HUGEPAGE
-    void *MAP_FAILED
-    void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset)
-    int munmap(void *addr, size_t length)
-    int mprotect(void *addr, size_t length, int prot)
-    int madvise(void *addr, size_t length, int advice)
-
-cdef extern from "<sys/vfs.h>" nogil:
-    struct statfs_s "statfs":
-        unsigned long f_type
-        unsigned long f_bsize
-    int fstatfs(int fd, statfs_s *buf)
-
-cdef extern from "<fcntl.h>" nogil:
-    enum: AT_EMPTY_PATH
-
-cdef extern from "<sys/stat.h>" nogil:
-    struct statx_s "statx":
-        uint64_t stx_attributes
-        uint64_t stx_attributes_mask
-    int statx(int dirfd, const char *path, int flags, unsigned int mask, statx_s *buf)
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -58,6 +34,8 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_rwlock_t:
         pass
+    ctypedef unsigned long pthread_t
+    pthread_t pthread_self()
     int pthread_rwlock_tryrdlock(pthread_rwlock_t *lock)
     int pthread_rwlock_trywrlock(pthread_rwlock_t *lock)
     int pthread_rwlock_rdlock(pthread_rwlock_t *lock)
@@ -66,52 +44,48 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from *:
     """
-    #define DAXFS_ATTR_DAX UINT64_C(0x00200000) /* STATX_ATTR_DAX, which older headers lack */
     #define DAXFS_LOCK(m) (&(m)->lock)
     #define DAXFS_LOAD(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
     #define DAXFS_STORE(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
+    #define DAXFS_OWNER(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define DAXFS_OWN(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    #define DAXFS_OR(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
+    #define DAXFS_AND(p, v) __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST)
+    /* A writer's step of the seqlock. Full fences on both sides, not release alone: metadata are also
+     * stored past the cache, and such stores pass ordinary ones that are only released. */
+    static inline void daxfs_seq_step(uint64_t *seq)
+    {
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        __atomic_store_n(seq, *seq + 1, __ATOMIC_RELAXED);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    }
     """
-    uint64_t DAXFS_ATTR_DAX
     pthread_rwlock_t *DAXFS_LOCK(filemap *m) nogil
     int64_t load_users "DAXFS_LOAD"(int64_t *p) nogil
     uint64_t load_size "DAXFS_LOAD"(uint64_t *p) nogil
     int load_dead "DAXFS_LOAD"(int *p) nogil
     void store_size "DAXFS_STORE"(uint64_t *p, uint64_t v) nogil
     void store_dead "DAXFS_STORE"(int *p, int v) nogil
+    pthread_t load_owner "DAXFS_OWNER"(pthread_t *p) nogil
+    void store_owner "DAXFS_OWN"(pthread_t *p, pthread_t v) nogil
+    uint32_t load_state "DAXFS_LOAD"(uint32_t *p) nogil
+    uint32_t or_state "DAXFS_OR"(uint32_t *p, uint32_t v) nogil
+    uint32_t and_state "DAXFS_AND"(uint32_t *p, uint32_t v) nogil
+    void daxfs_seq_step(uint64_t *seq) nogil
 
 HOLE = IOMAP_HOLE
 UNWRITTEN = IOMAP_UNWRITTEN
 MAPPED = IOMAP_MAPPED
 MAX_PGOFF = 1 << 32
+UNSETTLED = FILEMAP_UNSETTLED
+PLAIN = FILEMAP_PLAIN
+STALE_TIMES = FILEMAP_STALE_TIMES
 
 cdef enum:
     PAGE_SHIFT = 12
     PAGE_MASK = (1 << 12) - 1
-    PMD_BYTES = 1 << 21
     # Copies from this size on release the GIL: below it, giving it up costs more than the copy.
     LONG_COPY = 1 << 15
-
-
-def file_facts(int fd):
-    """(f_type, f_bsize, dax) of an open file; dax is True, False, or None where the kernel doesn't say."""
-    cdef statfs_s fs
-    cdef statx_s sx
-    if fstatfs(fd, &fs):
-        raise OSError(errno, os.strerror(errno))
-    memset(&sx, 0, sizeof(sx))
-    dax = None
-    if statx(fd, b"", AT_EMPTY_PATH, 0, &sx) == 0 and sx.stx_attributes_mask & DAXFS_ATTR_DAX:
-        dax = bool(sx.stx_attributes & DAXFS_ATTR_DAX)
-    return fs.f_type & 0xFFFFFFFF, fs.f_bsize, dax
-
-
-def map_sync_works(int fd, uint64_t length=4096):
-    """True if *fd* can be mapped with MAP_SYNC: then stores need cache lines flushed and nothing else."""
-    cdef void *p = mmap(NULL, length, PROT_READ, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0)
-    if p == MAP_FAILED:
-        return False
-    munmap(p, length)
-    return True
 
 
 cdef class RangeTable:
@@ -172,6 +146,23 @@ cdef class RangeTable:
     def dead(self):
         return bool(load_dead(&self.t.dead))
 
+    @property
+    def seq(self):
+        """Odd while metadata are stored in place: who reads an inode from the table meanwhile reads again."""
+        return self.t.seq
+
+    def begin_stores(self):
+        """Metadata are going to be stored in place (the metadata thread alone; not twice)."""
+        if self.t.seq & 1:
+            raise RuntimeError("metadata are being stored in place already")
+        daxfs_seq_step(&self.t.seq)
+
+    def end_stores(self):
+        """They stand there: what is read from now on is of one piece."""
+        if not self.t.seq & 1:
+            raise RuntimeError("end_stores without begin_stores")
+        daxfs_seq_step(&self.t.seq)
+
     def kill(self, double timeout=5.0):
         """Refuse new users from now on and wait for the others; how many are left after *timeout* seconds."""
         cdef timespec nap
@@ -195,135 +186,6 @@ cdef uint64_t _pfn(object pfn) except? 0xFFFFFFFFFFFFFFFF:
         raise CorruptError(f"page {pfn} is in no range of the region") from None
 
 
-cdef class Window:
-    """One area of virtual addresses that holds a whole region; a buffer of bytes over all of it.
-
-    Reserved once and filled by place(), so that byte ``pfn * 4096`` of the buffer is page pfn. Pages
-    that nothing was placed on must not be touched (SIGSEGV) unless pad() made them readable zeros.
-    """
-
-    cdef char *base
-    cdef size_t length
-    cdef int64_t exports
-    cdef bint writable
-    cdef list placed                 # (offset in the window, bytes, fd, offset in fd)
-
-    def __cinit__(self):
-        self.base = NULL
-        self.exports = 0
-        self.writable = False
-        self.placed = []
-
-    @classmethod
-    def reserve(cls, uint64_t npages, uint64_t align=PMD_BYTES):
-        """Reserve *npages* pages at an address that is a multiple of *align* bytes (a power of two)."""
-        cdef Window w = cls()
-        cdef size_t length = npages << PAGE_SHIFT, head
-        cdef char *p
-        if not npages or npages >> 36 or align < 4096 or align & (align - 1):
-            raise ValueError(f"can't reserve {npages} pages aligned to {align}")
-        p = <char *>mmap(NULL, length + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if <void *>p == MAP_FAILED:
-            raise fail(errno, f"no room in the address space for {npages} pages")
-        head = (align - <uintptr_t>p % align) % align
-        if head:
-            munmap(p, head)
-        munmap(p + head + length, align - head)
-        w.base = p + head
-        w.length = length
-        return w
-
-    def __dealloc__(self):
-        if self.base != NULL:
-            munmap(self.base, self.length)
-
-    cdef char *_at(self, uint64_t pfn, uint64_t npages) except NULL:
-        if self.base == NULL:
-            raise ValueError("the window is closed")
-        if pfn > self.length >> PAGE_SHIFT or not npages or npages > (self.length >> PAGE_SHIFT) - pfn:
-            raise ValueError(f"pages {pfn}+{npages} are outside the window")
-        return self.base + (pfn << PAGE_SHIFT)
-
-    def place(self, uint64_t pfn_start, uint64_t npages, int fd, uint64_t offset, str prot="rw",
-              bint private=False, bint sync=False):
-        """Map *npages* pages of *fd* from byte *offset* on at page *pfn_start*; returns the address.
-
-        prot "r" or "rw"; private: stores stay in this process; sync: MAP_SYNC, OSError where it can't be had.
-        """
-        cdef char *p = self._at(pfn_start, npages)
-        cdef size_t length = npages << PAGE_SHIFT
-        cdef int flags = MAP_FIXED
-        if prot not in ("r", "rw"):
-            raise ValueError(f"prot is r or rw, not {prot!r}")
-        if private:
-            # A private copy of a large region is almost never filled: don't account for it.
-            flags |= MAP_PRIVATE | MAP_NORESERVE
-        else:
-            flags |= (MAP_SHARED_VALIDATE | MAP_SYNC) if sync else MAP_SHARED
-        rc = mmap(p, length, PROT_READ | (PROT_WRITE if prot == "rw" else 0), flags, fd, offset)
-        if rc == MAP_FAILED:
-            raise OSError(errno, os.strerror(errno))
-        madvise(p, length, MADV_HUGEPAGE)  # best effort; what it brings is reported by region.Region.pmd
-        self.writable = self.writable or prot == "rw"
-        self.placed.append((<uintptr_t>(p - self.base), length, fd, offset))
-        return <uintptr_t>p
-
-    def pad(self, uint64_t pfn_start, uint64_t npages):
-        """Make unplaced pages readable as zeros, so that a scan over the whole window is safe."""
-        if mprotect(self._at(pfn_start, npages), npages << PAGE_SHIFT, PROT_READ):
-            raise OSError(errno, os.strerror(errno))
-
-    def detach(self):
-        """Turn every placed page into a private one: stores through views that are left reach nobody."""
-        cdef char *p
-        cdef size_t length
-        for at, size, fd, offset in self.placed:
-            p = self.base + <uintptr_t>at
-            length = size
-            if not self.writable:
-                continue
-            if mmap(p, length, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_NORESERVE,
-                    fd, <uint64_t>offset) == MAP_FAILED:
-                mprotect(p, length, PROT_READ)  # devdax knows no private mapping: at least nothing is stored
-        self.placed = []
-
-    def close(self):
-        """Unmap. BufferError while views of the buffer exist. Closing twice is fine."""
-        if self.base == NULL:
-            return
-        if self.exports:
-            raise BufferError(f"{self.exports} views of the region still exist")
-        munmap(self.base, self.length)
-        self.base = NULL
-        self.length = 0
-        self.placed = []
-
-    @property
-    def address(self):
-        return <uintptr_t>self.base
-
-    @property
-    def exported(self):
-        """Views of the buffer that exist."""
-        return self.exports
-
-    @property
-    def closed(self):
-        return self.base == NULL
-
-    def __len__(self):
-        return self.length
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        if self.base == NULL:
-            raise BufferError("the region is closed")
-        PyBuffer_FillInfo(view, self, self.base, self.length, not self.writable, flags)
-        self.exports += 1
-
-    def __releasebuffer__(self, Py_buffer *view):
-        self.exports -= 1
-
-
 cdef class RegionView:
     """A read-only buffer of *length* bytes at *address*, for replies that copy nothing (SEEDS S3, S9).
 
@@ -338,9 +200,8 @@ cdef class RegionView:
 
     def __init__(self, RangeTable table not None, Window window not None, uintptr_t address, size_t length):
         cdef uintptr_t base = <uintptr_t>window.base
-        if window.base == NULL or address < base or length > window.length:
-            raise ValueError("the view is outside the region")
-        if address - base > window.length - length:
+        if (window.base == NULL or address < base or length > window.length
+                or address - base > window.length - length):
             raise ValueError("the view is outside the region")
         self.table = table
         self.window = window
@@ -417,12 +278,10 @@ cdef class Stores:
 
     cdef int _done(self) except -1:
         """Leave; raise what msync reported since the last look."""
-        cdef int error
+        cdef int error = daxfs_flush_take_error(self.bound.t) if self.bound.t.error else 0
         range_exit(&self.table.t)
-        if self.bound.t.error:
-            error = daxfs_flush_take_error(self.bound.t)
-            if error:
-                raise fail(error, "writing back to the source failed: " + os.strerror(error))
+        if error:
+            raise fail(error, "writing back to the source failed: " + os.strerror(error))
         return 0
 
     def store(self, offset, data):
@@ -503,12 +362,7 @@ cdef class Stores:
 
     def flush_range(self, offset, uint64_t length):
         """Queue the cache lines of [offset, offset + length) for write-back."""
-        cdef char *p = self._enter(offset, length, True)
-        if length >= LONG_COPY or self.bound.t.kind == DAXFS_MSYNC:
-            with nogil:
-                self.bound.t.flush(self.bound.t, p, length)
-        else:
-            self.bound.t.flush(self.bound.t, p, length)
+        self._queue(self._enter(offset, length, True), length)
         range_exit(&self.table.t)
 
     def drain(self):
@@ -520,15 +374,17 @@ cdef class Stores:
 
     def persist(self, offset, uint64_t length):
         """flush_range and drain."""
-        cdef char *p = self._enter(offset, length, True)
+        self._queue(self._enter(offset, length, True), length)
+        # Orders this range, and all that was queued earlier, before what the caller stores next.
+        self._drain()
+        self._done()
+
+    cdef void _queue(self, const char *p, uint64_t length) noexcept:
         if length >= LONG_COPY or self.bound.t.kind == DAXFS_MSYNC:
             with nogil:
                 self.bound.t.flush(self.bound.t, p, length)
         else:
             self.bound.t.flush(self.bound.t, p, length)
-        # Orders this range, and all that was queued earlier, before what the caller stores next.
-        self._drain()
-        self._done()
 
     cdef void _drain(self) noexcept:
         if self.bound.t.kind == DAXFS_MSYNC:
@@ -559,51 +415,115 @@ cdef iomap *_extents(list rows, size_t *n) except? NULL:
 
 
 cdef class FileMap:
-    """The extents of one file, sorted, with its size and its reader/writer lock.
+    """The extents of one file, sorted, with its size, its flags and its reader/writer lock.
 
     Extents are tuples (pgoff, pages, pfn_t, type, slot) with type UNWRITTEN or MAPPED; holes are not
-    stored. Methods that change take the lock exclusively unless this thread already holds it so (lock()),
-    those that read take it shared. A thread that holds it shared must not ask for it again, in either way:
-    a writer that waits in between would stop both for ever.
+    stored. Methods that change take the lock exclusively, those that read take it shared. A thread that
+    holds it exclusively may take it again, either way: `lock` and `unlock`, or ``with``, nest. One that holds
+    it shared must not ask for it again: a writer that waits in between would stop both for ever.
     """
 
     def __cinit__(self):
         filemap_init(&self.m)
-        self.dirty = None
+        self.bits = None
+        self.depth = 0
+        self.owner = 0
 
     def __dealloc__(self):
         filemap_destroy(&self.m)
 
+    cdef bint _mine(self) noexcept nogil:
+        """True where this thread holds the lock exclusively: nobody else writes what would make this true."""
+        return load_owner(&self.owner) == pthread_self()
+
     cdef void read_lock(self) noexcept nogil:
-        pthread_rwlock_rdlock(DAXFS_LOCK(&self.m))
+        if self._mine():
+            self.depth += 1
+        else:
+            pthread_rwlock_rdlock(DAXFS_LOCK(&self.m))
 
     cdef void write_lock(self) noexcept nogil:
-        pthread_rwlock_wrlock(DAXFS_LOCK(&self.m))
+        if self._mine():
+            self.depth += 1
+        else:
+            pthread_rwlock_wrlock(DAXFS_LOCK(&self.m))
+            store_owner(&self.owner, pthread_self())
 
     cpdef void unlock(self) noexcept nogil:
-        """Give back what lock() took; only the thread that took it may."""
+        """Give back what the last lock() took; only the thread that took it may."""
+        if self._mine():
+            if self.depth:
+                self.depth -= 1
+                return
+            store_owner(&self.owner, 0)
         pthread_rwlock_unlock(DAXFS_LOCK(&self.m))
 
-    cdef bint _shared(self) noexcept:
-        """Take the lock shared; False if this thread holds it exclusively already (EDEADLK)."""
-        cdef int rc = pthread_rwlock_tryrdlock(DAXFS_LOCK(&self.m))
-        if rc:
+    cdef void _shared(self) noexcept:
+        """read_lock with the GIL, which is given up only where there is something to wait for."""
+        if self._mine():
+            self.depth += 1
+        elif pthread_rwlock_tryrdlock(DAXFS_LOCK(&self.m)):
             with nogil:
-                rc = pthread_rwlock_rdlock(DAXFS_LOCK(&self.m))
-        return rc == 0
+                self.read_lock()
 
-    cdef bint _exclusive(self) noexcept:
-        """Take the lock exclusively; False if this thread holds it so already (EDEADLK)."""
-        cdef int rc = pthread_rwlock_trywrlock(DAXFS_LOCK(&self.m))
-        if rc:
+    cdef void _exclusive(self) noexcept:
+        """write_lock with the GIL, which is given up only where there is something to wait for."""
+        if self._mine():
+            self.depth += 1
+        elif pthread_rwlock_trywrlock(DAXFS_LOCK(&self.m)):
             with nogil:
-                rc = pthread_rwlock_wrlock(DAXFS_LOCK(&self.m))
-        return rc == 0
+                self.write_lock()
+        else:
+            store_owner(&self.owner, pthread_self())
 
     def lock(self, bint exclusive=True):
-        """Take the lock; unlock() gives it back. RuntimeError if this thread holds it exclusively already."""
-        if not (self._exclusive() if exclusive else self._shared()):
-            raise RuntimeError("this thread holds the lock already")
+        """Take the lock; unlock() gives it back."""
+        if exclusive:
+            self._exclusive()
+        else:
+            self._shared()
+
+    def __enter__(self):
+        """Hold the lock exclusively: extents and size are this thread's until the block ends."""
+        self._exclusive()
+        return self
+
+    def __exit__(self, *exc):
+        self.unlock()
+
+    @property
+    def dirty(self):
+        """The DirtyMap of what is dirty, None where no tracker is attached; native code sees it too."""
+        return self.bits
+
+    @dirty.setter
+    def dirty(self, DirtyMap bits):
+        self._exclusive()
+        self.bits = bits
+        self.m.dirty = &bits.m if bits is not None else NULL
+        self.unlock()
+
+    @property
+    def inode(self):
+        """Address of the inode's bytes in the region; 0: not an inode of a mounted file system."""
+        return <uintptr_t>self.m.inode
+
+    @inode.setter
+    def inode(self, uintptr_t address):
+        self.m.inode = <char *>address
+
+    @property
+    def state(self):
+        """Flags UNSETTLED, PLAIN, STALE_TIMES (native/filemap.h)."""
+        return load_state(&self.m.state)
+
+    def set_state(self, uint32_t flags):
+        """Set *flags*. The caller holds the lock where the flag asks for it."""
+        or_state(&self.m.state, flags)
+
+    def clear_state(self, uint32_t flags):
+        """Clear *flags*; those of them that were set."""
+        return and_state(&self.m.state, ~flags) & flags
 
     @property
     def size(self):
@@ -612,10 +532,9 @@ cdef class FileMap:
 
     @size.setter
     def size(self, uint64_t size):
-        cdef bint taken = self._exclusive()
+        self._exclusive()
         store_size(&self.m.size, size)
-        if taken:
-            self.unlock()
+        self.unlock()
 
     @property
     def pages(self):
@@ -631,32 +550,29 @@ cdef class FileMap:
     def lookup(self, uint64_t pgoff):
         """(type, pgoff, pages, pfn_t, slot) of the piece from *pgoff* on; a hole has pfn and slot 0."""
         cdef iomap out
-        cdef bint taken = self._shared()
+        self._shared()
         filemap_lookup(&self.m, pgoff, &out)
-        if taken:
-            self.unlock()
+        self.unlock()
         return out.type, out.pgoff, out.len, out.pfn, out.slot
 
     def find(self, uint64_t pgoff):
         """Index of the first extent that ends after *pgoff*; len(self) if there is none."""
-        cdef bint taken = self._shared()
+        self._shared()
         cdef size_t index = filemap_find(&self.m, pgoff)
-        if taken:
-            self.unlock()
+        self.unlock()
         return index
 
     def end(self):
         """First page after the last extent; 0 if there is none."""
-        cdef bint taken = self._shared()
+        self._shared()
         cdef size_t n = self.m.n
         cdef uint64_t end = self.m.e[n - 1].pgoff + self.m.e[n - 1].len if n else 0
-        if taken:
-            self.unlock()
+        self.unlock()
         return end
 
     def extents(self, size_t index=0, count=None):
         """List of (pgoff, pages, pfn_t, type, slot) of *count* extents (default all) from *index* on."""
-        cdef bint taken = self._shared()
+        self._shared()
         cdef size_t i, stop = self.m.n
         try:
             if count is not None and index <= stop:
@@ -664,17 +580,15 @@ cdef class FileMap:
             return [(self.m.e[i].pgoff, self.m.e[i].len, self.m.e[i].pfn, self.m.e[i].type, self.m.e[i].slot)
                     for i in range(index, stop)]
         finally:
-            if taken:
-                self.unlock()
+            self.unlock()
 
     def splice(self, size_t index, size_t count, list extents not None):
         """Replace *count* extents from *index* on; ValueError, and nothing changed, if they don't fit."""
         cdef size_t n
         cdef iomap *e = _extents(extents, &n)
-        cdef bint taken = self._exclusive()
+        self._exclusive()
         cdef int rc = filemap_splice(&self.m, index, count, e, n)
-        if taken:
-            self.unlock()
+        self.unlock()
         free(e)
         if rc == -ENOMEM:
             raise MemoryError
@@ -683,9 +597,8 @@ cdef class FileMap:
 
     def load(self, list extents not None):
         """Replace all extents; ValueError, and nothing changed, if out of order, overlapping or too large."""
-        cdef bint taken = self._exclusive()
+        self._exclusive()
         try:
             self.splice(0, self.m.n, extents)
         finally:
-            if taken:
-                self.unlock()
+            self.unlock()

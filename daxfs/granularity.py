@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from daxfs._iomap import file_facts, map_sync_works
+from daxfs._window import file_facts, map_sync_works
 from daxfs.errors import UsageError
 
 ORDER = ("byte", "cache_line", "page")  # from fine to coarse

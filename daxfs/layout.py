@@ -24,7 +24,8 @@ INODE_MAGIC = 0x49584144  # "DAXI"
 BLOCK_MAGIC = 0x42584144  # "DAXB"
 
 # Feature words: an unknown compat bit is ignored, ro_compat allows mounting read-only, incompat forbids both.
-COMPAT_KNOWN = 0
+COMPAT_FLAGS = 1  # inodes may have flags of FLAGS_USER
+COMPAT_KNOWN = COMPAT_FLAGS
 RO_COMPAT_KNOWN = 0
 INCOMPAT_KNOWN = 0
 
@@ -101,7 +102,8 @@ STATE = np.dtype(
         ("mount_count", "<u8"),
         ("last_mount", "<i8"),
         ("last_check", "<i8"),
-        ("reserved2", "V32"),
+        ("changing", "<u8"),  # 1 while superblock and backup are replaced, one after the other
+        ("reserved2", "V24"),
     ]
 )
 
@@ -166,6 +168,14 @@ INODE_COLD = INODE_SIZE - INODE_HOT
 INLINE_SIZE = 96
 FLAG_TRUNCATING = 1  # blocks beyond size are being freed in several transactions
 FLAGS_KNOWN = FLAG_TRUNCATING
+
+# What a user sets (chattr, FS_IOC_FSSETXATTR): bits 8 and up; the low ones above are the file system's own.
+FLAG_DAX = 1 << 8  # regular files and directories
+FLAG_NODUMP = 1 << 9
+FLAG_NOATIME = 1 << 10
+FLAG_SYNC = 1 << 11  # regular files and directories
+FLAGS_ANY = FLAG_NODUMP | FLAG_NOATIME  # what every type of inode may have
+FLAGS_USER = FLAGS_ANY | FLAG_DAX | FLAG_SYNC
 
 # Header of each metadata block outside the fixed areas: it says whose it is, so a swapped one is noticed.
 BLOCK = np.dtype(

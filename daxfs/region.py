@@ -13,7 +13,8 @@ import logging
 import numpy as np
 
 from daxfs._flush import Flush
-from daxfs._iomap import RegionView, Stores, Window
+from daxfs._iomap import RegionView, Stores
+from daxfs._window import Window
 from daxfs.errors import CorruptError, SourceError, UsageError, fail
 from daxfs.granularity import choose, coarsest
 from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE, PMD_PAGES
@@ -181,6 +182,19 @@ class Region(Stores):
         with self.table:
             self.check(offset, length)
             return RegionView(self.table, self.window, self.window.address + offset, length)
+
+    def punch(self, pfn: int, npages: int) -> int:
+        """Give the storage of these pages back to their source; how many were. They stay mapped.
+
+        Nobody may use them or expect anything of their content, before and after. EROFS where the region is
+        not open rw, EIO after kill, else as Source.punch.
+        """
+        if self.mode != "rw":
+            raise fail(errno.EROFS, "the region is not open rw")
+        with self.table:
+            self.check(pfn << PAGE_SHIFT, npages << PAGE_SHIFT)
+            source = next(source for source in self.sources if pfn < source.pfn_end)
+            return source.punch(pfn - source.pfn_start << PAGE_SHIFT, npages << PAGE_SHIFT) >> PAGE_SHIFT
 
     def describe(self) -> dict:
         """What reports show of the region; plain values only."""

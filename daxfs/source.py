@@ -6,6 +6,7 @@ character device. Limits: nothing is mapped and no byte is changed here, except 
 grows files for mkfs. A descriptor that open_source returns holds the lock (flock) until it is closed.
 """
 
+import ctypes
 import errno
 import fcntl
 import logging
@@ -16,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from daxfs._iomap import file_facts
+from daxfs._window import file_facts
 from daxfs.errors import SourceError, UsageError
 from daxfs.granularity import HUGETLBFS_MAGIC, Detected, detect, device_link
 from daxfs.pfn import PAGE_SIZE, PFN_DEV, PFN_MAP, PMD_SIZE
@@ -25,6 +26,10 @@ log = logging.getLogger("daxfs.region")
 
 REGION_NAME = "region"  # metadata and packed data of a pool directory
 _BLKGETSIZE64 = 0x80081272
+_BLKDISCARD = 0x1277
+_PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _DEVICE_LOCK_PATIENCE = 0.5  # seconds; udev looks at a block device under a short lock of its own
 
 
@@ -59,6 +64,25 @@ class Source:
     def pfn_flags(self) -> int:
         """DEV where no ordinary RAM stands behind it; MAP too, since Linux gives it page structs."""
         return PFN_DEV | PFN_MAP if self.detected.medium in ("fsdax", "devdax") else 0
+
+    def punch(self, offset: int, length: int) -> int:
+        """Give the storage of these bytes back to where it came from; how many of them that were.
+
+        What is given back reads as zeros or as anything else; it is not an error where the source keeps some
+        of it. EOPNOTSUPP where it can't be done at all (devdax; file systems and devices without it).
+        """
+        first = -(-offset // self.unit) * self.unit
+        length = (offset + length) // self.unit * self.unit - first
+        if self.kind == "devdax":
+            raise SourceError(f"{self.path}: devdax can't give space back", errno.EOPNOTSUPP)
+        if length <= 0:
+            return 0
+        if self.kind == "block":
+            fcntl.ioctl(self.fd, _BLKDISCARD, struct.pack("QQ", first, length))
+        elif _libc.fallocate(self.fd, _PUNCH_HOLE, first, length):
+            code = ctypes.get_errno()
+            raise SourceError(f"{self.path}: can't give space back: {os.strerror(code)}", code)
+        return length
 
     def unlock(self) -> None:
         """Give the lock back although a mapping, which counts as an opener, still refers to the descriptor.

@@ -16,6 +16,7 @@ import mounts
 import pytest
 
 _numbers = itertools.count()
+_URING = pytest.StashKey()
 
 
 def pytest_addoption(parser):
@@ -33,8 +34,10 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("transport", names, indirect=True, scope="module")
 
 
-def pytest_configure():
+def pytest_configure(config):
     mounts.end_on_sigterm()
+    # Off by default in the kernel; without it nothing of transport=uring would be tested.
+    config.stash[_URING] = mounts.switch_uring_on()
 
 
 def pytest_runtest_setup(item):
@@ -48,6 +51,8 @@ def pytest_runtest_setup(item):
 def pytest_sessionfinish(session):
     """A daxfs mount that the session made and left behind fails it, and is taken away."""
     mounts.close_all()
+    if session.config.stash[_URING]:
+        mounts.ENABLE_URING.write_text("N")
     left = mounts.left_mounts()
     for path in left:
         mounts.run(["umount", "-l", path], check=False)

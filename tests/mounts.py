@@ -28,6 +28,7 @@ MIB = 1 << 20
 PREFIX = f"daxfs-test-{os.getpid()}-"
 FS_TYPE = "fuse.daxfs"
 TRANSPORTS = ("pyfuse3", "dev", "uring")
+ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
 BAD_LOG_LINE = re.compile(r"\b(ERROR|CRITICAL)\b|^Traceback \(most recent call last\)|^\w+Error: ")
 
 _numbers = itertools.count()
@@ -76,12 +77,23 @@ def why_no_mounts() -> str | None:
     return None
 
 
+def switch_uring_on() -> bool:
+    """Allow FUSE over io_uring where root may and it is off. True: it was off, to be written back."""
+    try:
+        if ENABLE_URING.read_text().strip() != "N":
+            return False
+        ENABLE_URING.write_text("Y")
+    except OSError:
+        return False
+    return True
+
+
 @functools.cache
 def why_no_transport(name: str) -> str | None:
     """The reason why this host or build can't mount with ``transport=name``, or None; mounts nothing."""
     if name == "uring":
         try:
-            enabled = Path("/sys/module/fuse/parameters/enable_uring").read_text().strip()
+            enabled = ENABLE_URING.read_text().strip()
         except FileNotFoundError:
             return "no transport uring: this kernel's FUSE has no io_uring (6.14 has)"
         if enabled not in ("Y", "1"):

@@ -86,6 +86,8 @@ def head(facts: dict) -> Table:
         ("granularity", f"{facts['granularity']}{safety}"),
         ("options", facts["options"].replace(",", ", ")),
     ]
+    if facts["shut_down"]:
+        rows.append(("shut down", "all requests answer EIO until it is unmounted"))
     recording = facts["recording"]
     if recording:
         ended = f"; ended: {recording['error']}" if recording["error"] else ""

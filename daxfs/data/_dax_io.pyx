@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """L3: dax_io: reads and writes that copy straight between a buffer and the region (S3).
 
-`DaxIo` looks up extents, enters the region, copies with the GIL released and
-leaves. It allocates nothing and changes no metadata: a write that needs blocks or
+`DaxIo` is the Python face of native/daxio.c: it takes the file's lock without the
+GIL, calls the C core, which enters the region and copies, and turns -errno into an
+exception. It allocates nothing and changes no metadata: a write that needs blocks or
 grows the file is refused here (``NEEDS_BLOCKS``) and comes back as `fill` with
 the blocks that daxfs/meta took for it.
 
@@ -13,24 +14,25 @@ is taken without the GIL (docs/concurrency.md).
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EIO, EROFS
 from libc.stdint cimport int64_t, uint64_t, UINT64_MAX, uintptr_t
-from libc.string cimport memcpy, memset
 
-from daxfs._flush cimport Flush, daxfs_flush
-from daxfs._iomap cimport (
-    IOMAP_HOLE, IOMAP_MAPPED, FileMap, RangeTable, filemap_lookup, iomap, range_address, range_enter,
-    range_exit, range_table,
-)
-from daxfs.data._tracker cimport Tracker
+from daxfs._iomap cimport IOMAP_MAPPED, FileMap, filemap_lookup, iomap, range_enter, range_exit
 
 from daxfs.errors import UsageError, fail
 from daxfs.pfn import sg_list
+
+cdef extern from *:
+    """
+    #define DAXFS_READ(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    """
+    uint64_t counter "DAXFS_READ"(uint64_t *p) nogil
+    int failed "DAXFS_READ"(int *p) nogil
 
 cdef enum:
     SHIFT = 12
     PAGE = 4096
     VIEW_FROM = 16384    # a reply of this size or more is a view of the region, not a copy
+    PIECES = 1024
 
 NEEDS_BLOCKS = 1
 WRITE_POLICIES = ("nt", "cached")
@@ -48,24 +50,39 @@ cdef class DaxIo:
     lines. write: "nt" or "cached"; drain: "write" (before the reply) or "fsync".
     """
 
-    cdef object region
-    cdef RangeTable ranges
-    cdef Flush flush
-    cdef range_table *table
-    cdef daxfs_flush *ops
-    cdef readonly Tracker tracker
-    cdef readonly bint nt, drain_write
-    cdef bint writable
-    cdef readonly uint64_t dirtied_pages, flushed_pages, writebacks
-
     def __init__(self, region, Tracker tracker not None, write="nt", drain="write"):
         if write not in WRITE_POLICIES or drain not in DRAIN_POLICIES:
             raise UsageError(f"write={write}, drain={drain}: write is one of {', '.join(WRITE_POLICIES)}, "
                              f"drain one of {', '.join(DRAIN_POLICIES)}")
-        self.region, self.ranges, self.flush = region, region.table, region.flush
-        self.table, self.ops = &self.ranges.t, self.flush.t
-        self.tracker, self.nt, self.drain_write = tracker, write == "nt", drain == "write"
-        self.writable = region.mode != "ro"      # mapped without PROT_WRITE: a store would end the process
+        self.region, self.ranges, self.flush, self.tracker = region, region.table, region.flush, tracker
+        self.io.table, self.io.ops, self.io.tracker = &self.ranges.t, self.flush.t, tracker.t
+        self.io.nt, self.io.drain_write = write == "nt", drain == "write"
+        self.io.writable = region.mode != "ro"
+
+    @property
+    def nt(self):
+        """Whether writes go past the cache."""
+        return bool(self.io.nt)
+
+    @property
+    def drain_write(self):
+        """Whether such a write drains before it returns."""
+        return bool(self.io.drain_write)
+
+    @property
+    def dirtied_pages(self):
+        """Pages that were marked, each time again."""
+        return counter(&self.io.dirtied_pages)
+
+    @property
+    def flushed_pages(self):
+        """Pages that writeback found dirty."""
+        return counter(&self.io.flushed_pages)
+
+    @property
+    def writebacks(self):
+        """Calls of writeback that did not fail, by any thread."""
+        return counter(&self.io.writebacks)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -77,11 +94,12 @@ cdef class DaxIo:
         """
         cdef iomap m
         cdef bytes out
-        cdef int err = 0
+        cdef int err
+        cdef uint64_t length, end = counter(&f.m.size)
         cdef char *target
-        if pos >= f.m.size:
+        if pos >= end:
             return b""
-        size = _min(size, f.m.size - pos)
+        size = _min(size, end - pos)
         if size >= VIEW_FROM:
             with nogil:
                 f.read_lock()
@@ -93,35 +111,13 @@ cdef class DaxIo:
         target = PyBytes_AS_STRING(out)
         with nogil:
             f.read_lock()
-            err = self._copy_out(f, pos, size, target)
+            # Again, under the lock: it may have been cut in the meantime.
+            length = _min(size, f.m.size - pos) if pos < f.m.size else 0
+            err = dax_copy_out(&self.io, &f.m, pos, length, target)
             f.unlock()
         if err:
             raise fail(-err)
-        return out
-
-    cdef int _copy_out(self, FileMap f, uint64_t pos, uint64_t size, char *target) noexcept nogil:
-        cdef iomap m
-        cdef uint64_t n, off, avail
-        cdef char *source
-        if range_enter(self.table):
-            return -EIO
-        while size:
-            filemap_lookup(&f.m, pos >> SHIFT, &m)
-            off = pos & (PAGE - 1)
-            n = _min(size, (m.len << SHIFT) - off)
-            if m.type == IOMAP_MAPPED:
-                source = range_address(self.table, m.pfn, &avail)
-                if source == NULL or m.len > avail:
-                    range_exit(self.table)
-                    return -EIO
-                memcpy(target, source + off, n)
-            else:
-                memset(target, 0, n)
-            target += n
-            pos += n
-            size -= n
-        range_exit(self.table)
-        return 0
+        return out if length == size else out[:length]
 
     def scatter(self, FileMap f not None, uint64_t pos, uint64_t size):
         """[(pfn_t, bytes)] of the pieces in [pos, pos + size), whole pages, SG_LAST on the last (S3)."""
@@ -137,6 +133,28 @@ cdef class DaxIo:
                 out.append((m.pfn, _min(m.len, end - at) << SHIFT))
             at = m.pgoff + m.len
         return sg_list(out)
+
+    def pieces(self, FileMap f not None, uint64_t pos, uint64_t size, int limit=PIECES):
+        """[(offset in the region or None, bytes)] of [pos, pos + size): what native code would send.
+
+        None: zeros. [pos, pos + size) is inside the file. E2BIG for more than *limit* pieces (at most 1,024).
+        """
+        cdef iovec iov[PIECES]
+        cdef int count
+        cdef uintptr_t base = self.region.address, end = base + (self.region.npages << SHIFT)
+        if not 0 <= limit <= PIECES:
+            raise ValueError(f"limit {limit}: at most {PIECES}")
+        with nogil:
+            f.read_lock()
+            count = range_enter(self.io.table)
+            if not count:
+                count = dax_pieces(&self.io, &f.m, pos, size, iov, limit)
+                range_exit(self.io.table)
+            f.unlock()
+        if count < 0:
+            raise fail(-count)
+        return [(<uintptr_t>iov[i].iov_base - base if base <= <uintptr_t>iov[i].iov_base < end else None,
+                 iov[i].iov_len) for i in range(count)]
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -155,66 +173,25 @@ cdef class DaxIo:
                 # Without a sum of pos and length, which could wrap.
                 if <uint64_t>view.len > f.m.size or pos > f.m.size - view.len:
                     err = 1
-                elif not self._covered(f, pos, view.len):
+                elif not dax_covered(&f.m, pos, view.len):
                     err = 1
                 else:
-                    err = self._copy_in(f, pos, view.len, <char *>view.buf, self.nt)
-                    if not err and self.nt and self.drain_write:
+                    err = dax_copy_in(&self.io, &f.m, pos, view.len, <char *>view.buf, self.io.nt)
+                    if not err and self.io.nt and self.io.drain_write:
                         # Orders the data of this write before the reply to it.
-                        self.ops.drain(self.ops)
+                        self.io.ops.drain(self.io.ops)
                 f.unlock()
         finally:
             PyBuffer_Release(&view)
         if err < 0:
             raise fail(-err)
-        if self.ops.error:
-            self.flush.check()
+        self._check()
         return err
 
-    cdef bint _covered(self, FileMap f, uint64_t pos, uint64_t size) noexcept nogil:
-        cdef iomap m
-        cdef uint64_t at = pos >> SHIFT, end = (pos + size + PAGE - 1) >> SHIFT
-        while at < end:
-            filemap_lookup(&f.m, at, &m)
-            if m.type != IOMAP_MAPPED:
-                return False
-            at = m.pgoff + m.len
-        return True
-
-    cdef int _copy_in(self, FileMap f, uint64_t pos, uint64_t size, const char *source,
-                      bint nt) noexcept nogil:
-        """Copy over mapped pages, past the cache (*nt*) or through it, marked. Under the exclusive lock."""
-        cdef iomap m
-        cdef uint64_t n, off, avail, pages
-        cdef char *target
-        cdef int err
-        if not self.writable:
-            return -EROFS
-        if range_enter(self.table):
-            return -EIO
-        while size:
-            filemap_lookup(&f.m, pos >> SHIFT, &m)
-            off = pos & (PAGE - 1)
-            n = _min(size, (m.len << SHIFT) - off)
-            target = range_address(self.table, m.pfn, &avail)
-            if target == NULL or m.len > avail:
-                range_exit(self.table)
-                return -EIO
-            if nt:
-                self.ops.nt_store(self.ops, target + off, source, n)
-            else:
-                pages = (off + n + PAGE - 1) >> SHIFT
-                # Marked before the store: a flush between the two may find it clean, never the other way.
-                err = self.tracker.mark(f, m.pgoff, pages, m.pfn)
-                if err:
-                    range_exit(self.table)
-                    return err
-                self.dirtied_pages += pages
-                self.ops.store(self.ops, target + off, source, n)
-            source += n
-            pos += n
-            size -= n
-        range_exit(self.table)
+    cdef int _check(self) except -1:
+        """Raise what msync reported."""
+        if failed(&self.io.ops.error):
+            self.flush.check()
         return 0
 
     def fill(self, FileMap f not None, uint64_t pos, data, pieces, fresh):
@@ -236,7 +213,7 @@ cdef class DaxIo:
                 is_new = pgoff in new
                 if is_new:
                     with nogil:
-                        err = self._fill_fresh(pgoff, pages, pfn, pos, view.len, <char *>view.buf)
+                        err = dax_fill_new(&self.io, pgoff, pages, pfn, pos, view.len, <char *>view.buf)
                 else:
                     err = self._fill_over(f, pgoff, pages, pos, view.len, <char *>view.buf)
                 if err:
@@ -245,31 +222,8 @@ cdef class DaxIo:
             PyBuffer_Release(&view)
         # Orders data and zeros in new blocks before the record that makes them reachable, and
         # data behind the old end of file before the record with the new size.
-        self.ops.drain(self.ops)
+        self.io.ops.drain(self.io.ops)
         self.flush.check()
-
-    cdef int _fill_fresh(self, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
-                         const char *source) noexcept nogil:
-        """New pages: zeros, data, zeros. Not reachable yet, so no lock."""
-        cdef uint64_t start = pgoff << SHIFT, end = (pgoff + pages) << SHIFT, avail
-        cdef uint64_t first = pos if pos > start else start
-        cdef uint64_t last = _min(pos + size, end)
-        cdef char *target
-        if not self.writable:
-            return -EROFS
-        if range_enter(self.table):
-            return -EIO
-        target = range_address(self.table, pfn, &avail)
-        if target == NULL or pages > avail:
-            range_exit(self.table)
-            return -EIO
-        if first > start:
-            self.ops.nt_fill(self.ops, target, 0, first - start)
-        self.ops.nt_store(self.ops, target + (first - start), source + (first - pos), last - first)
-        if end > last:
-            self.ops.nt_fill(self.ops, target + (last - start), 0, end - last)
-        range_exit(self.table)
-        return 0
 
     cdef int _fill_over(self, FileMap f, uint64_t pgoff, uint64_t pages, uint64_t pos, uint64_t size,
                         const char *source):
@@ -287,9 +241,9 @@ cdef class DaxIo:
             f.write_lock()
             middle = _min(last, f.m.size if f.m.size > first else first)
             if middle > first:
-                err = self._copy_in(f, first, middle - first, source + (first - pos), self.nt)
+                err = dax_copy_in(&self.io, &f.m, first, middle - first, source + (first - pos), self.io.nt)
             if last > middle and not err:
-                err = self._copy_in(f, middle, last - middle, source + (middle - pos), True)
+                err = dax_copy_in(&self.io, &f.m, middle, last - middle, source + (middle - pos), True)
             f.unlock()
         return err
 
@@ -303,54 +257,9 @@ cdef class DaxIo:
         cdef int64_t pages
         with nogil:
             f.write_lock()
-            pages = self._writeback(f, first, last)
+            pages = dax_writeback(&self.io, &f.m, first, last)
             f.unlock()
+        self._check()
         if pages < 0:
             raise fail(-pages)
-        if self.ops.error:
-            self.flush.check()
-        self.flushed_pages += pages
-        self.writebacks += 1
         return pages
-
-    cdef int64_t _writeback(self, FileMap f, uint64_t first, uint64_t last) noexcept nogil:
-        cdef uint64_t at = first, run, n, avail
-        cdef int64_t total = 0
-        cdef iomap m
-        cdef char *address
-        if range_enter(self.table):
-            return -EIO
-        while True:
-            at = self.tracker.next_run(f, at, &run)
-            if at >= last:
-                break
-            run = _min(run, last - at)
-            total += run
-            while run:
-                filemap_lookup(&f.m, at, &m)
-                n = _min(run, m.len)
-                if m.type == IOMAP_MAPPED:
-                    address = range_address(self.table, m.pfn, &avail)
-                    if address == NULL or m.len > avail:
-                        range_exit(self.table)
-                        return -EIO
-                    self.ops.flush(self.ops, address, n << SHIFT)
-                at += n
-                run -= n
-        # Orders the flushed data before the marks go, and before size, times and the reply to fsync.
-        self.ops.drain(self.ops)
-        if not self.ops.error:
-            self._clean(f, first, last)
-        range_exit(self.table)
-        return total
-
-    cdef void _clean(self, FileMap f, uint64_t first, uint64_t last) noexcept nogil:
-        """Never before flush and drain: a store in between would be lost (DESIGN.md section 8)."""
-        cdef uint64_t at = first, run
-        while True:
-            at = self.tracker.next_run(f, at, &run)
-            if at >= last:
-                return
-            run = _min(run, last - at)
-            self.tracker.clean(f, at, run)
-            at += run

@@ -3,11 +3,13 @@
 
 A write that needs blocks: meta takes them (`prepare_write`), dax_io fills them and
 drains, meta publishes them in one record. So a record never makes a block reachable
-whose data are not durable. Metadata thread; no suspension point.
+whose data are not durable. The file's lock is held from the first look to the end: native threads
+write meanwhile. Metadata thread; no suspension point.
 """
 
 from .. import layout as L
 from .._flush import StateArena
+from .._iomap import PLAIN
 from ..meta import attr, fallocate, file
 from ..pfn import PAGE_SIZE
 from ._dax_io import DaxIo
@@ -44,6 +46,7 @@ class FileIo:
     def opened(self, node) -> None:
         """Call once for each open, before the first write."""
         self.tracker.attach(node.map)
+        attr.note_plain(self.fs, node)
 
     def read(self, node, pos: int, size: int, noatime: bool = False):
         """Up to *size* bytes at *pos* (see `DaxIo.read`: a view must be used up before anything changes)."""
@@ -57,6 +60,12 @@ class FileIo:
         if not len(data):
             return 0
         self.fs.may_change()  # writes over blocks that are there ask nobody else
+        with node.map:
+            written = self._write(node, pos, data)
+            attr.note_plain(self.fs, node)
+        return written
+
+    def _write(self, node, pos: int, data) -> int:
         if not self.dax.write(node.map, pos, data):
             attr.touch_write(self.fs, node.ino)
             return len(data)
@@ -95,15 +104,25 @@ class FileIo:
         The Node, and its tracker with it, may go after the last close, so nothing
         may be left dirty then.
         """
-        if node.opens == 1 and not self.fs.readonly and node.map.dirty is not None and node.map.dirty.count:
+        quiet = self.fs.readonly or self.fs.shut
+        if node.opens == 1 and not quiet and node.map.dirty is not None and node.map.dirty.count:
             self.dax.writeback(node.map)
         self.fs.release(node)
 
     def write_back(self) -> None:
-        """Flush, drain and mark clean what is dirty in any file (before umount, or a remount read-only)."""
+        """Flush, drain and mark clean what is dirty in any file."""
+        if self.fs.shut:
+            return
         for node in list(self.fs.nodes.values()):
             if node.map.dirty is not None and node.map.dirty.count:
                 self.dax.writeback(node.map)
+
+    def quiesce(self) -> None:
+        """Before umount or a remount read-only: native threads write no more, and nothing is dirty."""
+        for node in list(self.fs.nodes.values()):
+            with node.map:  # who writes now ends first
+                node.map.clear_state(PLAIN)
+        self.write_back()
 
     def snapshot(self) -> dict:
         """Counters for reports."""

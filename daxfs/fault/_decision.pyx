@@ -7,12 +7,22 @@ PTE (S7), in the order in which the kernel's ``dax_iomap_pmd_fault`` finds them.
 `CachedFaults` runs it over the page fills and write-backs that arrive as requests
 for cached mappings, and counts what came out.
 """
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t, uintptr_t
 from libc.string cimport memset
 
-from daxfs._iomap cimport IOMAP_HOLE, IOMAP_MAPPED, FileMap, filemap_find, filemap_lookup, iomap
+from daxfs._iomap cimport IOMAP_HOLE, IOMAP_MAPPED, FileMap, filemap, filemap_find, filemap_lookup, iomap
 
 from collections import namedtuple
+
+cdef extern from *:
+    """
+    #define DAXFS_ADD(p, n) ((void)__atomic_fetch_add((p), (n), __ATOMIC_RELAXED))
+    #define DAXFS_READ(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define DAXFS_MAX_SIZE (DAXFS_MAX_PGOFF << 12)
+    """
+    void add "DAXFS_ADD"(uint64_t *p, uint64_t n) nogil
+    uint64_t load "DAXFS_READ"(uint64_t *p) nogil
+    const uint64_t MAX_SIZE "DAXFS_MAX_SIZE"
 
 cdef enum:
     SHIFT = 12
@@ -125,56 +135,32 @@ cdef class CachedFaults:
     """Page fills and write-backs of cached mappings, decided and counted.
 
     The page cache maps them with PTEs whatever the decision; it says what a
-    direct mapping of the same file would have got. Metadata thread or, under the
-    inode's lock, any other.
+    direct mapping of the same file would have got. Any thread.
     """
 
-    cdef uint64_t faults[4][2][4][11]      # kind, PTE or PMD, result, reason
-    cdef uint64_t pages[4]
-    cdef readonly bint pmd
-
     def __cinit__(self, pmd=True):
-        memset(self.faults, 0, sizeof(self.faults))
-        memset(self.pages, 0, sizeof(self.pages))
-        self.pmd = pmd
+        memset(&self.counts, 0, sizeof(self.counts))
+        self.counts.pmd = pmd
+
+    @property
+    def pmd(self):
+        """Whether PMD mappings are possible."""
+        return bool(self.counts.pmd)
+
+    @property
+    def hook(self):
+        """(address of the C function, of its context) for native/serve.h; good while this object lives."""
+        return <uintptr_t>&cached_fault, <uintptr_t>&self.counts
 
     def request(self, FileMap f not None, uint64_t pos, uint64_t size, bint write):
         """Decide for the pages of [pos, pos + size): once for each 2 MiB or piece of an extent.
 
         Before the copy: an extent that the write will make is still a hole here.
         """
-        cdef uint64_t at, end, limit
-        cdef int kind
-        if not size:
-            return
-        at, end = pos >> SHIFT, (pos + size + PAGE - 1) >> SHIFT
-        kind = 1 if write else 0
-        self.pages[kind] += end - at
         with nogil:      # who holds the lock may need the GIL to give it back
             f.read_lock()
-            limit = f.m.size
-            if write and limit < pos + size:
-                limit = pos + size
-            self._decide(f, at, end, limit, write)
+            cached_fault(&self.counts, &f.m, pos, size, write)
             f.unlock()
-
-    cdef void _decide(self, FileMap f, uint64_t at, uint64_t end, uint64_t size, bint write) noexcept nogil:
-        cdef fault_args a
-        cdef decision d
-        cdef iomap whole
-        cdef uint64_t step
-        a.kind = WRITE if write else READ
-        a.vma_start, a.pte_entry, a.sync = 0, False, False
-        a.zero_page, a.pmd, a.size = True, self.pmd, size
-        # A mapping of the whole file at its best: it does not end before the 2 MiB that hold the end of file.
-        a.vma_end = ((size + PAGE - 1) >> SHIFT | COLOUR) + 1
-        while at < end:
-            _whole(f, at, &whole)
-            a.pgoff = a.address = at
-            d = decide_fault(&a, &whole)
-            self.faults[a.kind][1 if d.order else 0][d.result][d.reason] += 1
-            step = (at | COLOUR) + 1
-            at = step if d.order or whole.pgoff + whole.len > step else whole.pgoff + whole.len
 
     def snapshot(self):
         """{"pages": {kind: n}, "faults": [{"kind", "size", "result", "reason", "count"}]}, no zero rows."""
@@ -183,24 +169,52 @@ cdef class CachedFaults:
             for order in range(2):
                 for result in range(4):
                     for reason in range(11):
-                        if self.faults[kind][order][result][reason]:
+                        count = load(&self.counts.faults[kind][order][result][reason])
+                        if count:
                             rows.append({
                                 "kind": KIND_NAMES[kind], "size": ("PTE", "PMD")[order],
                                 "result": RESULT_NAMES[result], "reason": REASON_NAMES[reason],
-                                "count": self.faults[kind][order][result][reason],
+                                "count": count,
                             })
-        return {"pages": dict(zip(KIND_NAMES, self.pages, strict=True)), "faults": rows}
+        pages = [load(&self.counts.pages[kind]) for kind in range(4)]
+        return {"pages": dict(zip(KIND_NAMES, pages, strict=True)), "faults": rows}
 
 
-cdef void _whole(FileMap f, uint64_t pgoff, iomap *out) noexcept nogil:
-    """The whole extent, or the whole hole, that holds *pgoff*. Under the inode's lock."""
-    cdef size_t i = filemap_find(&f.m, pgoff)
-    if i < f.m.n and f.m.e[i].pgoff <= pgoff:
-        out[0] = f.m.e[i]
+cdef void cached_fault(void *ctx, filemap *f, uint64_t pos, uint64_t size, int write) noexcept nogil:
+    cdef fault_counts *counts = <fault_counts *>ctx
+    cdef fault_args a
+    cdef decision d
+    cdef iomap whole
+    cdef uint64_t at, end, step
+    if not size or pos >= MAX_SIZE:
         return
-    filemap_lookup(&f.m, pgoff, out)
+    size = size if size < MAX_SIZE - pos else MAX_SIZE - pos
+    at, end = pos >> SHIFT, (pos + size + PAGE - 1) >> SHIFT
+    a.kind = WRITE if write else READ
+    a.vma_start, a.pte_entry, a.sync = 0, False, False
+    a.zero_page, a.pmd = True, counts.pmd
+    a.size = pos + size if write and f.size < pos + size else f.size
+    # A mapping of the whole file at its best: it does not end before the 2 MiB that hold the end of file.
+    a.vma_end = ((a.size + PAGE - 1) >> SHIFT | COLOUR) + 1
+    add(&counts.pages[a.kind], end - at)
+    while at < end:
+        _whole(f, at, &whole)
+        a.pgoff = a.address = at
+        d = decide_fault(&a, &whole)
+        add(&counts.faults[a.kind][1 if d.order else 0][d.result][d.reason], 1)
+        step = (at | COLOUR) + 1
+        at = step if d.order or whole.pgoff + whole.len > step else whole.pgoff + whole.len
+
+
+cdef void _whole(const filemap *f, uint64_t pgoff, iomap *out) noexcept nogil:
+    """The whole extent, or the whole hole, that holds *pgoff*. Under the inode's lock."""
+    cdef size_t i = filemap_find(f, pgoff)
+    if i < f.n and f.e[i].pgoff <= pgoff:
+        out[0] = f.e[i]
+        return
+    filemap_lookup(f, pgoff, out)
     out.len += pgoff
     out.pgoff = 0
     if i:
-        out.pgoff = f.m.e[i - 1].pgoff + f.m.e[i - 1].len
+        out.pgoff = f.e[i - 1].pgoff + f.e[i - 1].len
         out.len -= out.pgoff

@@ -2,13 +2,15 @@
 """mount(2) and FUSE's INIT by ourselves, so that features which libfuse does not know can be negotiated.
 
 The kernel's /dev/fuse descriptor is mounted here; libfuse gets one end of a socket pair in its place
-("/dev/fd/N"). INIT goes to libfuse through the pair, its reply is patched on the way to the kernel. Then
-the kernel's descriptor takes the place of libfuse's end (dup2), and nothing stands between any more: later
-requests cost what they cost without this.
+("/dev/fd/N"). INIT goes to libfuse through the pair, its reply is patched on the way to the kernel.
+
+With a native transport it stays like that: the transport's threads have the kernel's descriptor and our
+end of the pair (docs/transport.md). With transport=pyfuse3 the kernel's descriptor takes the place of
+libfuse's end (dup2), and nothing stands between any more.
 
 Limits: one thread, the trio loop's. What `Link.open` began must be ended with `Link.close`. The dup2 may
 happen only while no task waits for that descriptor: epoll would go on watching the socket that is gone. So
-it is done inside a request: `negotiate` sends one made-up FORGET, whose handler (ops.forget) calls
+it is done inside a request: `hand_over` sends one made-up FORGET, whose handler (ops.forget) calls
 `takeover`. pyfuse3's task has read it and given the lock on, but no other task ran since; the next one that
 waits finds a descriptor that epoll does not know yet, and trio adds it.
 """
@@ -34,6 +36,7 @@ IN_HEADER, OUT_HEADER = struct.Struct("=IIQQIIII"), struct.Struct("=IiQ")
 _WORD = struct.Struct("=I")
 _IN_FLAGS, _IN_FLAGS2 = IN_HEADER.size + 12, IN_HEADER.size + 16
 _OUT_FLAGS, _OUT_FLAGS2 = OUT_HEADER.size + 12, OUT_HEADER.size + 32
+_OUT_SIZES, _SIZES = OUT_HEADER.size + 16, struct.Struct("=HHIIH")  # background, congestion, max_write, ., pages
 FORGET, INIT = 2, 26
 INIT_EXT = 1 << 30
 FEATURES = {
@@ -45,9 +48,24 @@ FEATURES = {
     "explicit_inval_data": 25, "handle_killpriv_v2": 28, "setxattr_ext": 29, "init_ext": 30,
     "direct_io_allow_mmap": 36, "passthrough": 37, "over_io_uring": 41,
 }  # fmt: skip
-WANTED = sum(1 << FEATURES[name] for name in ("dont_mask", "handle_killpriv_v2", "direct_io_allow_mmap"))
+
+
+def bits(*wanted: str) -> int:
+    """The INIT flags of these names, as one word."""
+    return sum(1 << FEATURES[name] for name in wanted)
+
+
+WANTED = bits("dont_mask", "handle_killpriv_v2", "direct_io_allow_mmap", "abort_error")
+# What a native transport answers by itself beside that: READDIR, IOCTL of directories.
+WANTED_NATIVE = WANTED | bits("readdirplus_auto", "parallel_dirops", "ioctl_dir", "max_pages", "async_dio",
+                              "big_writes")
+OVER_IO_URING = bits("over_io_uring")
 # pyfuse3 copies what it gets, so a pipe in between is two system calls more for each request.
-UNWANTED = sum(1 << FEATURES[name] for name in ("splice_write", "splice_move", "splice_read"))
+UNWANTED = bits("splice_write", "splice_move", "splice_read")
+PAGES_LIMIT = "/proc/sys/fs/fuse/max_pages_limit"
+MOST_PAGES = 4096  # 16 MiB: buffers of that size are there for each request that is under way
+BACKGROUND = 64  # requests that nobody waits for (asynchronous I/O, readahead) at a time
+PAIR_BUFFER = 8 << 20  # bytes of messages in either direction
 # A node that can't exist: inode numbers are below 2**32.
 HANDOFF_NODE = 1 << 63 | 0x6461786673
 
@@ -55,6 +73,7 @@ HANDOFF_NODE = 1 << 63 | 0x6461786673
 _MS = {"suid": (2, False), "dev": (4, False), "exec": (8, False), "sync": (16, True), "dirsync": (128, True)}
 _MS_RDONLY, _MS_NOATIME, _MS_NODIRATIME, _MNT_DETACH = 1, 1024, 2048, 2
 _DEFAULTS = {"suid": False, "dev": False, "exec": True}  # as libfuse has them
+_SNDBUFFORCE, _RCVBUFFORCE = 32, 33  # SO_*; Python has no names for them
 _FOR_LIBFUSE = ("allow_root", "auto_unmount")  # libfuse's own emulations
 # What mount(8) says. EPERM, EACCES and EINVAL are no errors yet: libfuse, with fusermount3, may be let.
 _REFUSED = {
@@ -93,9 +112,19 @@ def without_splice(request: bytes) -> bytes:
     return bytes(out)
 
 
-def patched(reply: bytes, offer: int) -> tuple[bytes, int]:
-    """libfuse's INIT reply with the features that we want and the kernel has; and all 64 flags in it.
+def most_pages() -> int:
+    """Pages of the largest request that this host allows (6.13 and later: a sysctl; before: 256)."""
+    try:
+        with open(PAGES_LIMIT) as file:
+            return max(1, min(int(file.read()), MOST_PAGES))
+    except (OSError, ValueError):
+        return 256
 
+
+def patched(reply: bytes, offer: int, wanted: int = WANTED, pages: int = 0) -> tuple[bytes, int]:
+    """libfuse's INIT reply with the features *wanted* that the kernel offers; and all 64 flags in it.
+
+    *pages*: of the largest request, where max_pages is among them; 0: as libfuse has it.
     SourceError where libfuse answered with an error. A reply too short for flags is left as it is.
     """
     error = OUT_HEADER.unpack_from(reply)[1] if len(reply) >= OUT_HEADER.size else -errno.EPROTO
@@ -107,7 +136,7 @@ def patched(reply: bytes, offer: int) -> tuple[bytes, int]:
     extended = len(reply) >= _OUT_FLAGS2 + 4
     if flags & INIT_EXT and extended:
         flags |= _WORD.unpack_from(reply, _OUT_FLAGS2)[0] << 32
-    add = WANTED & offer
+    add = wanted & offer
     if add >> 32:
         add = add | INIT_EXT if extended and offer & INIT_EXT else add & 0xFFFFFFFF
     flags |= add
@@ -115,6 +144,9 @@ def patched(reply: bytes, offer: int) -> tuple[bytes, int]:
     _WORD.pack_into(out, _OUT_FLAGS, flags & 0xFFFFFFFF)
     if flags & INIT_EXT and extended:
         _WORD.pack_into(out, _OUT_FLAGS2, flags >> 32)
+    if pages and add & bits("max_pages") and extended:
+        gran = _SIZES.unpack_from(out, _OUT_SIZES)[3]
+        _SIZES.pack_into(out, _OUT_SIZES, BACKGROUND, BACKGROUND * 3 // 4, pages * 4096, gran, pages)
     return bytes(out), flags
 
 
@@ -147,18 +179,31 @@ def _mount(config: MountConfig, mountpoint: str, fd: int) -> None:
     raise SourceError(f"{mountpoint}: {_REFUSED.get(code) or os.strerror(code)}", code)
 
 
+def _widen(*ends: socket.socket) -> None:
+    """Room for the largest message; without CAP_NET_ADMIN up to what net.core.wmem_max allows."""
+    for end in ends:
+        for forced, plain in ((_SNDBUFFORCE, socket.SO_SNDBUF), (_RCVBUFFORCE, socket.SO_RCVBUF)):
+            try:
+                end.setsockopt(socket.SOL_SOCKET, forced, PAIR_BUFFER)
+            except PermissionError:
+                end.setsockopt(socket.SOL_SOCKET, plain, PAIR_BUFFER)
+
+
 class Link:
     """One mount that we made, and the way from its /dev/fuse descriptor to libfuse.
 
-    ``path``: for pyfuse3.init. ``flags``: the INIT features that were agreed on, from the reply on.
+    ``path``: for pyfuse3.init. ``fuse``, ``ours``: the kernel's descriptor and our end of the pair.
+    From the reply to INIT on: ``flags``, the features that were agreed on, ``transport``, ``pages``.
     """
 
     def __init__(self, mountpoint: str, device: int):
         self.mountpoint = mountpoint
         self.flags = 0
-        self._fuse: int | None = device
+        self.fuse: int | None = device
         self._taken = trio.Event()
-        self._theirs, self._ours = (None, None)
+        self._theirs, self.ours = (None, None)
+        self.transport = "pyfuse3"
+        self.pages = 32  # of the largest request
         self._mounted = False
         self._number: int | None = None  # st_dev of the mount, once it was seen
 
@@ -174,7 +219,8 @@ class Link:
         link = cls(mountpoint, device)
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            link._ours, link._theirs = ours, theirs.detach()
+            _widen(ours, theirs)
+            link.ours, link._theirs = ours, theirs.detach()
             _mount(config, mountpoint, device)
             link._mounted = True
             mount = mountinfo.mount_at(mountpoint)
@@ -191,49 +237,62 @@ class Link:
     def path(self) -> str:
         return f"/dev/fd/{self._theirs}"
 
-    async def negotiate(self) -> bool:
-        """INIT and the hand-over, while pyfuse3.main runs; False where the mount is gone before that."""
+    async def negotiate(self, agree) -> bool:
+        """INIT, while pyfuse3.main runs; False where the mount is gone before that.
+
+        *agree(offer)*: from the 64 flags that the kernel offers to the transport's name. With a native one
+        the caller starts it then, with `fuse` and `ours`; with "pyfuse3" everything is handed over.
+        """
         try:
             # Does not wait: mount(2) has queued INIT. No other request can come before its reply.
-            request = os.read(self._fuse, 1 << 16)
+            request = os.read(self.fuse, 1 << 16)
             offer = offered(request)
-            self._ours.send(without_splice(request))
-            await trio.lowlevel.wait_readable(self._ours)
-            reply, flags = patched(self._ours.recv(1 << 16), offer)
-            self.flags = flags
-            os.write(self._fuse, reply)
+            self.transport = agree(offer)
+            native = self.transport != "pyfuse3"
+            wanted = WANTED_NATIVE if native else WANTED
+            wanted |= OVER_IO_URING if self.transport == "uring" else 0
+            self.ours.send(without_splice(request))
+            await trio.lowlevel.wait_readable(self.ours)
+            self.pages = most_pages() if offer & bits("max_pages") else 32
+            reply, self.flags = patched(self.ours.recv(1 << 16), offer, wanted, self.pages if native else 0)
+            os.write(self.fuse, reply)
         except OSError as exc:
             # From the two calls on /dev/fuse alone: the connection was ended.
             if exc.errno in (errno.ENODEV, errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED):
                 return False
             raise
-        # After the reply to INIT: the handler takes the descriptor over, and real requests wait on it by now.
-        size = IN_HEADER.size + 8
-        self._ours.send(IN_HEADER.pack(size, FORGET, 0, HANDOFF_NODE, 0, 0, 0, 0) + bytes(8))
-        await self._taken.wait()
+        if not native:
+            await self.hand_over()
         return True
+
+    async def hand_over(self) -> None:
+        """Give libfuse the kernel's descriptor, after the reply to INIT: real requests wait on it by now."""
+        size = IN_HEADER.size + 8
+        self.ours.send(IN_HEADER.pack(size, FORGET, 0, HANDOFF_NODE, 0, 0, 0, 0) + bytes(8))
+        await self._taken.wait()
 
     def takeover(self) -> None:
         """Put /dev/fuse where libfuse's end of the pair is. Only from the handler of the made-up FORGET."""
-        os.dup2(self._fuse, self._theirs, inheritable=False)
+        os.dup2(self.fuse, self._theirs, inheritable=False)
         self._drop()
         self._taken.set()
 
     def _drop(self) -> None:
         """Close what only the hand-over needs; libfuse has a descriptor of its own."""
-        if self._fuse is not None:
-            os.close(self._fuse)
-            self._fuse = None
-        if self._ours is not None:
-            self._ours.close()
-            self._ours = None
+        if self.fuse is not None:
+            os.close(self.fuse)
+            self.fuse = None
+        if self.ours is not None:
+            self.ours.close()
+            self.ours = None
 
-    def close(self, end_session) -> None:
+    def close(self, end_session, aborted: bool = False) -> None:
         """Take the mount away, lazily where it is in use, and close everything.
 
         *end_session()* ends libfuse's session, which closes libfuse's descriptor; None: there is no session.
+        *aborted*: the connection was, so that the mount is still there though nobody can answer it.
         """
-        there = self._is_mounted()
+        there = self._is_mounted(aborted)
         # Descriptors first: that ends all requests, and umount2 must not wait for one that nobody answers.
         self._drop()
         if end_session is not None:
@@ -244,17 +303,17 @@ class Link:
         if there:
             ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(self.mountpoint), _MNT_DETACH)
 
-    def _is_mounted(self) -> bool:
+    def _is_mounted(self, aborted: bool) -> bool:
         """True while the uppermost mount at the mount point is ours.
 
         Our device number can't be another mount's as long as the connection lives, and POLLERR says that
-        it does not.
+        it does not; but an abort leaves the mount, and with it the number, where they are.
         """
         if not self._mounted:
             return False
         poll = select.poll()
-        poll.register(self._theirs if self._fuse is None else self._fuse, 0)
-        if any(event & select.POLLERR for _, event in poll.poll(0)):
+        poll.register(self._theirs if self.fuse is None else self.fuse, 0)
+        if not aborted and any(event & select.POLLERR for _, event in poll.poll(0)):
             return False
         try:
             found = mountinfo.mount_at(self.mountpoint)

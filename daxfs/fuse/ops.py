@@ -1,97 +1,61 @@
 # SPDX-License-Identifier: MIT
 """The pyfuse3 handlers: they translate and return, and hold no meaning of their own.
 
-Every handler is a synchronous method turned into a coroutine by `handler`, which
-counts, times and maps errors: an OSError to its errno, anything else to EIO with
-a log line (an exception that is no FUSEError would end pyfuse3's loop). The one
-suspension point is before a retry after ENOSPC, outside any transaction.
-FUSEError appears in this file alone.
+Each is a synchronous method under `handler` (handler.py). What pyfuse3 has no handler for is in ops_more.py.
 """
 
 import errno
-import functools
 import logging
 import os
-from time import perf_counter_ns
 
 import pyfuse3
-import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+from pyfuse3 import EntryAttributes, FileInfo
 
 from .. import layout as L
+from ..data import _serve as serve
+from ..data._serve import Server
 from ..data.file_io import FileIo
+from ..errors import fail
 from ..fault._decision import CachedFaults
 from ..meta import attr, namespace, xattr
 from ..meta.file import killed_privileges
 from ..meta.namespace import Creds
+from .handler import group_check, handler
 from .handshake import FEATURES, HANDOFF_NODE
+from .ops_ioctl import IoctlOperations
+from .ops_more import MoreOperations
 from .stats import Stats
 
 log = logging.getLogger(__name__)
 
 # Nobody but this kernel changes the file system, and it forgets what its own requests change.
 TIMEOUT = 3600.0
-ENOSPC_RETRIES = 20
 _KILLPRIV = 1 << FEATURES["handle_killpriv_v2"]
-
-
-def handler(method):
-    """A pyfuse3 handler from a synchronous method."""
-    name = method.__name__
-
-    @functools.wraps(method)
-    async def run(self, *args):
-        counter = self.counters[name]
-        start = perf_counter_ns()
-        try:
-            return method(self, *args)
-        except OSError as error:
-            # The kernel asks for xattrs that are not there (security.capability); "none" is an answer.
-            counter.errors += error.errno != errno.ENODATA
-            if error.errno == errno.ENOSPC and self.fs.orphans:
-                return await self.retry(method, args)
-            raise self.failed(name, error) from None
-        except Exception as error:
-            counter.errors += 1
-            log.exception("%s: unexpected %s", name, type(error).__name__)
-            raise FUSEError(errno.EIO) from None
-        finally:
-            counter.add(perf_counter_ns() - start)
-
-    run.is_handler = True
-    return run
-
-
-def group_check(ctx):
-    """A function that says whether the caller of this request is in a group."""
-    gid, pid = ctx.gid, ctx.pid
-
-    def check(group: int) -> bool:
-        if group == gid:
-            return True
-        try:
-            return group in pyfuse3.get_sup_groups(pid)
-        except (OSError, RuntimeError):
-            return False  # the process is gone
-
-    return check
 
 
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("direct", "dsync", "in_group", "ino", "noatime", "node")
+    __slots__ = ("direct", "dsync", "in_group", "ino", "noatime", "node", "osync")
 
-    def __init__(self, ino: int, node, flags: int = 0, in_group=None):
+    def __init__(self, ino: int, node, flags: int = 0, in_group=None, direct: bool = False):
         self.ino, self.node = ino, node
-        self.direct = bool(flags & os.O_DIRECT)
+        self.direct = direct or bool(flags & os.O_DIRECT)
         self.noatime = bool(flags & os.O_NOATIME)
+        self.osync = bool(flags & os.O_DSYNC)
         # The kernel sends FSYNC after a buffered write through such a descriptor, but not after a direct one.
-        self.dsync = bool(self.direct and flags & os.O_DSYNC)
+        self.dsync = self.direct and self.osync
         self.in_group = in_group  # None: the opener may write and leave setuid and setgid set
 
 
-class Operations(pyfuse3.Operations):
+class Handles(dict):
+    """Handles by number. EBADF for one that is not there."""
+
+    def __missing__(self, fh: int):
+        raise fail(errno.EBADF)
+
+
+class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
     """One mount. *fs*: meta.fs.FileSystem; *files*: data.file_io.FileIo; *faults*: CachedFaults."""
 
     supports_dot_lookup = True
@@ -103,41 +67,40 @@ class Operations(pyfuse3.Operations):
         self.fs, self.files, self.faults, self.stats = fs, files, faults, stats
         names = [name for name in dir(type(self)) if hasattr(getattr(type(self), name), "is_handler")]
         self.counters = {name: stats.operation(name) for name in names}
-        self.handles: dict[int, Handle] = {}
-        self.next_handle = 1
+        self.handles = Handles()
         self.sync = False  # mount option sync: every write is as if O_SYNC was given
         self.handshake = None  # a handshake.Link where we mounted by ourselves
         self.killpriv = False
+        self.recorded = False  # record=: one thread, so that the log has one order of operations
+        self.direct = False  # a native transport: all files are opened with direct I/O
+        self.server = Server(files.dax)  # numbers of handles, and what native threads may answer
+        self.server.set_fault_hook(faults)
+        fs.inodes.on_grown.append(self._grown)
 
     def handoff(self) -> None:
         """The made-up FORGET of the handshake: INIT is answered, no request was read from the kernel yet."""
         self.killpriv = bool(self.handshake.flags & _KILLPRIV)
         self.handshake.takeover()
 
-    # -- errors ----------------------------------------------------------------------------
+    # -- what native threads may answer ------------------------------------------------------
 
-    def failed(self, name: str, error: OSError) -> FUSEError:
-        """The FUSEError for an OSError; what is no ordinary answer is logged too."""
-        code = error.errno or errno.EIO
-        if code in (errno.EIO, errno.EUCLEAN):
-            log.error("%s: %s", name, error)
-        return FUSEError(code)
+    def tell_limits(self, writes: bool = True) -> None:
+        """Tell them how the mount stands: at its beginning and whenever something of it changes.
 
-    async def retry(self, method, args):
-        """After ENOSPC: the kernel may be about to forget unlinked inodes that still hold space."""
-        for attempt in range(ENOSPC_RETRIES):
-            await trio.sleep(0.001 * attempt)
-            try:
-                return method(self, *args)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise self.failed(method.__name__, error) from None
-                if not self.fs.orphans:
-                    break
-            except Exception as error:
-                log.exception("%s: unexpected %s", method.__name__, type(error).__name__)
-                raise FUSEError(errno.EIO) from None
-        raise FUSEError(errno.ENOSPC)
+        *writes*: False where stores are about to end (remount ro, unmount); then FileIo.quiesce.
+        """
+        fs, server = self.fs, self.server
+        server.inodes = fs.region.address + fs.inodes.base
+        server.inode_limit = fs.inodes.limit
+        server.getattr = not fs.inodes.damaged
+        server.atime = "noatime" if fs.readonly else fs.atime
+        server.lazytime = fs.lazytime
+        # With msync there is one word for errors in the region, and a thread can't know whose they are.
+        server.writes = writes and not fs.readonly and fs.region.granularity != "page"
+        server.nothing = self.recorded or fs.shut
+
+    def _grown(self, limit: int) -> None:
+        self.server.inode_limit = limit
 
     # -- attributes ------------------------------------------------------------------------
 
@@ -266,26 +229,38 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def rename(self, parent, name, new_parent, new_name, flags, ctx):
-        namespace.rename(self.fs, parent, name, new_parent, new_name, flags)
+        namespace.rename(self.fs, parent, name, new_parent, new_name, flags, Creds(ctx.uid, ctx.gid))
 
     # -- files -----------------------------------------------------------------------------
 
-    def _new_handle(self, handle: Handle) -> int:
-        fh = self.next_handle
-        self.next_handle += 1
+    def _new_handle(self, handle: Handle, flags: int = 0, is_file: bool = True) -> int:
+        """Its number. *flags*: of open(2). The native server knows it from now on, too."""
+        known = (serve.WRITE if flags & os.O_ACCMODE else 0) | (serve.DIRECT if handle.direct else 0)
+        known |= (serve.DSYNC if handle.dsync else 0) | (serve.NOATIME if handle.noatime else 0)
+        fh = self.server.open(handle.node.map if is_file else None, handle.ino, known)
         self.handles[fh] = handle
         return fh
 
+    def _drop_handle(self, fh: int):
+        """The node of a handle that closes. Waits for native threads that are in the middle of a request."""
+        handle = self.handles.pop(fh)
+        self.server.close(fh)
+        return handle.node
+
     def _opened(self, ino: int, flags: int, ctx) -> FileInfo:
-        """A handle on a file. O_DIRECT means direct I/O: each read and write is a request."""
+        """A handle on a file. Direct I/O, of all or with O_DIRECT: each read and write is a request."""
         node = self.fs.open(ino)
         self.files.opened(node)
         if self.sync:
             flags |= os.O_DSYNC
-        handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None)
+        handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None, self.direct)
+        has = self.fs.inodes.flags(ino)
+        if has & L.FLAG_SYNC:
+            handle.dsync = handle.osync = True  # the kernel, which knows nothing of the flag, sends no FSYNC
+        handle.noatime |= bool(has & L.FLAG_NOATIME)
         # A read that must move the access time has to arrive here, so the cache is dropped before it.
         keep = not attr.atime_due(self.fs, ino)
-        return FileInfo(fh=self._new_handle(handle), direct_io=handle.direct, keep_cache=keep)
+        return FileInfo(fh=self._new_handle(handle, flags), direct_io=handle.direct, keep_cache=keep)
 
     @handler
     def open(self, ino, flags, ctx):
@@ -312,14 +287,18 @@ class Operations(pyfuse3.Operations):
         return self.files.read(handle.node, pos, size, handle.noatime)
 
     @handler
-    def write(self, fh, pos, data):
+    def write(self, fh, pos, data, unprivileged=None):
+        """*unprivileged*: the request of a writer without CAP_FSETID, False: he has it, None: not known."""
         handle = self.handles[fh]
         if not handle.direct:
             self.faults.request(handle.node.map, pos, len(data), True)
         # The kernel leaves to us: all of it with HANDLE_KILLPRIV_V2; without it all of it for direct I/O, and
         # setgid without group execute in any case.
-        if handle.in_group is not None or (self.killpriv and handle.node.capability is not False):
-            attr.drop_privileges(self.fs, handle.node, handle.in_group, self.killpriv or handle.direct)
+        in_group = handle.in_group
+        if unprivileged is not None and (self.killpriv or handle.direct):
+            in_group = group_check(unprivileged) if unprivileged else None
+        if in_group is not None or (self.killpriv and handle.node.capability is not False):
+            attr.drop_privileges(self.fs, handle.node, in_group, self.killpriv or handle.direct)
         written = self.files.write(handle.node, pos, data)
         if handle.dsync:
             self.files.fsync(handle.node)
@@ -331,7 +310,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def release(self, fh):
-        self.files.release(self.handles.pop(fh).node)
+        self.files.release(self._drop_handle(fh))
 
     @handler
     def fsync(self, fh, datasync):
@@ -341,7 +320,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def opendir(self, ino, ctx):
-        return self._new_handle(Handle(ino, self.fs.open(ino)))
+        return self._new_handle(Handle(ino, self.fs.open(ino)), is_file=False)
 
     @handler
     def readdir(self, fh, start, token):
@@ -361,7 +340,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def releasedir(self, fh):
-        self.fs.release(self.handles.pop(fh).node)
+        self.fs.release(self._drop_handle(fh))
 
     @handler
     def fsyncdir(self, fh, datasync):

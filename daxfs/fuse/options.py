@@ -22,11 +22,11 @@ CHOICES = {
     "write": ("nt", "cached"),
     "drain": ("write", "fsync"),
     "granularity": ("auto", "byte", "cache_line", "page"),
-    "transport": ("auto", "pyfuse3"),
+    "transport": ("auto", "uring", "dev", "pyfuse3"),
     "log_level": ("debug", "info", "warning", "error"),
 }
-LATER = {"dax": ("always",), "track": ("extent", "pmd", "none"), "transport": ("uring", "dev")}
-COUNTS = ("flushers", "threads")  # one of each is what this version has
+LATER = {"dax": ("always",), "track": ("extent", "pmd", "none")}
+COUNTS = {"flushers": 1, "threads": 64}  # the most that there can be; one flusher is what this version has
 IDS = ("uid", "gid")
 PATHS = ("log_file", "record")
 
@@ -56,7 +56,8 @@ class MountConfig:
     """What a mount was asked for. ``given``: names of the options as typed; ``ignored``: those swallowed.
 
     atime: relatime, noatime or strictatime. uid, gid: new owner of the root directory, None: as it is.
-    flags: those of FLAGS. Everything else has the name and the value that its option has.
+    threads: None where it was not given. flags: those of FLAGS. Everything else has the name and the value
+    that its option has.
     """
 
     sources: list[str] = field(default_factory=list)
@@ -72,7 +73,7 @@ class MountConfig:
     flushers: int = 1
     granularity: str = "auto"
     transport: str = "auto"
-    threads: int = 1
+    threads: int | None = None
     atime: str = "relatime"
     nodiratime: bool = False
     lazytime: bool = False
@@ -91,8 +92,8 @@ class MountConfig:
         words = ["ro" if self.readonly else "rw", self.atime]
         words += [name for name in ("nodiratime", "lazytime", "debug") if getattr(self, name)]
         words += [f"{name}={getattr(self, name)}" for name in CHOICES]
-        words += [f"{name}={getattr(self, name)}" for name in COUNTS]
-        words += [f"{name}={getattr(self, name)}" for name in IDS if getattr(self, name) is not None]
+        words += [f"{name}={getattr(self, name)}" for name in (*COUNTS, *IDS)
+                  if getattr(self, name) is not None]
         words += [name for name, (flag, value) in FLAGS.items() if self.flags.get(flag, not value) is value
                   and flag in self.flags and name != "async"]
         words += [f"{name}={getattr(self, name)}" for name in PATHS if getattr(self, name)]
@@ -121,7 +122,17 @@ def parse(text: str, sloppy: bool = False) -> MountConfig:
                 continue
             _refuse(name, bool(equals))
         config.given.add(name)
+    _check_threads(config)
     return config
+
+
+def _check_threads(config: MountConfig) -> None:
+    """threads= is a demand: refused where a transport was named that can't meet it."""
+    if config.threads is None or config.transport in ("auto", "dev"):
+        return
+    why = {"uring": "it has one for each CPU", "pyfuse3": "it has one"}[config.transport]
+    raise UsageError(f"threads={config.threads} can't be had with transport={config.transport}: {why}; "
+                     "threads= is for transport=dev")
 
 
 def default_flags(euid: int) -> dict[str, bool]:
@@ -191,9 +202,11 @@ def _choice(name: str, value: str) -> str:
 def _count(name: str, value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < 1:
         raise UsageError(f"{name}={value}: not a number of {name} from 1 on")
-    if int(value) > 1:
+    if COUNTS[name] == 1 < int(value):
         raise UsageError(f"{name}={value}: more than one is not in this version; it has {name}=1")
-    return 1
+    if int(value) > COUNTS[name]:
+        raise UsageError(f"{name}={value}: at most {COUNTS[name]}")
+    return int(value)
 
 
 def _known(name: str) -> bool:

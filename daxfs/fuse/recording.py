@@ -26,7 +26,8 @@ log = logging.getLogger("daxfs.record")
 _text = json.encoder.encode_basestring_ascii
 
 # Handlers that store nothing and give back nothing: they would only make the log longer.
-QUIET = frozenset(("lookup", "getattr", "statfs", "getxattr", "listxattr", "flush"))
+QUIET = frozenset(("lookup", "getattr", "statx", "statfs", "getxattr", "listxattr", "flush", "lseek",
+                   "get_flags", "get_label", "trim", "trim_step"))  # fmt: skip
 
 
 def _json(facts: dict) -> str:
@@ -79,15 +80,27 @@ BEGIN = {
     "open": lambda ops, ino, flags, ctx: {"ino": ino, "flags": flags},
     "create": lambda ops, parent, name, mode, flags, ctx: _entry(parent, name, ctx, mode=mode, flags=flags),
     "read": lambda ops, fh, pos, size: _on_handle(ops, fh, pos=pos, size=size),
-    "write": lambda ops, fh, pos, data: _on_handle(ops, fh, pos=pos, **_sum(data)),
+    "write": lambda ops, fh, pos, data, unprivileged=None: _on_handle(ops, fh, pos=pos, **_sum(data)),
     "release": _on_handle,
     "fsync": lambda ops, fh, datasync: _on_handle(ops, fh, datasync=bool(datasync)),
     "opendir": lambda ops, ino, ctx: {"ino": ino},
     "readdir": lambda ops, fh, start, token: _on_handle(ops, fh, start=start),
     "releasedir": _on_handle,
     "fsyncdir": lambda ops, fh, datasync: _on_handle(ops, fh, datasync=bool(datasync)),
+    "readdir_plain": lambda ops, fh, start, size: _on_handle(ops, fh, start=start, size=size),
+    "fallocate": lambda ops, fh, pos, length, mode, ctx: {
+        **_on_handle(ops, fh, pos=pos, length=length, mode=mode), **_caller(ctx)},
+    "copy_file_range": lambda ops, fh_in, pos_in, fh_out, pos_out, length, ctx: {
+        **_on_handle(ops, fh_out, pos=pos_out, length=length), **_caller(ctx),
+        "from": _on_handle(ops, fh_in, pos=pos_in)},
+    "tmpfile": lambda ops, parent, mode, flags, umask, ctx: {
+        "parent": parent, "mode": mode, "flags": flags, **_caller(ctx), "umask": umask},
+    "syncfs": lambda ops: {},
     "setxattr": lambda ops, ino, name, value, ctx: {"ino": ino, "name": _name(name), **_sum(value)},
     "removexattr": lambda ops, ino, name, ctx: {"ino": ino, "name": _name(name)},
+    "set_flags": lambda ops, ino, flags: {"ino": ino, "flags": flags},
+    "set_label": lambda ops, label: {"label": _name(label)},
+    "shutdown": lambda ops, mode: {"mode": mode},
 }  # fmt: skip
 
 
@@ -114,6 +127,7 @@ class Recording:
 
     def __init__(self, region, config, mountpoint: str):
         _check_place(config, mountpoint)
+        superblock.settle(region)
         sb = superblock.read(region)  # no log is replaced for a source that is none
         info = {
             "program": f"daxfs {daxfs.__version__}",
@@ -149,6 +163,7 @@ class Recording:
             if name not in QUIET:
                 method = self._recorded(getattr(type(operations), name).__wrapped__, BEGIN.get(name))
                 setattr(operations, name, handler(method).__get__(operations))
+        operations.trims = False  # it changes bytes by no store; the log would not be whole
         forget = operations.forget_one
         operations.forget_one = lambda ino, count: self.run(
             {"op": "forget", "ino": ino, "count": count}, forget, ino, count)

@@ -9,6 +9,7 @@ touches a path on its own mount after that: nobody would answer.
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
@@ -18,19 +19,24 @@ import sys
 import pyfuse3
 import trio
 
-from daxfs.errors import DaxfsError, SourceError, fail
-from daxfs.fuse import control, facts, handshake, mountinfo
+from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
+from daxfs.errors import DaxfsError, SourceError, UsageError, fail
+from daxfs.fuse import control, facts, handshake, mountinfo, transports
 from daxfs.fuse.ops import handler, make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
 from daxfs.fuse.recording import Recording
+from daxfs.fuse.relay import Relay
+from daxfs.fuse.tracing import HandlerTrace, Tracer
 from daxfs.layout import ROOT_INO
 from daxfs.meta import attr
 from daxfs.meta import fs as metafs
+from daxfs.pfn import PAGE_SIZE
 from daxfs.region import Region
 
 log = logging.getLogger("daxfs.mount")
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ABORT = "abort"  # ended_by: /sys/fs/fuse/connections/N/abort
 _SYNC_PATIENCE = 10.0  # seconds for the kernel to write its dirty pages back when a signal ends us
 
 
@@ -48,6 +54,9 @@ class Session:
         self.mount: mountinfo.Mount | None = None
         self.link: handshake.Link | None = None  # None: libfuse mounts
         self.link_why = ""
+        found = transports.for_mount(transports.probe(), config.flags)
+        self.transport, self.transport_why = transports.choose(config.transport, found)
+        self.native: Transport | None = None  # None: pyfuse3 has the kernel's descriptor
 
     def open(self) -> None:
         """Region and file system, with replay. SourceError, FormatError, CorruptError, UsageError."""
@@ -105,7 +114,12 @@ class Session:
         self.operations = make_operations(self.fs, self.config)
         if self.recording is not None:
             self.recording.cover(self.operations, handler)
+            self.operations.recorded = True
+        self.operations.tell_limits()
+        self.tracer = Tracer(HandlerTrace(self.operations))
         self._connect()
+        self.operations.notify = pyfuse3.invalidate_inode
+        self.operations.kernel_sync = functools.partial(_sync, self.mountpoint)
         try:
             self.mount = mountinfo.mount_at(self.mountpoint)
             if self.mount is None or self.mount.fstype not in mountinfo.TYPES:
@@ -113,9 +127,12 @@ class Session:
             trio.run(self._main, ready)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            # Threads before descriptors: nobody may use a number that means something else by then.
+            if self.native is not None:
+                self.native.stop()
             # Takes the mount away, lazily where it is in use, and ends requests that nobody answered.
             if self.link is not None:
-                self.link.close(lambda: pyfuse3.close(unmount=False))
+                self.link.close(lambda: pyfuse3.close(unmount=False), self.ended_by == ABORT)
             else:
                 pyfuse3.close(unmount=True)
 
@@ -125,6 +142,7 @@ class Session:
             self.link = self.operations.handshake = handshake.Link.open(self.config, self.mountpoint)
         except handshake.Unusable as exc:
             self.link_why = str(exc)
+            self._without_link()
             log.info("%s: mounted by libfuse, with the features that it knows: %s", self.mountpoint, exc)
             _init(self.operations, self.mountpoint, self.mountpoint, fuse_arguments(self.config))
             return
@@ -134,6 +152,13 @@ class Session:
             self.link.close(None)
             raise
 
+    def _without_link(self) -> None:
+        """libfuse mounts, and so has the kernel's descriptor: no other transport can."""
+        if self.config.transport not in ("auto", "pyfuse3"):
+            raise UsageError(f"transport={self.config.transport} can't be had: libfuse has to mount "
+                             f"({self.link_why}); use transport=pyfuse3")
+        self.transport, self.transport_why = "pyfuse3", f"libfuse has to mount: {self.link_why}"
+
     async def _main(self, ready) -> None:
         listener = self._listen()
         try:
@@ -141,22 +166,61 @@ class Session:
                 nursery.start_soon(self._signals)
                 if listener:
                     nursery.start_soon(listener.serve, nursery)
-                nursery.start_soon(self._begin, ready)
-                await pyfuse3.main()
+                nursery.start_soon(self._begin, ready, nursery)
+                await self._pyfuse3()
                 nursery.cancel_scope.cancel()
         finally:
             if listener:
                 listener.close()
 
-    async def _begin(self, ready) -> None:
+    async def _pyfuse3(self) -> None:
+        """pyfuse3's loop, to its end."""
+        try:
+            await pyfuse3.main()
+        except BaseException as exc:
+            if getattr(_plain(exc), "errno", None) != errno.ECONNABORTED:
+                raise
+            self.ended_by = ABORT
+
+    async def _begin(self, ready, nursery) -> None:
         """Say that we are ready, after the handshake if there is one."""
         if self.link is not None:
-            if not await self.link.negotiate():
+            if not await self.link.negotiate(self._agree):
                 log.info("%s: unmounted before it was ready", self.mountpoint)
                 pyfuse3.terminate()
                 return
             log.debug("%s: agreed on %s", self.mountpoint, " ".join(handshake.names(self.link.flags)))
+            if self.transport != "pyfuse3":
+                self._start_native()
+                nursery.start_soon(Relay(self.native, self.operations).serve, self._native_ended)
         ready()
+
+    def _agree(self, offer: int) -> str:
+        """The transport, now that the kernel has said what it offers. UsageError where that is not enough."""
+        found = transports.for_mount(transports.probe(self.link.fuse), self.config.flags)
+        self.transport, self.transport_why = transports.choose(
+            self.config.transport, transports.at_init(found, offer))
+        return self.transport
+
+    def _start_native(self) -> None:
+        link, operations = self.link, self.operations
+        # S13: read and write always take the direct path; mappings go through the page cache beside it.
+        operations.direct = bool(link.flags & handshake.bits("direct_io_allow_mmap"))
+        operations.killpriv = bool(link.flags & handshake.bits("handle_killpriv_v2"))
+        operations.server.max_write = link.pages * PAGE_SIZE
+        self.native = Transport(
+            operations.server, self.transport, link.fuse, link.ours.fileno(), link.pages * PAGE_SIZE,
+            transports.thread_count(self.config.threads),
+            FOPEN_PARALLEL_DIRECT_WRITES if operations.direct else 0)
+        self.native.start()
+        self.tracer = Tracer(self.native)
+
+    def _native_ended(self, why: str) -> None:
+        """The kernel's side is gone: "umount", "abort", or an error."""
+        if self.ended_by == "umount":  # a signal may have come first
+            self.ended_by = why
+        log.debug("%s: transport ended: %s", self.mountpoint, why)
+        pyfuse3.terminate()
 
     def _listen(self) -> control.Listener | None:
         """The control socket; without one the mount still works, but can't be asked."""
@@ -176,8 +240,10 @@ class Session:
             await _sync(self.mountpoint)
             pyfuse3.terminate()
 
-    def answer(self, request: dict) -> dict:
+    def answer(self, request: dict):
         """The control socket's requests. DaxfsError for one that is unknown or refused."""
+        if request.get("get") == "trace":
+            return self.tracer.watch()
         if request.get("get") == "stat":
             return self.describe() | self.operations.stats.snapshot()
         if request.get("get") == "info":
@@ -199,9 +265,13 @@ class Session:
             "emulated": region["emulated"],
             "safety": region["safety"],
             "readonly": self.fs.readonly,
+            "shut_down": self.fs.shut,
             "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
             "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
+            "transport": {
+                "kind": self.transport, "why_not_better": self.transport_why,
+                "threads": self.native.threads if self.native else 1},
             "recording": self.recording.describe() if self.recording else None,
             "region": region,
         }
@@ -221,6 +291,7 @@ class Session:
         config.nodiratime = bool(wish.get("nodiratime", config.nodiratime))
         config.lazytime = bool(wish.get("lazytime", config.lazytime))
         self._set_times(config)
+        self.operations.tell_limits()
         log.info("%s: remounted %s,%s", self.mountpoint, "ro" if readonly else "rw", atime)
         return {"ok": True, "options": config.describe()}
 
@@ -228,7 +299,8 @@ class Session:
         fs = self.fs
         if readonly and not fs.readonly:
             # All durable and marked clean while stores are still allowed.
-            self.operations.files.write_back()
+            self.operations.tell_limits(writes=False)
+            self.operations.files.quiesce()
             fs.sync_all()
             fs.set_mounted(0)
         elif not readonly and fs.readonly:
@@ -249,15 +321,15 @@ class Session:
     def _close_fs(self) -> None:
         if self.fs.readonly and self.region.mode == "rw":
             self.fs.readonly = False  # remounted ro: orphans and times still want their end
-        self.operations.files.write_back()
+        self.operations.files.quiesce()
         self.fs.unmount()
 
 
 def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
     """Mount as *config* says and serve it to its end; what ended it ("umount", or a signal's name).
 
-    OSError (DaxfsError) for all that goes wrong; the mount is gone then. *ready* as in Session.serve.
-    *attempt* calls what it is given, again where a busy source may become free.
+    OSError (DaxfsError) for all that goes wrong, ECONNABORTED among it; the mount is gone then. *ready* as
+    in Session.serve. *attempt* calls what it is given, again where a busy source may become free.
     """
     # Until they are received in _signals, and while it ends, these wait: a mount must not outlive us.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
@@ -276,6 +348,9 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
         raise _plain(exc) from exc
     session.close(durable=True)
     log.info("%s: ended by %s", session.mountpoint, session.ended_by)
+    if session.ended_by != "umount" and session.ended_by not in signal.Signals.__members__:
+        why = "the connection was aborted" if session.ended_by == ABORT else session.ended_by
+        raise DaxfsError(f"{session.mountpoint}: {why}; all that had been written is durable", errno.ECONNABORTED)
     return session.ended_by
 
 

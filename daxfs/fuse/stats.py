@@ -1,46 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What `daxfs stat` shows: operations with their latencies, and the counters of the layers below.
 
-A latency histogram has power-of-two buckets: bucket b counts requests that took
-[2**(b-1), 2**b) ns inside the daemon. One thread writes (the trio loop); a
-snapshot is made in the same thread.
+One thread writes (the trio loop); a snapshot is made in the same thread. What a counter of
+operations has is said in data/latency.py.
 """
 
-BUCKETS = 40
-
-
-class Operation:
-    """Counters of one kind of request."""
-
-    __slots__ = ("buckets", "count", "errors", "total_ns")
-
-    def __init__(self):
-        self.count = self.errors = self.total_ns = 0
-        self.buckets = [0] * BUCKETS
-
-    def add(self, ns: int) -> None:
-        self.count += 1
-        self.total_ns += ns
-        self.buckets[ns.bit_length()] += 1
-
-    def quantile(self, q: float) -> int:
-        """Upper bound in ns of the bucket in which quantile *q* (0..1) falls; 0 without requests."""
-        left = q * self.count
-        for bucket, n in enumerate(self.buckets):
-            left -= n
-            if n and left <= 0:
-                return 1 << bucket
-        return 0
-
-    def snapshot(self) -> dict:
-        return {
-            "count": self.count,
-            "errors": self.errors,
-            "total_ns": self.total_ns,
-            "p50_ns": self.quantile(0.5),
-            "p99_ns": self.quantile(0.99),
-            "histogram": self.buckets,
-        }
+from ..data.latency import Operation
 
 
 class Stats:

@@ -4,9 +4,11 @@
 import errno
 import struct
 
-from ..errors import fail
+from .. import layout as L
+from .._iomap import PLAIN
+from ..errors import CorruptError, fail
 from . import file, xattr
-from .inode import PLACE_OF
+from .inode import PLACE_OF, allowed_flags
 
 _DAY = 86400 * 10**9
 _TIMES = struct.Struct("<qq")
@@ -65,9 +67,27 @@ class _Apply:
             edit.mtime = min(max(changes["mtime"], MIN_TIME), MAX_TIME)
 
 
+def set_flags(fs, ino: int, flags: int) -> None:
+    """Give an inode these of L.FLAGS_USER and no others, in one record. EINVAL for what its type can't have.
+
+    Who may do it the kernel has checked. Content and open handles stay as they are.
+    """
+    if flags & ~allowed_flags(fs.inodes.read(ino).mode):
+        raise fail(errno.EINVAL)
+    fs.may_change()
+    if flags and not fs.sb.compat & L.COMPAT_FLAGS:
+        fs.change_superblock(compat=fs.sb.compat | L.COMPAT_FLAGS)
+    with fs.begin() as tx:
+        edit = tx.inode(ino)
+        edit.flags = edit.flags & ~L.FLAGS_USER | flags
+        edit.ctime = fs.clock()
+
+
 def atime_due(fs, ino: int, directory: bool = False) -> bool:
-    """True where a read would have to change the access time, by the mount's policy (mount(8))."""
+    """True where a read would have to change the access time: by the mount's policy and the inode's flag."""
     if fs.readonly or fs.atime == "noatime" or (directory and fs.nodiratime):
+        return False
+    if fs.inodes.flags(ino) & L.FLAG_NOATIME:
         return False
     if fs.atime == "strictatime":
         return True
@@ -107,3 +127,17 @@ def drop_privileges(fs, node, in_group, capability: bool) -> None:
         edit.mode = killed
         if capability:
             xattr.without_capability(tx, fs, edit)
+
+
+def note_plain(fs, node) -> None:
+    """Let native threads write to *node* where a write takes nothing away; the next record ends that."""
+    if fs.readonly or not node.is_file or node.map.state & PLAIN:
+        return
+    with node.map:  # so that no record with this inode comes between the look and the flag
+        if fs.inodes.mode(node.ino) & 0o6000:
+            return
+        try:
+            if not xattr.has_capability(fs, node):
+                node.map.set_state(PLAIN)
+        except CorruptError:
+            return  # not known, so every write comes here; who asks for the attributes is told

@@ -9,7 +9,7 @@ a private mapping can't be had). Metadata thread.
 """
 
 from ..errors import UsageError
-from . import check_inode, check_super, check_tree
+from . import check_inode, check_super, check_tree, superblock
 from . import mend as mending
 from .problem import CHECKS, Findings, Problem, Report
 
@@ -70,6 +70,8 @@ def _look(region, progress):
     """One look: (findings, superblock or None, inode limit)."""
     found = Findings()
     try:
+        if region.mode != "ro" and superblock.settle(region):
+            found.notes.append("a change of the superblock that was cut short is finished")
         sb = check_super.superblocks(region, found)
         if sb is None:
             return found, None, 0

@@ -158,11 +158,12 @@ def _fields(scan: Scan) -> np.ndarray:
     table, good, found = scan.table, scan.good, scan.found
     kinds = table["mode"][good] & 0o170000
     flags = table["flags"][good]
-    known = np.where(kinds == S_IFREG, L.FLAGS_KNOWN, 0)
-    for ino in good[(flags & ~known.astype(flags.dtype)) != 0].tolist():
-        have = int(table["flags"][ino])
-        keep = have & L.FLAGS_KNOWN if table["mode"][ino] & 0o170000 == S_IFREG else 0
-        found.add("inode-flags", f"inode {ino}", f"flags {have:#x}", ("inode", ino, {"flags": keep}))
+    known = np.full(kinds.shape, L.FLAGS_ANY, flags.dtype)
+    known[kinds == S_IFDIR] = L.FLAGS_USER
+    known[kinds == S_IFREG] = L.FLAGS_USER | L.FLAGS_KNOWN
+    for n in np.flatnonzero(flags & ~known).tolist():
+        ino, have, keep = int(good[n]), int(flags[n]), int(known[n])
+        found.add("inode-flags", f"inode {ino}", f"flags {have:#x}", ("inode", ino, {"flags": have & keep}))
     size = table["size"][good]
     for ino in good[(kinds == S_IFREG) & (size > L.MAX_FILE_SIZE)].tolist():
         found.add("inode-size", f"inode {ino}", f"a file of {table['size'][ino]} bytes")

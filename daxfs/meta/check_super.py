@@ -20,6 +20,7 @@ from .mkfs import state_line
 
 _STATE = L.STATE_PFN << PAGE_SHIFT
 _MOUNTED = _STATE + L.STATE_FIELDS.offset["mounted"]
+_CHANGING = _STATE + L.STATE_FIELDS.offset["changing"]
 _TAIL = L.JOURNAL_FIELDS.offset["tail"]
 _SB_CRC = L.SUPERBLOCK.fields["crc"][1]
 _LABEL_CRC = L.SOURCE_LABEL.fields["crc"][1]
@@ -285,6 +286,8 @@ def is_clean(region) -> bool:
     try:
         sb = superblock.read(region)
         if _page(region, sb.backup_pfn) != _page(region, 0) or not _state_sealed(region, sb):
+            return False
+        if L.WORD.unpack_from(region.mem, _CHANGING)[0]:
             return False
         log = Journal(region, sb.journal_pfn, sb.journal_pages, sb.seed)
         return log.record_at(log.check_header()) is None and not L.WORD.unpack_from(region.mem, _MOUNTED)[0]

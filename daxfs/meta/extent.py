@@ -5,11 +5,11 @@ On media an extent stands in a *slot*: one of the inode's inline slots or one of
 chain of extent blocks. Slots are in no order and never move; the order is in
 DRAM (`FileMap`), so that a change costs the slots that it changes, however
 fragmented the file. One thread changes this; readers of the FileMap are excluded
-by its lock, which `FileMap.splice` takes.
+by its lock, which a `Transaction` holds while it edits the inode.
 """
 
 from .. import layout as L
-from .._iomap import FileMap
+from .._iomap import UNSETTLED, FileMap
 from ..errors import CorruptError
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from .inode import F
@@ -24,23 +24,23 @@ _EMPTY = bytes(16)
 class Node:
     """An inode in use: open, a directory that was looked into, or being changed in its extents.
 
-    ``map``: extents and size for the data path. ``blocks``: pfns of the chain of
+    ``map``: extents, size and flags for the data path. ``is_file``: a regular file, which native
+    threads may use; their rules are the map's lock. ``blocks``: pfns of the chain of
     extent blocks. ``free_slots``: slots without an extent. ``opens``: handles.
     ``index``: of a directory (`dir.DirIndex`), once it was needed. ``capability``: whether it has
     file capabilities (the xattr), None: not known yet.
     """
 
-    __slots__ = ("blocks", "capability", "free_slots", "index", "ino", "map", "opens", "stale_times")
+    __slots__ = ("blocks", "capability", "free_slots", "index", "ino", "is_file", "map", "opens")
 
-    def __init__(self, ino: int, size: int):
-        self.ino = ino
+    def __init__(self, ino: int, size: int, is_file: bool = False):
+        self.ino, self.is_file = ino, is_file
         self.map = FileMap()
         self.map.size = size
         self.blocks: list[int] = []
         self.free_slots: list[int] = []
         self.opens = 0
         self.index = None
-        self.stale_times = False
         self.capability: bool | None = None
 
 
@@ -71,7 +71,10 @@ def has_extents(inode) -> bool:
 
 def load(fs, inode) -> Node:
     """The Node of an inode, its extents read and checked against the region's data area."""
-    node = Node(inode.ino, inode.size)
+    node = Node(inode.ino, inode.size, inode.mode & 0o170000 == 0o100000)
+    node.map.inode = fs.region.address + fs.inodes.place(inode.ino)
+    if inode.ino in fs.unsettled:
+        node.map.set_state(UNSETTLED)
     if not has_extents(inode):
         return node
     found = []

@@ -9,7 +9,7 @@ written pages, are zeroed in place past the cache.
 One record does it, with one drain for edges and record together: a crash before it
 may leave the edges old, new or mixed, as one inside a write over blocks does, and the
 rest old or new. More than EXTENTS_PER_STEP extents take several records, in the order
-of the file (docs/durability.md). Metadata thread; no suspension point.
+of the file (docs/durability.md). The file's lock is held all the time. Metadata thread; no suspension point.
 """
 
 import errno
@@ -38,11 +38,12 @@ def fallocate(fs, node, mode: int, pos: int, length: int, now: int) -> None:
     if end > L.MAX_FILE_SIZE:
         raise fail(errno.EFBIG)
     fs.may_change()
-    file.finish_truncation(fs, node)
-    if mode & PUNCH_HOLE:
-        _punch(fs, node, pos, end, now)
-    else:
-        _allocate(fs, node, pos, end, bool(mode & ZERO_RANGE), bool(mode & KEEP_SIZE), now)
+    with node.map:
+        file.finish_truncation(fs, node)
+        if mode & PUNCH_HOLE:
+            _punch(fs, node, pos, end, now)
+        else:
+            _allocate(fs, node, pos, end, bool(mode & ZERO_RANGE), bool(mode & KEEP_SIZE), now)
 
 
 def _whole(pos: int, end: int) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 
 The data half is daxfs/data/file_io.py: it copies between `prepare_write` and
 `WritePlan.commit`, so that data are durable before the record that makes them
-reachable. One thread; no suspension between the two.
+reachable. One thread; no suspension between the two. What looks at extents or size
+here holds the file's lock from then on: native threads append meanwhile.
 """
 
 import errno
@@ -38,7 +39,7 @@ def goal_of(node, first: int) -> int | None:
 
 
 class WritePlan:
-    """One write that needs blocks or grows the file.
+    """One write that needs blocks or grows the file. It holds the file's lock until commit or ``tx.abort()``.
 
     ``length``: bytes that can be written (less than asked where space runs out).
     ``fresh``: [(pgoff, pages, pfn)] new or unwritten pages, to be filled wholly:
@@ -52,12 +53,13 @@ class WritePlan:
         self.first = pos >> PAGE_SHIFT
         self.last = (pos + length + PAGE_SIZE - 1) >> PAGE_SHIFT
         self.tx = fs.begin()
+        self.tx.hold(node.map)
         self.fresh: list[tuple[int, int, int]] = []
         self.pieces: list[tuple[int, int, int, int]] = []
-        self._fit()
         try:
+            self._fit()
             self._allocate()
-        except OSError:
+        except BaseException:
             self.tx.abort()
             raise
 
@@ -101,7 +103,7 @@ class WritePlan:
             size = max(node.map.size, self.pos + self.length)
             edit.size = size
             edit.mtime = edit.ctime = now
-        except OSError:
+        except BaseException:
             tx.abort()
             raise
         if size != node.map.size:
@@ -113,13 +115,14 @@ def prepare_write(fs, node, pos: int, length: int) -> WritePlan:
     """The plan for writing *length* bytes at *pos*. EFBIG, ENOSPC, EROFS change nothing."""
     if pos >= L.MAX_FILE_SIZE:
         raise fail(errno.EFBIG)
-    finish_truncation(fs, node)
-    plan = WritePlan(fs, node, pos, min(length, L.MAX_FILE_SIZE - pos))
-    try:
-        zero_tail(fs, node, pos)
-    except OSError:
-        plan.tx.abort()
-        raise
+    with node.map:
+        finish_truncation(fs, node)
+        plan = WritePlan(fs, node, pos, min(length, L.MAX_FILE_SIZE - pos))
+        try:
+            zero_tail(fs, node, pos)
+        except BaseException:
+            plan.tx.abort()
+            raise
     return plan
 
 
@@ -128,7 +131,7 @@ def zero_tail(fs, node, limit: int) -> bool:
 
     A store through a mapping may have left something there that must not show
     when the file grows. Durable at the next drain; the caller drains before the
-    record with the new size. True where there was something to do.
+    record with the new size. True where there was something to do. Under the file's lock.
     """
     size = node.map.size
     end = min(limit, (size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1))
@@ -146,7 +149,12 @@ def truncate(fs, node, size: int, now: int, changes=None) -> None:
     if size > L.MAX_FILE_SIZE:
         raise fail(errno.EFBIG)
     fs.may_change()  # here, because the tail is zeroed before the transaction
-    finish_truncation(fs, node)
+    with node.map:
+        finish_truncation(fs, node)
+        _truncate(fs, node, size, now, changes)
+
+
+def _truncate(fs, node, size: int, now: int, changes) -> None:
     old = node.map.size
     if size > old and zero_tail(fs, node, size):
         # Orders the zeros behind the old end before the record with the new size.
@@ -176,11 +184,8 @@ def forget_dirty(node, first: int, pages: int) -> None:
     """Pages that hold no data any more are not dirty."""
     if node.map.dirty is None or not pages:
         return
-    node.map.lock()
-    try:
+    with node.map:
         node.map.dirty.clear(first, pages)
-    finally:
-        node.map.unlock()
 
 
 def finish_truncation(fs, node) -> None:
@@ -191,6 +196,11 @@ def finish_truncation(fs, node) -> None:
 
 def continue_truncate(fs, node) -> None:
     """Free the blocks behind the end, last ones first, a bounded number a transaction."""
+    with node.map:
+        _continue_truncate(fs, node)
+
+
+def _continue_truncate(fs, node) -> None:
     first = (node.map.size + PAGE_SIZE - 1) >> PAGE_SHIFT
     done = False
     while not done:

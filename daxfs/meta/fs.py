@@ -9,11 +9,13 @@ FileSystem as first argument.
 One thread calls all of it (docs/concurrency.md); it never suspends.
 """
 
+import dataclasses
 import errno
 import time
 from collections import namedtuple
 
 from .. import layout as L
+from .._iomap import PLAIN, STALE_TIMES, UNSETTLED
 from ..errors import CorruptError, FormatError, fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from . import extent, superblock
@@ -34,7 +36,8 @@ class FileSystem:
     """An open region with a file system on it. Make one with `mount`.
 
     ``atime``: relatime, noatime or strictatime; ``nodiratime``, ``lazytime`` as
-    mount(8) has them. ``readonly``: every change is refused with EROFS.
+    mount(8) has them. ``readonly``: every change is refused with EROFS. ``shut``: after
+    `shutdown` nothing is stored any more, and a change is refused with EIO.
     """
 
     def __init__(self, region, sb, readonly=False):
@@ -43,6 +46,7 @@ class FileSystem:
         self.sb = sb
         self.seed = sb.seed
         self.readonly = readonly
+        self.shut = False
         self.atime, self.nodiratime, self.lazytime = "relatime", False, False
         self.journal = Journal(region, sb.journal_pfn, sb.journal_pages, self.seed)
         self.inodes = InodeTable(region, sb.inode_pfn, sb.inode_pages, self.seed)
@@ -53,6 +57,7 @@ class FileSystem:
         self.nodes: dict[int, extent.Node] = {}
         self.lookups: dict[int, int] = {}
         self.orphans: set[int] = set()
+        self.linkable: set[int] = set()  # orphans that never had a name and may get one (`namespace.tmpfile`)
         self.unsettled: set[int] = set()  # inodes that records since the tail wrote to
         self.replayed = 0
         self.clock = time.time_ns
@@ -88,16 +93,38 @@ class FileSystem:
 
     def may_change(self) -> None:
         """Ask before a change: EROFS on a read-only mount, an OSError where a failed record may come back."""
+        if self.shut:
+            raise fail(errno.EIO, "shut down")
         if self.readonly:
             raise fail(errno.EROFS)
         if self.journal.doubt:
             self.journal.ready()
 
+    def change_superblock(self, **changes) -> None:
+        """Change ``label`` (bytes) or feature words of the superblock; atomic, durable on return."""
+        self.may_change()
+        sb = dataclasses.replace(self.sb, **changes)
+        superblock.change(self.region, sb)
+        self.sb = sb
+
     def journalled(self, inodes) -> None:
-        """A record with these inodes was committed (`Transaction.commit`)."""
+        """A record with these inodes was committed, or may have been; `Transaction.commit` holds their locks.
+
+        Until the journal settles, replay would bring back their sizes and times. And what they allow is to be
+        found out anew: it may be what the record changed.
+        """
         self.unsettled.update(inodes)
+        for ino in inodes:
+            node = self.nodes.get(ino)
+            if node is not None:
+                node.map.clear_state(PLAIN)
+                node.map.set_state(UNSETTLED)
 
     def _settled(self) -> None:
+        for ino in self.unsettled:
+            node = self.nodes.get(ino)
+            if node is not None:
+                node.map.clear_state(UNSETTLED)
         self.unsettled.clear()
         self.alloc.release_held()
 
@@ -148,7 +175,9 @@ class FileSystem:
         """Let go of the Node, and of the inode where it is unlinked, if nobody uses it any more."""
         if self.in_use(ino):
             return
-        if ino in self.orphans and not self.readonly:
+        if self.shut:
+            self.nodes.pop(ino, None)
+        elif ino in self.orphans and not self.readonly:
             self.destroy(ino)
         elif ino in self.nodes:
             self.sync_times(ino)
@@ -191,6 +220,7 @@ class FileSystem:
 
         def gone():
             self.orphans.discard(ino)
+            self.linkable.discard(ino)
             self.nodes.pop(ino, None)
             self.inodes.give(ino)
             self.inodes.used -= 1
@@ -210,22 +240,22 @@ class FileSystem:
         if self.lazytime:
             node = self.nodes.get(ino)
             if node is not None:
-                node.stale_times = True
+                node.map.set_state(STALE_TIMES)
                 return
         region.flush_range(place, len(data))
 
     def sync_times(self, ino: int) -> None:
         """Queue the times that lazytime held back."""
         node = self.nodes.get(ino)
-        if node is not None and node.stale_times:
+        # Cleared before the flush: a native thread that stores times in between sets it again.
+        if node is not None and node.map.clear_state(STALE_TIMES):
             self.region.flush_range(self.inodes.place(ino), L.INODE_HOT)
-            node.stale_times = False
 
     def sync_inode(self, ino: int) -> None:
         """Make size and times of *ino* durable, and safe from replay. The caller's data are flushed."""
         if self.readonly:
             return
-        self.journal.ready()
+        self.may_change()
         self.sync_times(ino)
         if ino in self.unsettled:
             # A record since the tail holds older times of this inode: replay must not bring them back.
@@ -239,6 +269,7 @@ class FileSystem:
         """Everything durable, nothing to replay (unmount, syncfs)."""
         if self.readonly:
             return
+        self.may_change()
         for ino in list(self.nodes):
             self.sync_times(ino)
         settled = self.journal.tail == self.journal.head
@@ -259,8 +290,11 @@ class FileSystem:
         }
 
     def unmount(self) -> None:
-        """Finish: orphans that nobody can reach any more, times, journal; then say so on media."""
-        if self.readonly:
+        """Finish: orphans that nobody can reach any more, times, journal; then say so on media.
+
+        After `shutdown` nothing: the next mount finds what a crash then would have left.
+        """
+        if self.readonly or self.shut:
             return
         for node in self.nodes.values():
             node.opens = 0
@@ -269,6 +303,22 @@ class FileSystem:
             self.destroy(ino)
         self.sync_all()
         self.set_mounted(0)
+
+    def shutdown(self, durable: bool) -> None:
+        """The end of all access, as a crash at this moment: the region refuses every store from now on.
+
+        *durable*: what returned operations have queued (times) is made durable first; their records and data
+        are. What is left is to unmount. Twice is fine.
+        """
+        if self.shut:
+            return
+        try:
+            if durable and not self.readonly:
+                # Orders all that was queued before the last moment at which anything can be.
+                self.region.drain()
+        finally:
+            self.shut = True
+            self.region.kill()
 
     def set_mounted(self, value: int) -> None:
         """The mounted word of the state page."""
@@ -293,10 +343,11 @@ def mount(region, readonly: bool = False, progress=None) -> FileSystem:
 
     A region opened read-only is replayed nowhere: give a ``cow`` one.
     FormatError, SourceError, CorruptError; nothing is changed where it is raised
-    before replay.
+    before replay, but that a change of the superblock is finished.
     """
     from . import recover
 
+    superblock.settle(region)
     sb = superblock.read(region)
     if sb.ro_compat & ~L.RO_COMPAT_KNOWN and not readonly:
         raise FormatError(f"unknown features {sb.ro_compat:#x}: mount read-only (-o ro) or use a newer daxfs")

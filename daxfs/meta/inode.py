@@ -26,6 +26,11 @@ _mode, _MODE = F.codec["mode"].unpack_from, F.offset["mode"]
 _flags, _FLAGS = F.codec["flags"].unpack_from, F.offset["flags"]
 
 
+def allowed_flags(mode: int) -> int:
+    """The flags of L.FLAGS_USER that an inode of this type may have."""
+    return L.FLAGS_USER if mode & 0o170000 in (0o100000, 0o040000) else L.FLAGS_ANY
+
+
 class InodeTable:
     """Inodes of one region. ``ino`` counts from 1 (ROOT_INO); 0 is never used."""
 
@@ -38,6 +43,7 @@ class InodeTable:
         self.limit = 0
         self.free = array("Q")  # numbers below limit that are free, taken from the end
         self.used = 0
+        self.on_grown = []  # called with the new limit, before an inode above the old one is told to anybody
         self.damaged: frozenset[int] = frozenset()  # of a read-only mount (`recover.rebuild`)
 
     def place(self, ino: int) -> int:
@@ -97,6 +103,8 @@ class InodeTable:
         """The new limit is durable; its first number is in use already."""
         self.free.extend(range(limit - 1, self.limit, -1))
         self.limit = limit
+        for call in self.on_grown:
+            call(limit)
 
     def check(self, ino: int) -> Inode:
         """`read` with the checksum looked at. CorruptError where it is wrong."""

@@ -171,13 +171,21 @@ class Journal:
         later = self.gap(lsn)
         if later is not None:
             raise CorruptError(f"journal: record {lsn:#x} is damaged, {later:#x} after it is not")
-        for place, data in todo:
-            self._apply(place, data)
+        self._apply_all(todo)
         self.tail, self.head = tail, lsn
         replayed, self.records = self.records, 0
         if lsn != tail:
             self.settle()
         return replayed
+
+    def _apply_all(self, entries) -> None:
+        """Store *entries* in place and queue their lines; who reads an inode meanwhile, reads it again."""
+        self.region.table.begin_stores()
+        try:
+            for place, data in entries:
+                self._apply(place, data)
+        finally:
+            self.region.table.end_stores()
 
     def _apply(self, place: int, data) -> None:
         region = self.region
@@ -220,8 +228,7 @@ class Journal:
         region.flush.check()
         self.doubt = False
         self.head = lsn + length
-        for place, data in entries:
-            self._apply(place, data)
+        self._apply_all(entries)
         self.records += 1
         self.bytes += length
         return lsn
@@ -274,7 +281,8 @@ class Journal:
         for _, body in self.pending():
             for place, data in decode(body):
                 length = data if isinstance(data, int) else len(data)
-                # What stands there now: words in place may be newer than the record.
+                # What stands there now: words in place may be newer than the record. Native threads store
+                # none meanwhile: where msync is used, which alone can fail, they serve no writes.
                 region.nt_store(place, bytes(region.mem[place : place + length]))
         # Orders these lines before the tail that gives their records up. A failure leaves all as it was.
         region.drain()

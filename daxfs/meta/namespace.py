@@ -12,10 +12,12 @@ from .. import layout as L
 from ..errors import CorruptError, fail
 from . import dir as directory
 from . import extent, xattr
+from .inode import allowed_flags
 
-S_IFMT, S_IFDIR, S_IFREG, S_IFLNK = 0o170000, 0o040000, 0o100000, 0o120000
+S_IFMT, S_IFDIR, S_IFREG, S_IFLNK, S_IFCHR = 0o170000, 0o040000, 0o100000, 0o120000, 0o020000
 S_ISGID = 0o2000
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
+RENAME_FLAGS = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
 
 
 class Creds(NamedTuple):
@@ -80,7 +82,8 @@ def create(fs, parent: int, name: bytes, mode: int, creds: Creds, rdev: int = 0,
     """Make a file, directory, symlink, device node, FIFO or socket; returns its inode.
 
     EEXIST, ENOENT in a directory that was removed, ENOSPC, EMLINK, ENAMETOOLONG.
-    The group comes from a setgid directory, the ACL from its default ACL; without one the umask counts.
+    The group comes from a setgid directory, the ACL from its default ACL; without one the umask counts. What
+    the directory has of L.FLAGS_USER is handed down where the new type may have it.
     """
     _check_name(name)
     dir_inode, node = _dir(fs, parent)
@@ -91,29 +94,53 @@ def create(fs, parent: int, name: bytes, mode: int, creds: Creds, rdev: int = 0,
     is_dir = mode & S_IFMT == S_IFDIR
     if is_dir and dir_inode.nlink >= L.LINK_MAX:
         raise fail(errno.EMLINK)
-    gid = creds.gid
-    if dir_inode.mode & S_ISGID:
-        gid = dir_inode.gid
-        mode |= S_ISGID if is_dir else 0
-    attrs, mode = xattr.inherited(fs, dir_inode, mode, creds.umask)
     now = fs.clock()
     with fs.begin() as tx:
-        ino = fs.new_ino(tx)
-        edit = tx.new_inode(ino)
-        edit.mode, edit.uid, edit.gid, edit.rdev = mode, creds.uid, gid, rdev
+        edit = _new_inode(tx, fs, dir_inode, mode, creds, now)
+        edit.rdev = rdev
         edit.nlink = 2 if is_dir else 1
         edit.parent = parent if is_dir else 0
-        edit.atime = edit.mtime = edit.ctime = edit.btime = now
         if target:
             _put_target(tx, fs, edit, target)
-        if attrs:
-            xattr.store(tx, fs, edit, attrs)
         dir_edit = tx.inode(parent)
-        directory.insert(tx, fs, dir_edit, node, name, ino, d_type(mode))
+        directory.insert(tx, fs, dir_edit, node, name, edit.number, d_type(mode))
         dir_edit.mtime = dir_edit.ctime = now
         if is_dir:
             dir_edit.nlink += 1
+    return fs.inodes.read(edit.number)
+
+
+def tmpfile(fs, parent: int, mode: int, creds: Creds, linkable: bool = True):
+    """Make a regular file without a name, as `create` would in *parent* (O_TMPFILE); returns its inode.
+
+    It is an orphan from the start: freed once nobody uses it, or at the next mount. *linkable*: until then
+    `link` may give it its first name. ENOENT, ENOSPC.
+    """
+    dir_inode, _ = _dir(fs, parent)
+    if not dir_inode.nlink:
+        raise fail(errno.ENOENT)
+    with fs.begin() as tx:
+        ino = _new_inode(tx, fs, dir_inode, mode & 0o7777 | S_IFREG, creds, fs.clock()).number
+        tx.after(lambda: fs.orphans.add(ino))
+        if linkable:
+            tx.after(lambda: fs.linkable.add(ino))
     return fs.inodes.read(ino)
+
+
+def _new_inode(tx, fs, dir_inode, mode: int, creds: Creds, now: int):
+    """A new inode as directory *dir_inode* makes it: owner, group, mode, flags, ACLs, times; no link yet."""
+    gid = creds.gid
+    if dir_inode.mode & S_ISGID:
+        gid = dir_inode.gid
+        mode |= S_ISGID if mode & S_IFMT == S_IFDIR else 0
+    attrs, mode = xattr.inherited(fs, dir_inode, mode, creds.umask)
+    edit = tx.new_inode(fs.new_ino(tx))
+    edit.mode, edit.uid, edit.gid = mode, creds.uid, gid
+    edit.flags = dir_inode.flags & allowed_flags(mode)
+    edit.atime = edit.mtime = edit.ctime = edit.btime = now
+    if attrs:
+        xattr.store(tx, fs, edit, attrs)
+    return edit
 
 
 def _put_target(tx, fs, edit, target: bytes) -> None:
@@ -126,7 +153,8 @@ def _put_target(tx, fs, edit, target: bytes) -> None:
         return
     ((pfn, _),) = tx.alloc(1)
     edit.inline = L.EXTENT_CODEC.pack(0, 1, pfn | extent.MAPPED << L.EXTENT_STATE_SHIFT)
-    edit.nextents = edit.blocks = 1
+    edit.nextents = 1
+    edit.blocks += 1
     tx.zero(pfn << 12, 4096)
     tx.raw(pfn << 12, target)
 
@@ -147,13 +175,16 @@ def readlink(fs, ino: int) -> bytes:
 
 
 def link(fs, ino: int, parent: int, name: bytes):
-    """A further name for an inode; returns the inode. EPERM for a directory, EMLINK, ENOENT once unlinked."""
+    """A further name for an inode, or the first one of a `tmpfile`; returns the inode.
+
+    EPERM for a directory, EMLINK, ENOENT once unlinked.
+    """
     _check_name(name)
     inode = fs.inodes.read(ino)
     dir_inode, node = _dir(fs, parent)
     if inode.mode & S_IFMT == S_IFDIR:
         raise fail(errno.EPERM)
-    if not inode.nlink or not dir_inode.nlink:
+    if not dir_inode.nlink or (not inode.nlink and ino not in fs.linkable):
         raise fail(errno.ENOENT)
     if inode.nlink >= L.LINK_MAX:
         raise fail(errno.EMLINK)
@@ -166,6 +197,9 @@ def link(fs, ino: int, parent: int, name: bytes):
         edit.ctime = now
         directory.insert(tx, fs, dir_edit, node, name, ino, d_type(inode.mode))
         dir_edit.mtime = dir_edit.ctime = now
+        if not inode.nlink:
+            tx.after(lambda: fs.orphans.discard(ino))
+            tx.after(lambda: fs.linkable.discard(ino))
     return fs.inodes.read(ino)
 
 
@@ -218,10 +252,15 @@ def rmdir(fs, parent: int, name: bytes) -> int:
     return inode.ino
 
 
-def rename(fs, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-    """rename(2) and renameat2(2) with NOREPLACE or EXCHANGE; one record, so atomic across a crash."""
+def rename(
+    fs, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0, creds: Creds = ROOT
+) -> None:
+    """rename(2) and renameat2(2) with its flags; one record, so atomic across a crash.
+
+    RENAME_WHITEOUT leaves a character device 0/0, which belongs to *creds*, at the old name.
+    """
     _check_name(new_name)
-    if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+    if flags & ~RENAME_FLAGS or (flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE):
         raise fail(errno.EINVAL)
     old_dir, node = _dir(fs, parent)
     new_dir, new_node = _dir(fs, new_parent)
@@ -249,7 +288,8 @@ def rename(fs, parent: int, name: bytes, new_parent: int, new_name: bytes, flags
         _may_replace(fs, inode, victim)
     if parent != new_parent:
         _may_gain(inode, victim, new_dir)
-    _move(fs, (parent, node, name, inode), (new_parent, new_node, new_name, victim))
+    whiteout = creds if flags & RENAME_WHITEOUT else None
+    _move(fs, (parent, node, name, inode), (new_parent, new_node, new_name, victim), whiteout)
     if victim is not None:
         fs.drop_unused(victim.ino)
 
@@ -274,7 +314,8 @@ def _may_replace(fs, inode, victim) -> None:
         raise fail(errno.ENOTEMPTY)
 
 
-def _move(fs, source, dest) -> None:
+def _move(fs, source, dest, whiteout: Creds | None = None) -> None:
+    """*whiteout*: whom the character device 0/0 belongs to that takes the old name; None: nothing does."""
     parent, node, name, inode = source
     new_parent, new_node, new_name, victim = dest
     is_dir = inode.mode & S_IFMT == S_IFDIR
@@ -288,7 +329,12 @@ def _move(fs, source, dest) -> None:
             _unlinked(tx, fs, gone, now, links=victim.nlink if is_dir else 1)
         else:
             directory.insert(tx, fs, new_dir, new_node, new_name, inode.ino, d_type(inode.mode))
-        directory.remove(tx, fs, old_dir, node, name, shrink=node is not new_node)
+        if whiteout is not None:
+            left = _new_inode(tx, fs, fs.inodes.read(parent), S_IFCHR, whiteout, now)
+            left.nlink = 1
+            directory.change(tx, fs, node, name, left.number, d_type(S_IFCHR))
+        else:
+            directory.remove(tx, fs, old_dir, node, name, shrink=node is not new_node)
         if is_dir:
             old_dir.nlink -= 1
             new_dir.nlink += 0 if victim is not None else 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The superblock, its backup, and the labels of further sources: reading, checking, writing.
 
-Nothing here changes while a region is mounted; the words that do are on the
-state page (`fs.FileSystem`).
+While a region is mounted its label and feature words may change (`change`), and
+nothing else here; other words that do are on the state page (`fs.FileSystem`).
 """
 
 import uuid as uuidlib
@@ -16,6 +16,7 @@ from ..pfn import PAGE_SHIFT, PAGE_SIZE
 
 _CRC = L.SUPERBLOCK.fields["crc"][1]
 _LABEL_CRC = L.SOURCE_LABEL.fields["crc"][1]
+_CHANGING = (L.STATE_PFN << PAGE_SHIFT) + L.STATE_FIELDS.offset["changing"]
 
 
 @dataclass
@@ -213,3 +214,69 @@ def write(region, sb: Superblock) -> None:
     # Orders the superblock before mkfs reports success.
     region.drain()
     region.flush.check()
+
+
+def change(region, sb: Superblock) -> None:
+    """Replace label and feature words of a mounted region's superblock by those of *sb*.
+
+    Atomic and durable on return: whatever a crash leaves, `settle` makes the old or the new one of it. An
+    OSError of the source (msync) leaves it to the next mount which of them.
+    """
+    live = np.frombuffer(bytes(region.mem[:PAGE_SIZE]), L.SUPERBLOCK).copy()
+    live["label"] = np.void(sb.label.ljust(L.LABEL_MAX, b"\0"))
+    for name in ("compat", "ro_compat", "incompat"):
+        live[name] = getattr(sb, name)
+    page = L.sealed(bytearray(live.tobytes()), _CRC, 0)
+    _mark(region, 1)
+    # Orders the mark before the first byte that it speaks of: without it a torn backup would be damage.
+    region.drain()
+    region.nt_store(sb.backup_pfn << PAGE_SHIFT, page)
+    # Orders the whole backup before the superblock, which it stands in for while that is torn.
+    region.drain()
+    region.flush.check()
+    region.nt_store(0, page)
+    # Orders the superblock before the end of the mark.
+    region.drain()
+    region.flush.check()
+    _mark(region, 0)
+    # Orders the end of the mark before the return: what damages a superblock later is damage.
+    region.drain()
+    region.flush.check()
+
+
+def settle(region) -> bool:
+    """Finish a `change` that a crash cut short; call before the superblock is used. True where there was one.
+
+    The superblock counts where it is whole, else the backup, which `change` drained before it. Can itself be
+    cut short. What no `change` can have left is not touched: that is for `read` and fsck.daxfs to say.
+    """
+    page = bytes(region.mem[:PAGE_SIZE])
+    if page[:8] != L.SB_MAGIC or not L.WORD.unpack_from(region.mem, _CHANGING)[0]:
+        return False
+    pages = region.sources[0].size // PAGE_SIZE
+    try:
+        place = parse(page).backup_pfn << PAGE_SHIFT
+        if place >= pages << PAGE_SHIFT:
+            return False
+    except FormatError:
+        return False
+    except CorruptError:
+        if find_backup(region) is None:
+            return False
+        last = pages - 1 << PAGE_SHIFT
+        page, place = bytes(region.mem[last : last + PAGE_SIZE]), 0
+    region.nt_store(place, page)
+    # Orders the copy before the end of the mark.
+    region.drain()
+    region.flush.check()
+    _mark(region, 0)
+    # Orders the end of the mark before whatever is done with a superblock that counts as settled.
+    region.drain()
+    region.flush.check()
+    return True
+
+
+def _mark(region, value: int) -> None:
+    """Store and queue the word of the state page that says: a `change` is under way."""
+    region.store(_CHANGING, L.WORD.pack(value))
+    region.flush_range(_CHANGING, 8)

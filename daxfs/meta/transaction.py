@@ -7,6 +7,9 @@ state (pages, inode numbers) is registered with `undo` and given back if it fail
 what may change only once it is durable (freed pages, directory indexes, extent
 maps) is registered with `after`. No suspension point may lie between begin and
 commit: one metadata thread, one transaction at a time (docs/concurrency.md).
+
+Native threads read, overwrite and append to files meanwhile. So a transaction holds the lock of each
+regular file in use that it edits, from before it copies the inode until all is done or given back.
 """
 
 import struct
@@ -116,7 +119,7 @@ for _name in _B.names:
 class Transaction:
     """Use as a context manager: commits at the end, gives everything back on an exception."""
 
-    __slots__ = ("_after", "_blocks", "_inodes", "_raw", "_undo", "fs")
+    __slots__ = ("_after", "_blocks", "_held", "_inodes", "_raw", "_undo", "fs")
 
     def __init__(self, fs):
         self.fs = fs
@@ -125,6 +128,7 @@ class Transaction:
         self._raw: list = []
         self._after: list = []
         self._undo: list = []
+        self._held: list = []  # FileMaps whose lock is ours
 
     def __enter__(self) -> "Transaction":
         return self
@@ -135,11 +139,24 @@ class Transaction:
         else:
             self.abort()
 
+    def hold(self, fmap) -> None:
+        """Lock *fmap* exclusively until the transaction has ended; the caller may hold it already."""
+        fmap.lock()
+        self._held.append(fmap)
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, []
+        for fmap in held:
+            fmap.unlock()
+
     def inode(self, ino: int) -> InodeEdit:
         """The inode *ino*, to be changed."""
         edit = self._inodes.get(ino)
         if edit is None:
             table = self.fs.inodes
+            node = self.fs.nodes.get(ino)
+            if node is not None and node.is_file:
+                self.hold(node.map)  # before the copy: its size and times may change without a record
             edit = self._inodes[ino] = InodeEdit(ino, table.place(ino), table.raw(ino))
         return edit
 
@@ -223,19 +240,27 @@ class Transaction:
 
     def commit(self) -> None:
         """Make the changes durable (one drain), then the DRAM state follow."""
-        entries = self.entries()
-        if entries:
-            try:
-                self.fs.journal.commit(entries)
-            except OSError:
-                self.abort()
-                raise
-            self.fs.journalled(self._inodes)
-        for call in self._after:
-            call()
+        try:
+            entries = self.entries()
+            if entries:
+                try:
+                    self.fs.journal.commit(entries)
+                except OSError:
+                    self.abort()
+                    raise
+                finally:
+                    # After a failure too: the record may be on the media until it is taken back.
+                    self.fs.journalled(self._inodes)
+            for call in self._after:
+                call()
+        finally:
+            self._let_go()
 
     def abort(self) -> None:
         """Give back what was taken from DRAM state; the media were not touched."""
-        for call in reversed(self._undo):
-            call()
-        self._undo.clear()
+        try:
+            for call in reversed(self._undo):
+                call()
+        finally:
+            self._undo.clear()
+            self._let_go()

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * dax_io in plain C: copies between buffers and the region over the extents of one file, and the write-back
- * of what is dirty. Called by daxfs/data/_dax_io.pyx (metadata thread) and by native/serve.c (native threads).
+ * dax_io in plain C: copies between buffers and the region over the extents of one file, and the
+ * write-back of what is dirty. Called by daxfs/data/_dax_io.pyx (metadata thread) and by native/serve.c
+ * (native threads).
  *
  * Nothing here locks: the caller holds filemap.lock, shared for what only reads, exclusive for the rest.
  * Every function enters the range table for as long as it uses addresses (-EIO once it is dead), runs
- * without the GIL, and returns 0 or -errno.
+ * without the GIL, and returns 0 or -errno. No global state: each extension may have its own copy.
  */
 #ifndef DAXFS_DAXIO_H
 #define DAXFS_DAXIO_H
@@ -17,12 +18,14 @@
 #include "daxfs/native/filemap.h"
 #include "daxfs/native/flush.h"
 
-/* What may be dirty (S14); the policy behind it is data/_tracker.pyx's. All under the exclusive lock. */
+/* What may be dirty (S14); the policy behind it is data/_tracker.pyx's. All under the exclusive lock and,
+ * as a bitmap may stand in the region (dirty.h), between range_enter and range_exit. */
 struct dax_tracker {
 	/* Pages [pgoff, pgoff + pages) may be dirty from now on. 0, -ENOMEM, -EINVAL without attach. */
 	int (*mark)(struct dax_tracker *, struct filemap *, uint64_t pgoff, uint64_t pages, uint64_t pfn);
 	/* First dirty page at or after start and the length of its run; UINT64_MAX: none. */
 	uint64_t (*next_run)(struct dax_tracker *, struct filemap *, uint64_t start, uint64_t *pages);
+	/* Written back: flushed and drained already. */
 	void (*clean)(struct dax_tracker *, struct filemap *, uint64_t pgoff, uint64_t pages);
 };
 extern struct dax_tracker dax_tracker_none, dax_tracker_pte;	/* pte: filemap.dirty, a bit a page */
@@ -37,14 +40,23 @@ struct daxio {
 
 /* Shared lock. [pos, pos + size) is inside the file. Holes and unwritten extents read as zeros. */
 int dax_copy_out(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size, char *target);
-/* Shared lock, kept until the pieces are used up: [pos, pos + size) as pieces of the region itself (and of a
- * page of zeros). The caller has entered the range table. Number of pieces; -E2BIG: more than `max`; -EIO. */
-int dax_pieces(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size, struct iovec *iov, int max);
+/* Shared lock, kept until the pieces are used up: [pos, pos + size) as pieces of the region itself (and of
+ * a page of zeros). The caller has entered the range table and leaves it after them. Number of pieces;
+ * -E2BIG: more than `max`; -EIO. */
+int dax_pieces(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size,
+	       struct iovec *iov, int max);
 /* 1 where all pages of [pos, pos + size) are MAPPED. */
 int dax_covered(const struct filemap *f, uint64_t pos, uint64_t size);
-/* Copy over mapped pages: past the cache (nt) or through it, marked before the store. No drain. -EROFS. */
+/* Copy over mapped pages: past the cache (nt) or through it, marked before the store. No drain. -EROFS;
+ * -EIO, with what lies before it copied, at a page that is not mapped. */
 int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size, const char *source, int nt);
-/* Flush the dirty pages of [first, last), drain, mark them clean; their number, or -errno. */
+/* New pages that no extent names yet, so without a lock: what of source, which stands at pos of the file,
+ * falls on the pages [pgoff, pgoff + pages) goes to pfn, zeros around it, all past the cache. No drain.
+ * -EROFS; -EINVAL where nothing of it does. */
+int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
+		 const char *source);
+/* Flush the dirty pages of [first, last), drain, mark them clean; their number, or -errno. After a failed
+ * msync the marks stay, and so does ops->error, for whoever takes it (daxfs_flush_take_error). */
 int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
 
 #endif

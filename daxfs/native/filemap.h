@@ -83,12 +83,15 @@ struct filemap {
 	pthread_rwlock_t lock;
 };
 
-/* What native threads must know of an inode beside its extents. Set and cleared by the metadata thread. */
-#define FILEMAP_UNSETTLED 1u	/* a record since the journal's tail holds this inode: replay would bring its size and
-				 * times back. Set under the exclusive lock; no size may be stored in place while it is set */
-#define FILEMAP_PLAIN 2u	/* a write takes nothing away (no setuid, setgid, capabilities), and the file may be
-				 * written. Cleared, under the exclusive lock, by every record with this inode */
-#define FILEMAP_STALE_TIMES 4u	/* lazytime: times were stored and not flushed; fsync has to. Set by any thread */
+/* What native threads must know of an inode beside its extents. Set and cleared by the metadata thread.
+ * UNSETTLED: a record since the journal's tail holds this inode: replay would bring its size and times back.
+ * Set under the exclusive lock; no size may be stored in place while it is set.
+ * PLAIN: a write takes nothing away (no setuid, setgid, capabilities), and the file may be written. Cleared,
+ * under the exclusive lock, by every record with this inode.
+ * STALE_TIMES (lazytime): times were stored and not flushed; fsync has to. Set by any thread. */
+#define FILEMAP_UNSETTLED 1u
+#define FILEMAP_PLAIN 2u
+#define FILEMAP_STALE_TIMES 4u
 
 void filemap_init(struct filemap *m);
 void filemap_destroy(struct filemap *m);

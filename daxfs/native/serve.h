@@ -5,7 +5,7 @@
  * descriptor: native/transport.h brings requests, and so do unit tests and the fuzzer.
  *
  * Any thread, without the GIL. A handle's filemap lock is taken here and is given back before serve()
- * returns, except where serve_reply.locked says otherwise. Nothing waits under it but for the copy.
+ * returns, except where serve_reply.handle says otherwise. Nothing waits under it but for the copy.
  */
 #ifndef DAXFS_SERVE_H
 #define DAXFS_SERVE_H
@@ -32,14 +32,14 @@ struct serve_msg {
 struct serve_reply {
 	/* in: where a reply may be put together, without its wire_out. */
 	char *buf;
-	size_t cap;
+	size_t cap;			/* at least limits.max_write */
 	int by_pieces;			/* the transport can send pieces of the region itself (dev, not uring) */
 	/* out */
 	int error;			/* 0 or -errno */
 	size_t len;			/* bytes in buf, or in all pieces */
 	int npieces;			/* > 0: the reply is in piece[], buf is unused */
 	struct iovec piece[SERVE_PIECES];
-	struct serve_handle *handle;	/* pieces: handle whose lock is held shared until serve_done() */
+	struct serve_handle *handle;	/* pieces: its map's lock (shared) and the region are held until serve_done() */
 };
 
 enum serve_verdict {
@@ -48,20 +48,21 @@ enum serve_verdict {
 	SERVE_CALL = 2,		/* well formed; for the trio loop, where pyfuse3 has no handler */
 	SERVE_FORGET = 3,	/* well formed, gets no reply: pyfuse3's */
 	SERVE_INTERRUPT = 4,	/* well formed: the transport's own */
-	SERVE_DROP = 5,		/* can't be answered: no whole header, or a request that has no reply and is malformed */
+	SERVE_DROP = 5,		/* a request that has no reply: malformed, or nobody asked for it (NOTIFY_REPLY) */
 };
 
 /* One open file or directory. Made and removed in the metadata thread, used by any. */
 #define SERVE_WRITE (1u << 0)		/* opened for writing */
-#define SERVE_DIRECT (1u << 1)		/* FUSE direct I/O: reads and writes are the program's, no page fills */
+#define SERVE_DIRECT (1u << 1)		/* FUSE direct I/O: writes are the program's, not the page cache's */
 #define SERVE_DSYNC (1u << 2)		/* each write is followed by an fsync before its reply */
 #define SERVE_NOATIME (1u << 3)
 #define SERVE_DIRECTORY (1u << 4)
 struct serve_handle {
+	uint64_t fh;			/* 0: closed, or never open */
+	int64_t users;			/* requests under way; counted before `fh` is looked at, so see server_close */
 	struct filemap *f;		/* NULL for a directory */
-	uint64_t ino, fh;
-	uint32_t flags;
-	int64_t users;			/* requests under way */
+	uint64_t ino;
+	uint32_t flags, generation, index;
 	struct serve_handle *next_free;
 };
 
@@ -69,12 +70,12 @@ struct serve_handle {
 struct serve_limits {
 	int writes;			/* WRITE, FALLOCATE, FSYNC, times may be served (rw, not PAGE granularity) */
 	int nothing;			/* relay everything (record=, after shutdown) */
-	int atime;			/* 0 noatime, 1 relatime, 2 strictatime */
+	int atime;			/* 0 noatime (or read-only), 1 relatime, 2 strictatime */
 	int lazytime;
 	int getattr;			/* GETATTR may be served (no damaged inodes) */
 	char *inodes;			/* inode table in the region; inode n stands at inodes + 256 n */
-	uint64_t inode_limit;
-	uint64_t max_write;		/* largest WRITE and READ */
+	uint64_t inode_limit;		/* inodes [1, limit) are valid; moves before the reply that names a new one */
+	uint64_t max_write;		/* largest WRITE, READ, READDIR */
 };
 
 /* A thread's counters: only it writes them. */
@@ -86,29 +87,43 @@ struct serve_counts {
 	uint64_t malformed;
 };
 
+/* Handles stand in chunks, of which chunk k has SERVE_CHUNK << k. Chunks are never moved and never freed
+ * before server_destroy, so that a request finds its handle without a lock. */
+#define SERVE_CHUNK 64u
+#define SERVE_CHUNKS 20
 struct server {
 	struct daxio *io;
 	struct serve_limits limits;
-	void (*fault)(void *ctx, struct filemap *f, uint64_t pos, uint64_t size, int write);	/* fault accounting, or NULL; lock held */
+	/* Fault accounting, or NULL: pages of a mapping are read or written back. The map's lock is held. */
+	void (*fault)(void *ctx, struct filemap *f, uint64_t pos, uint64_t size, int write);
 	void *fault_ctx;
-	pthread_mutex_t lock;		/* of the table of handles */
-	struct serve_handle **slot;
-	size_t nslots, used;
+	int64_t (*now)(struct server *s);	/* ns since the epoch: CLOCK_REALTIME, or what a test wants */
+	int64_t test_time;
+	pthread_mutex_t lock;		/* of `used` and `free`: open and close */
+	struct serve_handle *chunk[SERVE_CHUNKS];
+	uint32_t used;
 	struct serve_handle *free;
 };
 
 int server_init(struct server *s, struct daxio *io);
 void server_destroy(struct server *s);
+int64_t server_realtime(struct server *s);	/* what server.now is at first */
 /* A handle on f (NULL: directory): its fh, never 0; 0: no memory. f must live until server_close. */
 uint64_t server_open(struct server *s, struct filemap *f, uint64_t ino, uint32_t flags);
-/* Removes it and waits until no request uses it. -EBADF. */
+/* Removes it and waits until no request uses it: holding neither the GIL nor a map's lock. -EBADF. */
 int server_close(struct server *s, uint64_t fh);
 
-/* Check `m` and, where that is possible, answer it. With any verdict but SERVE_DONE nothing was changed. */
-enum serve_verdict serve(struct server *s, struct serve_counts *c, const struct serve_msg *m, struct serve_reply *r);
-/* After the reply was sent. */
+/* Take apart n bytes of one whole message, as /dev/fuse has them. -EINVAL: not even a header. */
+int serve_split(const char *bytes, size_t n, struct serve_msg *m);
+/* Check `m` and, where that is possible, answer it. With any verdict but SERVE_DONE no file was changed
+ * (an fsync that becomes a CALL may have written back what was dirty). */
+enum serve_verdict serve(struct server *s, struct serve_counts *c, const struct serve_msg *m,
+			 struct serve_reply *r);
+/* After the reply was sent, in the same thread. */
 void serve_done(struct server *s, struct serve_reply *r);
-/* Bytes of the fixed struct of an opcode (what io_uring has in op_in); 0 for one that has none or is unknown. */
+/* Bytes of an opcode's fixed struct (what io_uring has in op_in); 0: it has none, or is not known. */
 size_t serve_arg_size(uint32_t opcode);
+/* Add c, another thread's perhaps, to sum. */
+void serve_counts_add(struct serve_counts *sum, const struct serve_counts *c);
 
 #endif

@@ -36,6 +36,7 @@ struct wire_out {			/* before every reply */
 	uint64_t unique;
 };
 
+#define WIRE_READ_LOCKOWNER (1u << 1)		/* a program's read past the page cache; page fills come without it */
 struct wire_read {			/* READ, READDIR, READDIRPLUS */
 	uint64_t fh, offset;
 	uint32_t size, read_flags;
@@ -75,7 +76,8 @@ struct wire_attr_out { uint64_t attr_valid; uint32_t attr_valid_nsec, dummy; str
 
 _Static_assert(sizeof(struct wire_in) == 40, "fuse_in_header");
 _Static_assert(sizeof(struct wire_out) == 16, "fuse_out_header");
-_Static_assert(sizeof(struct wire_read) == 40 && sizeof(struct wire_write) == 40, "fuse_read_in, fuse_write_in");
+_Static_assert(sizeof(struct wire_read) == 40, "fuse_read_in");
+_Static_assert(sizeof(struct wire_write) == 40, "fuse_write_in");
 _Static_assert(sizeof(struct wire_attr) == 88 && sizeof(struct wire_attr_out) == 104, "fuse_attr_out");
 
 #endif

@@ -37,12 +37,12 @@ OWN_SETUPS = {
 _COMMIT, _SETTLE = "meta.journal:Journal.commit", "meta.journal:Journal.settle"
 _REPLAY = "meta.journal:Journal.replay"
 _D4, _D8 = "\n    region.drain()", "\n        region.drain()"
-_APPLY_ALL = "    for place, data in entries:\n        self._apply(place, data)\n"
+_APPLY_ALL = "    self._apply_all(entries)\n"
 _TAIL_STORE = """        region.store(word, L.WORD.pack(L.tail_word(self.head)))
         region.flush_range(word, 8)
 """
 _TAIL_EARLY = r"(?s)(missing|torn) [^\n]* flushed[^\n]*\n[^\n]*_apply <.*there [^\n]*\n[^\n]*settle <"
-_REDO = "    for place, data in todo:\n        self._apply(place, data)\n"
+_REDO = "    self._apply_all(todo)\n"
 JOURNAL = (
     Mutant(
         "commit without its drain",
@@ -121,14 +121,14 @@ JOURNAL = (
     ),
     Mutant(
         "replay in the wrong order",
-        edit(_REPLAY, "for place, data in todo:", "for place, data in reversed(todo):"),
+        edit(_REPLAY, "self._apply_all(todo)", "self._apply_all(reversed(todo))"),
         (("chmod", "a", 0o600), ("chmod", "a", 0o640)),
         "mode is 0o100600, not 0o100640|again: ", r"(missing|torn) .*\n.*_apply <",
     ),
     Mutant(
         "replay without flush",
-        edit(_REPLAY, "self._apply(place, data)",
-             "self.region.store(place, bytes(data))"),  # zeros or bytes
+        edit(_REPLAY, "self._apply_all(todo)",
+             "[self.region.store(place, bytes(data)) for place, data in todo]"),  # zeros or bytes
         CREATE,
         "after a second power failure", r"not flushed.*\n.* replay <", again=True,
     ),
@@ -180,13 +180,13 @@ DATA = (
     ),
     Mutant(
         "zeros behind the old end not drained",
-        gone("meta.file:truncate", "with the new size.", "\n        fs.region.drain()"),
+        gone("meta.file:_truncate", "with the new size.", "\n        fs.region.drain()"),
         (("truncate", "a", 5001), ("truncate", "a", 8000)),
         r"nor as after: a: \d+ words", LOST + ".*nt_fill",
     ),
     Mutant(
         "no zeros behind the old end, truncation",
-        edit("meta.file:truncate", "if size > old and zero_tail(fs, node, size):", "if False:"),
+        edit("meta.file:_truncate", "if size > old and zero_tail(fs, node, size):", "if False:"),
         (("truncate", "a", 5001), ("truncate", "a", 8000)),
         "nor as after: a: 375 words", silent=False,
     ),
@@ -305,6 +305,10 @@ SPACE = (
 _NEXT = "    with fs.begin() as tx:\n"  # the next transaction of the same function
 _NEW_INO = "meta.fs:FileSystem.new_ino"
 _ZEROS = "        tx.zero(table.place(ino), (limit - ino) * L.INODE_SIZE)\n"
+_LATE = edit("meta.namespace:_move", "        if whiteout",
+             _NEXT + "        old_dir, new_dir = tx.inode(parent), tx.inode(new_parent)\n"
+             "        edit = tx.inode(inode.ino)\n"
+             "        if whiteout")
 TORN = (
     Mutant(
         "unlink: the name first, the link count later",
@@ -326,15 +330,8 @@ TORN = (
         (("link", "a", "n"),),
         "link-count: inode 2: 3 links, has 2",
     ),
-    Mutant(
-        "rename: link, then unlink",
-        edit("meta.namespace:_move", "        directory.remove(",
-             _NEXT + "        old_dir, new_dir = tx.inode(parent), tx.inode(new_parent)\n"
-             "        edit = tx.inode(inode.ino)\n"
-             "        directory.remove("),
-        (("rename", "a", "n"),),
-        "link-count: inode 2: 2 links, has 3",
-    ),
+    Mutant("rename: link, then unlink", _LATE, (("rename", "a", "n"),), "inode 2: 2 links, has 3"),
+    Mutant("whiteout: a record of its own", _LATE, (("whiteout", "a", "n"),), "inode 2: 2 links, has 3"),
     Mutant(
         "exchange: one name after the other",
         edit("meta.namespace:_exchange", "        directory.change(tx, fs, new_node",

@@ -7,7 +7,7 @@ from .content import PAGE, Content
 
 XATTR_HEAD, XATTR_ENTRY = 64, 8  # docs/on-media.md
 INLINE_TARGET = 96
-DIR, REG, LNK, FIFO = 0o040000, 0o100000, 0o120000, 0o010000
+DIR, REG, LNK, FIFO, CHR = 0o040000, 0o100000, 0o120000, 0o010000, 0o020000
 
 
 class Policy(NamedTuple):

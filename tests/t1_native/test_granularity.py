@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from daxfs import granularity
-from daxfs._iomap import file_facts
+from daxfs._window import file_facts
 from daxfs.errors import UsageError
 from daxfs.granularity import ORDER, TMPFS_MAGIC, Detected, choose, coarsest, detect
 

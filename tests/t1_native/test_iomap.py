@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """L1: FileMap against a plain dict, RangeTable, Window and RegionView, alone and with threads."""
 
+import ctypes
 import errno
 import itertools
 import os
@@ -12,17 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daxfs._flush import DirtyMap
 from daxfs._iomap import (
     HOLE,
     MAPPED,
     MAX_PGOFF,
+    PLAIN,
+    STALE_TIMES,
+    UNSETTLED,
     UNWRITTEN,
     FileMap,
     RangeTable,
     RegionView,
-    Window,
-    map_sync_works,
 )
+from daxfs._window import Window, map_sync_works
 from daxfs.errors import CorruptError
 from daxfs.pfn import PFN_DEV, PFN_MAP, PFN_MASK
 
@@ -152,10 +156,12 @@ def test_the_holder_of_the_lock_may_change_the_map():
     fm.splice(1, 0, [(5, 1, 9, MAPPED, 0)])
     fm.size = 4096
     assert fm.lookup(5)[3] == 9 and fm.find(3) == 1 and fm.end() == 6
-    with pytest.raises(RuntimeError):
-        fm.lock()
     with pytest.raises(ValueError):
         fm.splice(0, 9, [])
+    with fm:  # nests, shared too, and in C
+        fm.lock(exclusive=False)
+        fm.dirty = None
+        fm.unlock()
     entered = threading.Event()
 
     def other():
@@ -169,6 +175,64 @@ def test_the_holder_of_the_lock_may_change_the_map():
     fm.unlock()
     thread.join(5)
     assert entered.is_set() and fm.size == 4096
+
+
+def test_the_lock_is_given_back_after_an_exception():
+    fm = FileMap()
+    with pytest.raises(KeyError), fm, fm:
+        raise KeyError
+    taken = threading.Thread(target=lambda: (fm.lock(), fm.unlock()))
+    taken.start()
+    taken.join(5)
+    assert not taken.is_alive()
+
+
+def test_state_flags_of_several_threads():
+    fm = FileMap()
+    assert fm.state == 0 and fm.inode == 0 and fm.dirty is None
+    fm.set_state(UNSETTLED | PLAIN)
+    assert fm.clear_state(STALE_TIMES | PLAIN) == PLAIN and fm.state == UNSETTLED
+    assert fm.clear_state(PLAIN) == 0
+
+    def flip(flag):
+        for _ in range(20_000):
+            fm.set_state(flag)
+            assert fm.clear_state(flag) == flag
+
+    threads = [threading.Thread(target=flip, args=(flag,)) for flag in (PLAIN, STALE_TIMES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fm.state == UNSETTLED, "one thread's change took another's away"
+
+
+def test_native_code_sees_the_dirty_map_that_python_set():
+    """The pointer is the fifth word of struct filemap: e, n, cap, size, pages, dirty, inode."""
+    fm, bits = FileMap(), DirtyMap()
+    fm.dirty, fm.inode = bits, 0x1234000
+    # A FileMap begins with its object header and the table of its C methods.
+    words = (ctypes.c_uint64 * 12).from_address(id(fm))
+    assert 0x1234000 in words
+    pointer = words[list(words).index(0x1234000) - 1]
+    assert id(bits) < pointer < id(bits) + sys.getsizeof(bits)
+    fm.dirty = None
+    assert words[list(words).index(0x1234000) - 1] == 0
+    with pytest.raises(TypeError):
+        fm.dirty = 5
+
+
+def test_seq_is_odd_while_metadata_are_stored():
+    table = RangeTable()
+    assert table.seq == 0
+    with pytest.raises(RuntimeError):
+        table.end_stores()
+    table.begin_stores()
+    assert table.seq == 1
+    with pytest.raises(RuntimeError):
+        table.begin_stores()
+    table.end_stores()
+    assert table.seq == 2
 
 
 def test_many_readers_and_a_writer():

@@ -166,6 +166,11 @@ def truncating_directory(d):
     d.inode(b"/dir", flags=L.FLAG_TRUNCATING)
 
 
+@case("inode-flags", True)
+def user_flags_that_a_fifo_can_not_have(d):
+    d.inode(b"/fifo", flags=L.FLAG_NODUMP | L.FLAG_DAX)
+
+
 @case("inode-size", True)
 def fifo_with_a_size(d):
     d.inode(b"/fifo", size=5)

@@ -41,6 +41,13 @@ def written(fs, pages=4):
     return node.ino
 
 
+def flagged(fs):
+    """A file with a flag; its number."""
+    ino = make(fs)
+    attr.set_flags(fs, ino, L.FLAG_DAX)
+    return ino
+
+
 def simple(name: str, prepare, call):
     """A case whose call takes what *prepare(fs)* gave."""
 
@@ -55,6 +62,10 @@ def nothing(fs):
     make(fs, b"first")
 
 
+def nameless(fs):
+    return fs.open(ns.tmpfile(fs, ROOT, 0o600, ns.ROOT).ino)
+
+
 simple("create", nothing, lambda fs, _: make(fs))
 simple(
     "create, first name of a directory", lambda fs: make(fs, b"d", 0o040755), lambda fs, d: make(fs, parent=d)
@@ -65,9 +76,16 @@ simple("symlink, long target", nothing, lambda fs, _: make(fs, mode=0o120777, ta
 simple("mknod", nothing, lambda fs, _: make(fs, mode=0o020600, rdev=5))
 simple("link", make, lambda fs, ino: ns.link(fs, ino, ROOT, b"g"))
 simple("rename", make, lambda fs, ino: ns.rename(fs, ROOT, b"f", ROOT, b"g"))
+simple("rename that leaves a whiteout", make, lambda fs, _: ns.rename(fs, ROOT, b"f", ROOT, b"g", 4))
+simple("O_TMPFILE", nothing, lambda fs, _: ns.tmpfile(fs, ROOT, 0o600, ns.ROOT))
+simple("link of an O_TMPFILE file", nameless, lambda fs, node: ns.link(fs, node.ino, ROOT, b"g"))
+simple("last close of an O_TMPFILE file", nameless, lambda fs, node: fs.release(node))
 simple("chmod", make, lambda fs, ino: attr.setattr(fs, ino, {"mode": 0o600}))
 simple("chown", make, lambda fs, ino: attr.setattr(fs, ino, {"uid": 1, "gid": 2}))
 simple("utimens", make, lambda fs, ino: attr.setattr(fs, ino, {"atime": 1, "mtime": 2}))
+simple("flags of an inode, the first of the region", make, lambda fs, ino: attr.set_flags(fs, ino, 0x100))
+simple("flags of an inode", flagged, lambda fs, ino: attr.set_flags(fs, ino, L.FLAG_NODUMP))
+simple("label", nothing, lambda fs, _: fs.change_superblock(label=b"a new one"))
 simple("setxattr", make, lambda fs, ino: xattr.put(fs, ino, b"user.a", b"1"))
 simple("setxattr, ACL", make, lambda fs, ino: xattr.put(fs, ino, b"system.posix_acl_access", acl.pack(FULL)))
 simple("unlink, last", make, lambda fs, ino: ns.unlink(fs, ROOT, b"f"))

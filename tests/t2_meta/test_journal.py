@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from daxfs import layout as L
+from daxfs._iomap import RangeTable
 from daxfs.errors import CorruptError, DaxfsError
 from daxfs.meta.journal import Journal, decode, encode
 from daxfs.pfn import PAGE_SIZE
@@ -51,6 +52,7 @@ class Plain:
         self.mem = mem or bytearray(END)
         self.media = Media(self.mem)
         self.flush = Flush()
+        self.table = RangeTable()
         self.drains, self.stop_at, self.calls = 0, None, 0
 
     def _call(self):

@@ -254,6 +254,88 @@ def test_scatter_lists_mapped_pieces(rig):
     assert plain(rig.dax.scatter(rig.f, 20 * PAGE, 2 * PAGE)) == [(204, 2 * PAGE)]
 
 
+def test_pieces_are_the_file_without_a_copy(rig):
+    """What native code sends by reference: each byte of the file once, holes from the page of zeros."""
+    for pos, end in ((0, SIZE), (5, 6), (3 * PAGE - 1, 3 * PAGE + 1), (4 * PAGE, 4 * PAGE + 1),
+                     (SIZE - 9000, SIZE), (7 * PAGE - 1, 7 * PAGE + 1), (9, 9)):
+        size = end - pos
+        pieces = rig.dax.pieces(rig.f, pos, size)
+        read = b"".join(bytes(n) if at is None else bytes(rig.region.mem[at : at + n]) for at, n in pieces)
+        assert read == rig.model[pos : pos + size], (pos, size)
+    joined = rig.dax.pieces(rig.f, 6 * PAGE + 1, 2 * PAGE - 1)
+    assert joined == [(1023 * PAGE + 1, 2 * PAGE - 1)], "neighbours in the region, too"
+    assert rig.dax.pieces(rig.f, 2 * PAGE, 5 * PAGE) == [
+        (12 * PAGE, PAGE), (None, PAGE), (None, PAGE), (None, PAGE), (1023 * PAGE, PAGE),
+    ]  # fmt: skip
+    assert rig.dax.pieces(rig.f, 2 * PAGE + 8, PAGE) == [(12 * PAGE + 8, PAGE - 8), (None, 8)]
+    assert len(rig.dax.pieces(rig.f, 2 * PAGE, 5 * PAGE, 5)) == 5
+    with pytest.raises(OSError) as caught:
+        rig.dax.pieces(rig.f, 2 * PAGE, 5 * PAGE, 4)
+    assert caught.value.errno == errno.E2BIG
+    with pytest.raises(ValueError, match="limit"):
+        rig.dax.pieces(rig.f, 0, 1, 1025)
+    rig.check()
+
+
+def test_a_thread_that_holds_the_lock_keeps_it(rig):
+    """Metadata operations hold it exclusively from start to end: what they call must not give it back."""
+    f, dax, data = rig.f, rig.dax, b"z" * 100
+    f.lock()
+    other = threading.Thread(target=lambda: (f.lock(), f.unlock()))
+    other.start()
+    for n, call in enumerate((
+        lambda: dax.read(f, 0, 100),
+        lambda: dax.read(f, 16 * PAGE, 20000),
+        lambda: dax.scatter(f, 0, PAGE),
+        lambda: dax.pieces(f, 0, PAGE),
+        lambda: dax.write(f, 0, data),
+        lambda: dax.fill(f, 0, data, [(0, 1, 10, MAPPED)], []),
+        lambda: dax.writeback(f),
+    )):  # fmt: skip
+        call()
+        other.join(0.05)
+        assert other.is_alive(), f"call {n} gave the lock away"
+    f.unlock()
+    other.join(10)
+    assert not other.is_alive()
+
+
+def test_a_file_that_is_cut_while_it_is_read(rig):
+    """The size counts under the lock: no bytes from behind the end, and less is answered."""
+    f, dax, stop, wrong = rig.f, rig.dax, threading.Event(), []
+
+    def cut():
+        while not stop.is_set():
+            f.size = 20 * PAGE
+            f.size = SIZE
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    for _ in range(3000):
+        got = bytes(dax.read(f, 19 * PAGE, 2 * PAGE))
+        if got not in (rig.model[19 * PAGE : 20 * PAGE], rig.model[19 * PAGE : 21 * PAGE]):
+            wrong.append(len(got))
+    stop.set()
+    thread.join()
+    assert not wrong
+
+
+def test_fill_refuses_pages_that_the_data_do_not_reach(rig):
+    for pgoff, pos in ((3, 0), (3, 4 * PAGE), (3, 2**64 - 8)):
+        with pytest.raises(OSError) as caught:
+            rig.dax.fill(rig.f, pos, b"x" * 8, [(pgoff, 1, 400, MAPPED)], [(pgoff, 1, 400)])
+        assert caught.value.errno == errno.EINVAL
+    rig.check()
+
+
+def test_a_copy_never_goes_to_pages_that_are_not_mapped(rig):
+    """A plan that calls a hole written: EIO, not a store on page 0 of the region."""
+    with pytest.raises(OSError) as caught:
+        rig.dax.fill(rig.f, 3 * PAGE, b"x" * 8, [(3, 1, 0, MAPPED)], [])
+    assert caught.value.errno == errno.EIO
+    rig.check()
+
+
 def test_fill_zeroes_only_what_the_data_leave(rig):
     """Two fresh runs and one written between them; garbage stood in the fresh ones."""
     data = noise(3 * PAGE, 9)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The fault decision: a literal table, the order of reasons, what a real kernel decided, and the counts."""
 
+import ctypes
 import itertools
 import json
 import re
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -350,6 +352,51 @@ def test_without_pmd_every_fault_is_a_pte():
     f, faults = filemap(2048 * PAGE, LAYOUT), CachedFaults(pmd=False)
     faults.request(f, 0, 512 * PAGE, False)
     assert counts(faults) == {("read", "PTE", "NOPAGE", "pmd-off"): 1}
+
+
+def test_what_is_no_page_of_a_file_is_not_counted():
+    """A request of the kernel may name any 64-bit position; no sum wraps."""
+    f, faults = filemap(0, []), CachedFaults()
+    for pos, size in ((1 << 44, 1), (1 << 63, PAGE), ((1 << 64) - 1, 1), ((1 << 64) - PAGE, (1 << 64) - 1)):
+        faults.request(f, pos, size, True)
+    assert faults.snapshot() == {"pages": dict.fromkeys(KIND_NAMES, 0), "faults": []}
+    faults.request(f, (1 << 44) - PAGE, (1 << 64) - 1, True)
+    assert faults.snapshot()["pages"]["write"] == 1
+
+
+def struct_of(f) -> int:
+    """Address of the struct filemap in *f*: its fourth word is the size."""
+    size, f.size = f.size, 0x1234567890ABC
+    words = (ctypes.c_uint64 * 32).from_address(id(f))
+    place = ctypes.addressof(words) + 8 * (list(words).index(f.size) - 3)
+    f.size = size
+    return place
+
+
+def test_native_threads_count_through_the_hook_without_the_gil_and_lose_nothing():
+    f, faults = filemap(2048 * PAGE, LAYOUT), CachedFaults()
+    function, context = faults.hook
+    word = ctypes.c_uint64
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, word, word, ctypes.c_int)(function)
+    place, rounds = struct_of(f), 4000
+
+    def work():
+        for _ in range(rounds):
+            call(context, place, 512 * PAGE, 1024 * PAGE, 1)  # ctypes gives the GIL away around it
+            call(context, place, 0, PAGE, 0)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    one = CachedFaults()
+    one.request(f, 512 * PAGE, 1024 * PAGE, True)
+    one.request(f, 0, PAGE, False)
+    assert counts(faults) == {row: count * 4 * rounds for row, count in counts(one).items()}
+    assert faults.snapshot()["pages"] == {
+        "read": 4 * rounds, "write": 4 * rounds * 1024, "cow": 0, "mkwrite": 0,
+    }  # fmt: skip
 
 
 def test_request_gives_the_gil_away_while_it_waits_for_the_lock():

@@ -23,7 +23,10 @@ def test_defaults():
         ("write=cached", "write", "cached"), ("drain=fsync", "drain", "fsync"),
         ("drain=fsync,sync", "drain", "write"), ("flush=msync", "flush", "msync"),
         ("granularity=page", "granularity", "page"), ("transport=pyfuse3", "transport", "pyfuse3"),
-        ("dax=never", "dax", "never"), ("flushers=1,threads=1", "flushers", 1),
+        ("transport=uring", "transport", "uring"), ("transport=uring,transport=dev", "transport", "dev"),
+        ("dax=never", "dax", "never"), ("flushers=1,threads=1", "flushers", 1), ("", "threads", None),
+        ("threads=64", "threads", 64), ("threads=4,transport=dev", "threads", 4),
+        ("transport=uring,threads=2,transport=dev", "threads", 2),
         ("noatime", "atime", "noatime"), ("norelatime", "atime", "strictatime"),
         ("noatime,relatime", "atime", "relatime"), ("nodiratime", "nodiratime", True),
         ("nodiratime,diratime", "nodiratime", False), ("lazytime", "lazytime", True),
@@ -47,8 +50,10 @@ def test_option_sets(text, name, value):
         ("gid=4294967295", ["gid=4294967295"]), ("flushers=0", ["flushers=0"]), ("threads=x", ["threads=x"]),
         ("dax=always", ["dax=always", "not in this version"]), ("track=extent", ["not in this version"]),
         ("track=pmd", ["not in this version"]), ("track=none", ["not in this version"]),
-        ("transport=uring", ["not in this version"]), ("transport=dev", ["not in this version"]),
-        ("flushers=2", ["not in this version"]), ("threads=4", ["not in this version"]),
+        ("transport=tcp", ["transport=tcp", "auto, uring, dev, pyfuse3"]), ("threads=0", ["threads=0"]),
+        ("flushers=2", ["not in this version"]), ("threads=65", ["at most 64"]),
+        ("transport=uring,threads=2", ["transport=uring", "one for each CPU", "transport=dev"]),
+        ("threads=1,transport=pyfuse3", ["transport=pyfuse3", "transport=dev"]),
         ("max_read=4096", ["max_read"]), ("subtype=other", ["fuse.daxfs"]), ("log_file=", ["log_file"]),
         ("record=", ["record= needs a path"]), ("record", ["'record'", "needs a value"]),
         ("user_id=0", ["unknown", "'user_id'"]), ("log_level=loud", ["log_level=loud"]),
@@ -80,14 +85,14 @@ def test_what_a_fuse_mount_shows_is_taken_back_on_remount():
 
 
 @pytest.mark.parametrize("text", ["ro,noatime,write=cached,uid=3", "allow_other,sync,noexec", "",
-                                  "lazytime,nodiratime,drain=fsync,nosuid,nodev",
+                                  "lazytime,nodiratime,drain=fsync,nosuid,nodev", "transport=dev,threads=3",
                                   r"record=/a\,b\\c,log_file=/d\,e"])
 def test_description_is_understood_again(text):
     first = options.parse(text)
     again = options.parse(first.describe())
     assert again.describe() == first.describe()
     for name in ("readonly", "atime", "write", "drain", "lazytime", "nodiratime", "uid", "flags", "log_file",
-                 "record"):
+                 "record", "transport", "threads"):
         assert getattr(again, name) == getattr(first, name), name
 
 

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+# What other compiled units may use of the data path: the C core (native/daxio.h) and what DaxIo binds for it.
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+from daxfs._flush cimport Flush, daxfs_flush
+from daxfs._iomap cimport FileMap, RangeTable, filemap, range_table
+from daxfs.data._tracker cimport Tracker, dax_tracker
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "daxfs/native/daxio.h" nogil:
+    struct daxio:
+        range_table *table
+        daxfs_flush *ops
+        dax_tracker *tracker
+        int nt, drain_write, writable
+        uint64_t dirtied_pages, flushed_pages, writebacks
+    int dax_copy_out(daxio *io, const filemap *f, uint64_t pos, uint64_t size, char *target)
+    int dax_pieces(daxio *io, const filemap *f, uint64_t pos, uint64_t size, iovec *iov, int max)
+    int dax_covered(const filemap *f, uint64_t pos, uint64_t size)
+    int dax_copy_in(daxio *io, filemap *f, uint64_t pos, uint64_t size, const char *source, int nt)
+    int dax_fill_new(daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
+                     const char *source)
+    int64_t dax_writeback(daxio *io, filemap *f, uint64_t first, uint64_t last)
+
+@cython.no_gc_clear
+cdef class DaxIo:
+    cdef daxio io                # good while this object lives: it points into the next four, so they go last
+    cdef RangeTable ranges
+    cdef Flush flush
+    cdef object region
+    cdef readonly Tracker tracker
+    cdef int _check(self) except -1
+    cdef int _fill_over(self, FileMap f, uint64_t pgoff, uint64_t pages, uint64_t pos, uint64_t size,
+                        const char *source)

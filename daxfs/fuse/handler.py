@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""What stands between a request and the synchronous method that answers it: `handler`.
+
+It counts, times and maps errors: an OSError to its errno, anything else to EIO with a log line (an exception
+that is no FUSEError would end pyfuse3's loop). After a shutdown it answers EIO itself. The one suspension
+point is before a retry after ENOSPC, outside any transaction. FUSEError appears in this file alone.
+"""
+
+import errno
+import functools
+import logging
+from time import perf_counter_ns
+
+import pyfuse3
+import trio
+from pyfuse3 import FUSEError
+
+log = logging.getLogger(__name__)
+
+ENOSPC_RETRIES = 20
+# What close(2), df and umount need; every other request answers EIO after a shutdown.
+AFTER_SHUTDOWN = frozenset(("release", "releasedir", "flush", "statfs", "shutdown"))
+
+
+def handler(method):
+    """A coroutine that answers requests from a synchronous method of Operations."""
+    name = method.__name__
+    goes_on = name in AFTER_SHUTDOWN
+
+    @functools.wraps(method)
+    async def run(self, *args):
+        counter = self.counters[name]
+        start = perf_counter_ns()
+        if self.fs.shut and not goes_on:
+            counter.errors += 1
+            counter.add(0)
+            raise FUSEError(errno.EIO)
+        try:
+            return method(self, *args)
+        except OSError as error:
+            # The kernel asks for xattrs that are not there (security.capability); "none" is an answer.
+            counter.errors += error.errno != errno.ENODATA
+            if error.errno == errno.ENOSPC and self.fs.orphans:
+                return await _retry(self, method, args)
+            raise _failed(name, error) from None
+        except Exception as error:
+            counter.errors += 1
+            log.exception("%s: unexpected %s", name, type(error).__name__)
+            raise FUSEError(errno.EIO) from None
+        finally:
+            counter.add(perf_counter_ns() - start)
+
+    run.is_handler = True
+    return run
+
+
+def _failed(name: str, error: OSError) -> FUSEError:
+    """The FUSEError for an OSError; what is no ordinary answer is logged too."""
+    code = error.errno or errno.EIO
+    if code in (errno.EIO, errno.EUCLEAN):
+        log.error("%s: %s", name, error)
+    return FUSEError(code)
+
+
+async def _retry(operations, method, args):
+    """After ENOSPC: the kernel may be about to forget unlinked inodes that still hold space."""
+    for attempt in range(ENOSPC_RETRIES):
+        await trio.sleep(0.001 * attempt)
+        try:
+            return method(operations, *args)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise _failed(method.__name__, error) from None
+            if not operations.fs.orphans:
+                break
+        except Exception as error:
+            log.exception("%s: unexpected %s", method.__name__, type(error).__name__)
+            raise FUSEError(errno.EIO) from None
+    raise FUSEError(errno.ENOSPC)
+
+
+def group_check(ctx):
+    """A function that says whether the caller of this request is in a group."""
+    gid, pid = ctx.gid, ctx.pid
+
+    def check(group: int) -> bool:
+        if group == gid:
+            return True
+        try:
+            return group in pyfuse3.get_sup_groups(pid)
+        except (OSError, RuntimeError):
+            return False  # the process is gone
+
+    return check

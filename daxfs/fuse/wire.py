@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""The FUSE protocol in Python: structs and replies of the requests that calls.py answers.
+
+native/wire.h is the same for native code. Protocol 7.31 to 7.45, native byte order, no padding that is not
+named. Pure packing and unpacking: nothing here knows a file system.
+"""
+
+import os
+import struct
+
+OPCODES = {
+    1: "LOOKUP", 2: "FORGET", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD", 9: "MKDIR",
+    10: "UNLINK", 11: "RMDIR", 12: "RENAME", 13: "LINK", 14: "OPEN", 15: "READ", 16: "WRITE", 17: "STATFS",
+    18: "RELEASE", 20: "FSYNC", 21: "SETXATTR", 22: "GETXATTR", 23: "LISTXATTR", 24: "REMOVEXATTR",
+    25: "FLUSH", 26: "INIT", 27: "OPENDIR", 28: "READDIR", 29: "RELEASEDIR", 30: "FSYNCDIR", 31: "GETLK",
+    32: "SETLK", 33: "SETLKW", 34: "ACCESS", 35: "CREATE", 36: "INTERRUPT", 37: "BMAP", 38: "DESTROY",
+    39: "IOCTL", 40: "POLL", 41: "NOTIFY_REPLY", 42: "BATCH_FORGET", 43: "FALLOCATE", 44: "READDIRPLUS",
+    45: "RENAME2", 46: "LSEEK", 47: "COPY_FILE_RANGE", 48: "SETUPMAPPING", 49: "REMOVEMAPPING", 50: "SYNCFS",
+    51: "TMPFILE", 52: "STATX", 53: "COPY_FILE_RANGE_64",
+}  # fmt: skip
+READ, WRITE, FSYNC, READDIR, FSYNCDIR, IOCTL, FALLOCATE, LSEEK = 15, 16, 20, 28, 30, 39, 43, 46
+COPY_FILE_RANGE, SYNCFS, TMPFILE, STATX, COPY_FILE_RANGE_64 = 47, 50, 51, 52, 53
+
+# The fixed structs of requests, named fields only.
+READ_IN = struct.Struct("=QQI4xQI4x")  # fh, offset, size, lock_owner, flags
+WRITE_IN = struct.Struct("=QQIIQI4x")  # fh, offset, size, write_flags, lock_owner, flags
+WRITE_KILL_SUIDGID = 1 << 2  # the writer has no CAP_FSETID
+FSYNC_IN = struct.Struct("=QI4x")  # fh, flags
+FSYNC_DATASYNC = 1
+FALLOCATE_IN = struct.Struct("=QQQI4x")  # fh, offset, length, mode
+LSEEK_IN = struct.Struct("=QQI4x")  # fh, offset, whence
+COPY_IN = struct.Struct("=QQQQQQQ")  # fh_in, offset_in, nodeid_out, fh_out, offset_out, length, flags
+CREATE_IN = struct.Struct("=IIII")  # flags, mode, umask, open_flags
+STATX_IN = struct.Struct("=I4xQII")  # getattr_flags, fh, flags of statx(2), mask
+
+WORD_OUT = struct.Struct("=Q")  # LSEEK, COPY_FILE_RANGE_64
+WRITE_OUT = struct.Struct("=I4x")  # and COPY_FILE_RANGE
+_ATTR = struct.Struct("=3Q3q3I7I")
+_ENTRY = struct.Struct("=4Q2I")  # nodeid, generation, seconds that entry and attributes stay valid; their ns
+_OPEN = struct.Struct("=QIi")  # fh, open_flags, backing_id
+_DIRENT = struct.Struct("=QQII")
+_STATX_OUT = struct.Struct("=QI4x16x")
+_STATX = struct.Struct("=IIQIIIH2xQQQQ" + "qI4x" * 4 + "IIII" + "112x")
+assert (_ATTR.size, _ENTRY.size, _OPEN.size, _DIRENT.size) == (88, 40, 16, 24), "linux/fuse.h"
+assert (_STATX_OUT.size, _STATX.size) == (32, 256), "linux/fuse.h"
+
+_NS = 10**9
+_OPEN_FLAGS = (("direct_io", 1), ("keep_cache", 2), ("nonseekable", 4))
+STATX_BASIC, STATX_BTIME = 0x7FF, 0x800
+
+
+def attr(entry) -> bytes:
+    """fuse_attr from a pyfuse3.EntryAttributes."""
+    times = (entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns)
+    atime, mtime, ctime = (divmod(ns, _NS) for ns in times)
+    return _ATTR.pack(
+        entry.st_ino, entry.st_size, entry.st_blocks,
+        atime[0], mtime[0], ctime[0], atime[1], mtime[1], ctime[1],
+        entry.st_mode, entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_rdev & 0xFFFFFFFF,
+        entry.st_blksize, 0,
+    )  # fmt: skip
+
+
+def seconds(timeout: float) -> tuple[int, int]:
+    """(seconds, nanoseconds) of a timeout."""
+    whole = int(timeout)
+    return whole, int((timeout - whole) * _NS)
+
+
+def entry_out(entry) -> bytes:
+    """fuse_entry_out from a pyfuse3.EntryAttributes."""
+    name, attrs = seconds(entry.entry_timeout), seconds(entry.attr_timeout)
+    head = _ENTRY.pack(entry.st_ino, entry.generation, name[0], attrs[0], name[1], attrs[1])
+    return head + attr(entry)
+
+
+def open_out(info) -> bytes:
+    """fuse_open_out from a pyfuse3.FileInfo."""
+    return _OPEN.pack(info.fh, sum(bit for name, bit in _OPEN_FLAGS if getattr(info, name)), 0)
+
+
+def dirent(name: bytes, ino: int, kind: int, cookie: int) -> bytes:
+    """fuse_dirent: *kind* is a d_type, *cookie* where reading goes on after this name."""
+    out = _DIRENT.pack(ino, cookie, len(name), kind) + name
+    return out.ljust(len(out) + 7 & ~7, b"\0")
+
+
+def statx_out(entry, btime: int, attributes: int, known: int) -> bytes:
+    """fuse_statx_out. *attributes*: STATX_ATTR_* that are set, *known*: those that could be."""
+    times = (divmod(ns, _NS) for ns in (entry.st_atime_ns, btime, entry.st_ctime_ns, entry.st_mtime_ns))
+    stat = _STATX.pack(
+        STATX_BASIC | STATX_BTIME, entry.st_blksize, attributes, entry.st_nlink, entry.st_uid, entry.st_gid,
+        entry.st_mode, entry.st_ino, entry.st_size, entry.st_blocks, known,
+        *(word for time in times for word in time),
+        os.major(entry.st_rdev), os.minor(entry.st_rdev), 0, 0,
+    )  # fmt: skip
+    return _STATX_OUT.pack(*seconds(entry.attr_timeout)) + stat

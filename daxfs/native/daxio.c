@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * dax_io (daxio.h): a look-up for each extent, never for each page, and one copy for each piece. Limits:
+ * it takes no blocks and changes no metadata; an extent outside every range ends in -EIO.
+ */
+#include "daxfs/native/daxio.h"
+
+#include <string.h>
+
+#include "daxfs/native/dirty.h"
+
+#define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
+#define IN_PAGE(pos) ((pos) & (PAGE_SIZE - 1))
+
+static const char zeros[PAGE_SIZE] __attribute__((aligned(64)));
+
+static inline uint64_t smaller(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* The extent or hole at pos, and how many of `size` bytes from pos on are in it. */
+static uint64_t piece_at(const struct filemap *f, uint64_t pos, uint64_t size, struct iomap *m)
+{
+	filemap_lookup(f, pos >> DAXFS_PAGE_SHIFT, m);
+	/* Compared in pages: a hole may have more of them than there are numbers for its bytes. */
+	if (m->len > (size >> DAXFS_PAGE_SHIFT) + 1)
+		return size;
+	return smaller(size, (m->len << DAXFS_PAGE_SHIFT) - IN_PAGE(pos));
+}
+
+/* Address of a mapped piece; NULL where it is not whole inside one range. */
+static char *address_of(const struct daxio *io, const struct iomap *m)
+{
+	uint64_t avail;
+	char *p = range_address(io->table, m->pfn, &avail);
+
+	return p && m->len <= avail ? p : NULL;
+}
+
+int dax_copy_out(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size, char *target)
+{
+	struct iomap m;
+	const char *source;
+	uint64_t n;
+	int err = range_enter(io->table);
+
+	if (err)
+		return err;
+	for (; size; pos += n, target += n, size -= n) {
+		n = piece_at(f, pos, size, &m);
+		if (m.type != IOMAP_MAPPED) {
+			memset(target, 0, n);
+			continue;
+		}
+		source = address_of(io, &m);
+		if (!source) {
+			err = -EIO;
+			break;
+		}
+		memcpy(target, source + IN_PAGE(pos), n);
+	}
+	range_exit(io->table);
+	return err;
+}
+
+/* Append n bytes at p to iov[*count], joined to the piece before where they follow on it. */
+static int put_piece(struct iovec *iov, int *count, int max, const char *p, uint64_t n)
+{
+	struct iovec *last = *count ? iov + *count - 1 : NULL;
+
+	if (last && (const char *)last->iov_base + last->iov_len == p) {
+		last->iov_len += n;
+		return 0;
+	}
+	if (*count == max)
+		return -E2BIG;
+	iov[(*count)++] = (struct iovec){(void *)p, n};
+	return 0;
+}
+
+int dax_pieces(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size,
+	       struct iovec *iov, int max)
+{
+	struct iomap m;
+	const char *p;
+	uint64_t n;
+	int count = 0, err;
+
+	for (; size; pos += n, size -= n) {
+		n = piece_at(f, pos, size, &m);
+		if (m.type == IOMAP_MAPPED) {
+			p = address_of(io, &m);
+			if (!p)
+				return -EIO;
+			p += IN_PAGE(pos);
+		} else {
+			p = zeros;
+			n = smaller(n, sizeof(zeros));
+		}
+		err = put_piece(iov, &count, max, p, n);
+		if (err)
+			return err;
+	}
+	return count;
+}
+
+int dax_covered(const struct filemap *f, uint64_t pos, uint64_t size)
+{
+	struct iomap m;
+	uint64_t at = pos >> DAXFS_PAGE_SHIFT, last;
+
+	if (!size)
+		return 1;
+	if (size - 1 > UINT64_MAX - pos)
+		return 0;
+	for (last = (pos + size - 1) >> DAXFS_PAGE_SHIFT; at <= last; at = m.pgoff + m.len) {
+		filemap_lookup(f, at, &m);
+		if (m.type != IOMAP_MAPPED)
+			return 0;
+	}
+	return 1;
+}
+
+/* Through the cache: n bytes to p, which is at pos of the file, in the piece m. */
+static int store_marked(struct daxio *io, struct filemap *f, const struct iomap *m, uint64_t pos, char *p,
+			const char *source, uint64_t n)
+{
+	uint64_t pages = (IN_PAGE(pos) + n + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT;
+	int err = io->tracker->mark(io->tracker, f, m->pgoff, pages, m->pfn);
+
+	if (err)
+		return err;
+	/* Marked before the store: a flush between the two may find it clean, never the other way round. */
+	io->ops->store(io->ops, p, source, n);
+	DAXFS_COUNT(io->dirtied_pages, pages);
+	return 0;
+}
+
+int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size, const char *source, int nt)
+{
+	struct iomap m;
+	char *p;
+	uint64_t n;
+	int err;
+
+	if (!io->writable)
+		return -EROFS;	/* mapped without PROT_WRITE: a store would end the process */
+	err = range_enter(io->table);
+	if (err)
+		return err;
+	for (; size && !err; pos += n, source += n, size -= n) {
+		n = piece_at(f, pos, size, &m);
+		p = m.type == IOMAP_MAPPED ? address_of(io, &m) : NULL;
+		if (!p)
+			err = -EIO;
+		else if (nt)
+			io->ops->nt_store(io->ops, p + IN_PAGE(pos), source, n);
+		else
+			err = store_marked(io, f, &m, pos, p + IN_PAGE(pos), source, n);
+	}
+	range_exit(io->table);
+	return err;
+}
+
+int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
+		 const char *source)
+{
+	struct iomap m = {pgoff, pages, pfn, IOMAP_MAPPED, 0};
+	uint64_t start = pgoff << DAXFS_PAGE_SHIFT, end = (pgoff + pages) << DAXFS_PAGE_SHIFT;
+	uint64_t first = pos > start ? pos : start, last = smaller(pos + size, end);
+	char *p;
+	int err;
+
+	if (!io->writable)
+		return -EROFS;
+	err = range_enter(io->table);
+	if (err)
+		return err;
+	p = address_of(io, &m);
+	if (!p) {
+		err = -EIO;
+	} else if (pos >= end || pos + size <= start) {
+		err = -EINVAL;
+	} else {
+		io->ops->nt_fill(io->ops, p, 0, first - start);
+		io->ops->nt_store(io->ops, p + (first - start), source + (first - pos), last - first);
+		io->ops->nt_fill(io->ops, p + (last - start), 0, end - last);
+	}
+	range_exit(io->table);
+	return err;
+}
+
+/* Queue the pages [at, at + run) where they have blocks: a mark may be older than a hole. */
+static int flush_run(struct daxio *io, const struct filemap *f, uint64_t at, uint64_t run)
+{
+	struct iomap m;
+	const char *p;
+	uint64_t n;
+
+	for (; run; at += n, run -= n) {
+		filemap_lookup(f, at, &m);
+		n = smaller(run, m.len);
+		if (m.type != IOMAP_MAPPED)
+			continue;
+		p = address_of(io, &m);
+		if (!p)
+			return -EIO;
+		io->ops->flush(io->ops, p, n << DAXFS_PAGE_SHIFT);
+	}
+	return 0;
+}
+
+/* The number of dirty pages in [first, last), each run of them flushed or, with clean, marked clean. */
+static int64_t walk(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last, int clean)
+{
+	struct dax_tracker *t = io->tracker;
+	uint64_t at = first, run;
+	int64_t total = 0;
+	int err;
+
+	while ((at = t->next_run(t, f, at, &run)) < last) {
+		run = smaller(run, last - at);
+		if (clean) {
+			t->clean(t, f, at, run);
+		} else {
+			err = flush_run(io, f, at, run);
+			if (err)
+				return err;
+		}
+		total += (int64_t)run;
+		at += run;
+	}
+	return total;
+}
+
+int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
+{
+	int64_t total;
+	int error = range_enter(io->table);
+
+	if (error)
+		return error;
+	total = walk(io, f, first, last, 0);
+	if (total >= 0) {
+		/* Orders the flushed data before the marks go, and before size, times and the reply to fsync. */
+		io->ops->drain(io->ops);
+		error = __atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE);
+		/* Never before flush and drain: what was stored in between would be lost. */
+		if (!error)
+			walk(io, f, first, last, 1);
+	}
+	range_exit(io->table);
+	if (error)
+		return -error;
+	if (total >= 0) {
+		DAXFS_COUNT(io->flushed_pages, total);
+		DAXFS_COUNT(io->writebacks, 1);
+	}
+	return total;
+}
+
+/* -- trackers ------------------------------------------------------------------------------------ */
+
+static int none_mark(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages, uint64_t pfn)
+{
+	return 0;
+}
+
+static uint64_t none_next_run(struct dax_tracker *t, struct filemap *f, uint64_t start, uint64_t *pages)
+{
+	*pages = 0;
+	return UINT64_MAX;
+}
+
+static void none_clean(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages)
+{
+}
+
+struct dax_tracker dax_tracker_none = {none_mark, none_next_run, none_clean};
+
+static int pte_mark(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages, uint64_t pfn)
+{
+	return f->dirty ? dirty_set(f->dirty, pgoff, pages) : -EINVAL;
+}
+
+static uint64_t pte_next_run(struct dax_tracker *t, struct filemap *f, uint64_t start, uint64_t *pages)
+{
+	return f->dirty ? dirty_next_run(f->dirty, start, pages) : none_next_run(t, f, start, pages);
+}
+
+static void pte_clean(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages)
+{
+	if (f->dirty)
+		dirty_clear(f->dirty, pgoff, pages);
+}
+
+struct dax_tracker dax_tracker_pte = {pte_mark, pte_next_run, pte_clean};

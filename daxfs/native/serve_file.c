@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * READ, WRITE, FSYNC, LSEEK and FALLOCATE without metadata transactions (serve_file.h). The same rules as
+ * data/file_io.py and meta/attr.py have for the metadata thread, in the same order of stores; tests compare.
+ *
+ * Each function takes the lock of one map and gives it back. Size and times of an inode are stored in
+ * place, as aligned 8-byte atoms, under that lock: a transaction that edits the inode holds it exclusively.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>	/* SEEK_SET, SEEK_END */
+#include <string.h>
+
+#include "daxfs/native/dirty.h"
+#include "daxfs/native/serve_file.h"
+
+#define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
+#define MAX_FILE_SIZE (UINT64_C(1) << 44)	/* layout.MAX_FILE_SIZE */
+#define PIECES_FROM 16384		/* shorter reads cost less as a copy than a lock kept while the reply is sent */
+#define DAY_NS (INT64_C(86400) * 1000000000)
+#define FALLOCATE_KEEP_SIZE 1u
+#define SEEK_TO_DATA 3u
+#define SEEK_TO_HOLE 4u
+
+/* Flags that only a record changes, under the exclusive lock: an ordinary load under either lock. */
+static uint32_t inode_flags(const struct filemap *f)
+{
+	return *(const uint32_t *)(f->inode + INODE_FLAGS_AT);
+}
+
+static uint32_t state_of(const struct filemap *f)
+{
+	return __atomic_load_n(&f->state, __ATOMIC_RELAXED);
+}
+
+static int may_write(struct server *s)
+{
+	return __atomic_load_n(&s->limits.writes, __ATOMIC_RELAXED);
+}
+
+/* Give the lock back after stores that no drain followed: another thread's fsync must find them ordered.
+ * On x86 the locked instruction of the unlock does that, for nt stores and write-backs as sfence does. */
+static void unlock_after_stores(struct server *s, struct filemap *f)
+{
+#if !defined(__x86_64__) && !defined(__i386__)
+	/* Orders what this thread stored before what the next holder of the lock drains. */
+	s->io->ops->drain(s->io->ops);
+#endif
+	pthread_rwlock_unlock(&f->lock);
+}
+
+/* -- times ------------------------------------------------------------------------------ */
+
+/* Store time words in place. Their line is queued at once, or with lazytime at the next fsync. */
+static void put_times(struct server *s, struct filemap *f, size_t at, const int64_t *times, size_t n,
+		      int queue)
+{
+	struct daxfs_flush *ops = s->io->ops;
+
+	ops->store(ops, f->inode + at, times, n * sizeof(*times));
+	if (queue || !__atomic_load_n(&s->limits.lazytime, __ATOMIC_RELAXED))
+		ops->flush(ops, f->inode + at, n * sizeof(*times));
+	else	/* After the store: who clears the mark flushes after that. */
+		__atomic_fetch_or(&f->state, FILEMAP_STALE_TIMES, __ATOMIC_SEQ_CST);
+}
+
+/* Modification and change time. `queue`: in spite of lazytime. */
+static void touch_write(struct server *s, struct filemap *f, int queue)
+{
+	int64_t now = s->now(s), times[2] = {now, now};
+
+	put_times(s, f, INODE_MTIME_AT, times, 2, queue);
+}
+
+static int64_t time_of(const struct filemap *f, size_t at)
+{
+	return __atomic_load_n((const int64_t *)(f->inode + at), __ATOMIC_RELAXED);
+}
+
+/* Would a read have to change the access time (meta/attr.py atime_due)? Lock held. */
+static int atime_due(struct server *s, const struct serve_handle *h, int64_t now)
+{
+	int policy = __atomic_load_n(&s->limits.atime, __ATOMIC_RELAXED);
+	int64_t atime, age;
+
+	if (!policy || h->flags & SERVE_NOATIME || inode_flags(h->f) & INODE_FLAG_NOATIME)
+		return 0;
+	if (policy == 2)
+		return 1;
+	atime = time_of(h->f, INODE_ATIME_AT);
+	if (atime <= time_of(h->f, INODE_MTIME_AT) || atime <= time_of(h->f, INODE_CTIME_AT))
+		return 1;
+	return !__builtin_sub_overflow(now, atime, &age) ? age >= DAY_NS : atime < 0;
+}
+
+/* -- READ ------------------------------------------------------------------------------- */
+
+static uint64_t bytes_at(const struct filemap *f, uint64_t pos, uint64_t size)
+{
+	if (pos >= f->size)
+		return 0;
+	return size < f->size - pos ? size : f->size - pos;
+}
+
+/* The data, in pieces of the region or in r->buf. Lock held shared, region entered. 0 or -errno. */
+static int read_data(struct server *s, struct filemap *f, uint64_t pos, uint64_t size, struct serve_reply *r)
+{
+	int n;
+
+	r->len = size;
+	if (r->by_pieces && size >= PIECES_FROM) {
+		n = dax_pieces(s->io, f, pos, size, r->piece, SERVE_PIECES);
+		if (n != -E2BIG) {
+			r->npieces = n > 0 ? n : 0;
+			return n < 0 ? n : 0;
+		}
+	}
+	return dax_copy_out(s->io, f, pos, size, r->buf);
+}
+
+enum serve_verdict serve_read(struct server *s, struct serve_handle *h, const char *arg,
+			      struct serve_reply *r)
+{
+	struct filemap *f = h->f;
+	struct wire_read in;
+	uint64_t size;
+	int64_t now = s->now(s);
+	int err, due;
+
+	memcpy(&in, arg, sizeof(in));
+	if (!f->inode || in.size > r->cap)
+		return SERVE_CALL;
+	if (range_enter(s->io->table))
+		return serve_error(r, -EIO);
+	pthread_rwlock_rdlock(&f->lock);
+	due = atime_due(s, h, now);
+	if (due && !may_write(s)) {
+		pthread_rwlock_unlock(&f->lock);
+		range_exit(s->io->table);
+		return SERVE_CALL;
+	}
+	size = bytes_at(f, in.offset, in.size);
+	/* Page fills come without an owner of locks; so do all reads of a handle that the page cache serves. */
+	if (s->fault && !(h->flags & SERVE_DIRECT && in.read_flags & WIRE_READ_LOCKOWNER))
+		s->fault(s->fault_ctx, f, in.offset, in.size, 0);
+	err = read_data(s, f, in.offset, size, r);
+	if (due && !err)
+		put_times(s, f, INODE_ATIME_AT, &now, 1, 0);
+	if (r->npieces && !err) {
+		r->handle = h;		/* lock and region: until serve_done */
+		return SERVE_DONE;
+	}
+	unlock_after_stores(s, f);
+	range_exit(s->io->table);
+	return err ? serve_error(r, err) : SERVE_DONE;
+}
+
+/* -- FSYNC ------------------------------------------------------------------------------ */
+
+static int is_dirty(const struct filemap *f)
+{
+	return f->dirty && f->dirty->count;
+}
+
+/* What is dirty written back, or else one drain. Lock held exclusively. 0 or -errno. */
+static int write_back(struct server *s, struct filemap *f)
+{
+	int64_t pages;
+
+	if (is_dirty(f)) {
+		/* Its drain orders times that were queued before as well. */
+		pages = dax_writeback(s->io, f, 0, UINT64_MAX);
+		return pages < 0 ? (int)pages : 0;
+	}
+	/* Orders stores past the cache (drain=fsync) and queued times, this thread's and, by the lock that is
+	 * held, those of threads that had it before, before the reply to fsync. */
+	s->io->ops->drain(s->io->ops);
+	return 0;
+}
+
+/* Queue the times that lazytime held back. Lock held exclusively. */
+static void queue_stale_times(struct server *s, struct filemap *f)
+{
+	struct daxfs_flush *ops = s->io->ops;
+
+	if (!(state_of(f) & FILEMAP_STALE_TIMES))
+		return;
+	__atomic_fetch_and(&f->state, ~FILEMAP_STALE_TIMES, __ATOMIC_SEQ_CST);
+	ops->flush(ops, f->inode, INODE_HOT_BYTES);
+}
+
+enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct serve_reply *r)
+{
+	struct filemap *f = h->f;
+	int err = 0, settled;
+
+	if (!may_write(s) || !f->inode)
+		return SERVE_CALL;
+	if (range_enter(s->io->table))
+		return serve_error(r, -EIO);
+	pthread_rwlock_wrlock(&f->lock);
+	/* Otherwise replay would bring older times and size back: the journal must be settled, which is not
+	 * ours to do. But then what is dirty has been written back, and nobody waits for that. */
+	settled = !(state_of(f) & FILEMAP_UNSETTLED);
+	queue_stale_times(s, f);
+	if (settled || is_dirty(f))
+		err = write_back(s, f);
+	pthread_rwlock_unlock(&f->lock);
+	range_exit(s->io->table);
+	if (err)
+		return serve_error(r, err);
+	return settled ? SERVE_DONE : SERVE_CALL;
+}
+
+/* -- WRITE ------------------------------------------------------------------------------ */
+
+/* May this write be done here? Lock held exclusively. *append: it makes the file larger. */
+static int write_is_ours(const struct serve_handle *h, uint64_t pos, uint64_t size, int *append)
+{
+	const struct filemap *f = h->f;
+	uint32_t state = state_of(f);
+
+	*append = pos + size > f->size;
+	if (!(state & FILEMAP_PLAIN) || pos > f->size || !dax_covered(f, pos, size))
+		return 0;
+	/* What a truncation left behind is freed before the file grows over it. */
+	if (*append && inode_flags(f) & INODE_FLAG_TRUNCATING)
+		return 0;
+	/* A record that replay would apply holds another size; and what O_DSYNC asks for is then settle's. */
+	return !(state & FILEMAP_UNSETTLED) || !(*append || h->flags & SERVE_DSYNC);
+}
+
+/* Over blocks and bytes that are there. Lock held exclusively. */
+static int overwrite(struct server *s, struct serve_handle *h, uint64_t pos, uint64_t size, const char *data)
+{
+	struct daxio *io = s->io;
+	int dsync = !!(h->flags & SERVE_DSYNC);
+	int err = dax_copy_in(io, h->f, pos, size, data, io->nt);
+
+	if (err)
+		return err;
+	if (dsync) {
+		touch_write(s, h->f, 1);
+		queue_stale_times(s, h->f);
+		return write_back(s, h->f);
+	}
+	if (io->nt && io->drain_write)
+		/* Orders the data of this write before the reply to it. */
+		io->ops->drain(io->ops);
+	touch_write(s, h->f, 0);
+	return 0;
+}
+
+/* Into blocks behind the end of file. Lock held exclusively. */
+static int append(struct server *s, struct serve_handle *h, uint64_t pos, uint64_t size, const char *data)
+{
+	struct filemap *f = h->f;
+	struct daxfs_flush *ops = s->io->ops;
+	uint64_t over = f->size - pos, end = pos + size;
+	int64_t now = s->now(s), times[2] = {now, now};
+	int err = 0;
+
+	if (over)
+		err = dax_copy_in(s->io, f, pos, over, data, s->io->nt);
+	if (!err)
+		err = dax_copy_in(s->io, f, f->size, size - over, data + over, 1);
+	if (err)
+		return err;
+	/* Orders the data behind the old end before the size that makes them reachable. */
+	ops->drain(ops);
+	ops->store(ops, f->inode + INODE_MTIME_AT, times, sizeof(times));
+	ops->store(ops, f->inode + INODE_SIZE_AT, &end, sizeof(end));
+	/* One line, and with it goes what lazytime held back. */
+	__atomic_fetch_and(&f->state, ~FILEMAP_STALE_TIMES, __ATOMIC_SEQ_CST);
+	ops->flush(ops, f->inode, INODE_HOT_BYTES);
+	__atomic_store_n(&f->size, end, __ATOMIC_SEQ_CST);
+	if (h->flags & SERVE_DSYNC)
+		return write_back(s, f);
+	/* Orders the size before the reply: a write that grows the file is durable when it returns. */
+	ops->drain(ops);
+	return 0;
+}
+
+enum serve_verdict serve_write(struct server *s, struct serve_handle *h, const char *arg, const char *data,
+			       struct serve_reply *r)
+{
+	struct wire_write_out out = {0, 0};
+	struct filemap *f = h->f;
+	struct wire_write in;
+	int err, grows;
+
+	memcpy(&in, arg, sizeof(in));
+	if (!(h->flags & SERVE_WRITE))
+		return serve_error(r, -EBADF);
+	if (!may_write(s) || !f->inode || !in.size || in.offset > MAX_FILE_SIZE - in.size)
+		return SERVE_CALL;
+	if (range_enter(s->io->table))
+		return serve_error(r, -EIO);
+	pthread_rwlock_wrlock(&f->lock);
+	if (!write_is_ours(h, in.offset, in.size, &grows)) {
+		pthread_rwlock_unlock(&f->lock);
+		range_exit(s->io->table);
+		return SERVE_CALL;
+	}
+	if (s->fault && (in.write_flags & WIRE_WRITE_CACHE || !(h->flags & SERVE_DIRECT)))
+		s->fault(s->fault_ctx, f, in.offset, in.size, 1);
+	err = grows ? append(s, h, in.offset, in.size, data) : overwrite(s, h, in.offset, in.size, data);
+	unlock_after_stores(s, f);
+	range_exit(s->io->table);
+	if (err)
+		return serve_error(r, err);
+	out.size = in.size;
+	return serve_answer(r, &out, sizeof(out));
+}
+
+/* -- LSEEK ------------------------------------------------------------------------------ */
+
+/* The first byte at or after pos that is in a written extent (data), or is not; f->size: none. Lock held. */
+static uint64_t seek(const struct filemap *f, uint64_t pos, int data)
+{
+	struct iomap m;
+	uint64_t at;
+
+	for (; pos < f->size; pos = at) {
+		filemap_lookup(f, pos >> DAXFS_PAGE_SHIFT, &m);
+		if ((m.type == IOMAP_MAPPED) == data)
+			return pos;
+		if (m.len >= (f->size >> DAXFS_PAGE_SHIFT) + 1)
+			break;
+		at = (m.pgoff + m.len) << DAXFS_PAGE_SHIFT;
+	}
+	return f->size;
+}
+
+/* The answer to lseek(2), or -errno. The size is a hole's beginning, never data. Lock held shared. */
+static int64_t seek_result(const struct filemap *f, int64_t offset, uint32_t whence)
+{
+	uint64_t at;
+
+	switch (whence) {
+	case SEEK_SET:
+		return offset < 0 ? -EINVAL : offset;
+	case SEEK_END:
+		if (__builtin_add_overflow((int64_t)f->size, offset, &offset) || offset < 0)
+			return -EINVAL;
+		return offset;
+	case SEEK_TO_DATA: case SEEK_TO_HOLE:
+		if (offset < 0 || (uint64_t)offset >= f->size)
+			return -ENXIO;
+		at = seek(f, (uint64_t)offset, whence == SEEK_TO_DATA);
+		return whence == SEEK_TO_DATA && at == f->size ? -ENXIO : (int64_t)at;
+	}
+	return -EINVAL;
+}
+
+enum serve_verdict serve_lseek(struct server *s, struct serve_handle *h, const char *arg,
+			      struct serve_reply *r)
+{
+	struct wire_lseek in;
+	struct wire_lseek_out out;
+	int64_t at;
+
+	memcpy(&in, arg, sizeof(in));
+	pthread_rwlock_rdlock(&h->f->lock);
+	at = seek_result(h->f, (int64_t)in.offset, in.whence);
+	pthread_rwlock_unlock(&h->f->lock);
+	if (at < 0)
+		return serve_error(r, (int)at);
+	out.offset = (uint64_t)at;
+	return serve_answer(r, &out, sizeof(out));
+}
+
+/* -- FALLOCATE -------------------------------------------------------------------------- */
+
+/* Has every page of [pos, end) a block, and one that it keeps? Those behind the end of file may be
+ * preallocated, to be given back at the last close, so they don't count. Lock held. */
+static int all_allocated(const struct filemap *f, uint64_t pos, uint64_t end, int keep_size)
+{
+	uint64_t at = pos >> DAXFS_PAGE_SHIFT, last = (end + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT;
+	struct iomap m;
+
+	if (keep_size ? last > (f->size + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT : end > f->size)
+		return 0;
+	for (; at < last; at = m.pgoff + m.len) {
+		filemap_lookup(f, at, &m);
+		if (m.type == IOMAP_HOLE)
+			return 0;
+	}
+	return 1;
+}
+
+enum serve_verdict serve_fallocate(struct server *s, struct serve_handle *h, const char *arg,
+			      struct serve_reply *r)
+{
+	struct daxfs_flush *ops = s->io->ops;
+	struct filemap *f = h->f;
+	struct wire_fallocate in;
+	int ours;
+
+	memcpy(&in, arg, sizeof(in));
+	if (!(h->flags & SERVE_WRITE))
+		return serve_error(r, -EBADF);
+	if (!may_write(s) || !f->inode || in.mode & ~FALLOCATE_KEEP_SIZE || !in.length)
+		return SERVE_CALL;
+	if (in.length > MAX_FILE_SIZE || in.offset > MAX_FILE_SIZE - in.length)
+		return SERVE_CALL;
+	if (range_enter(s->io->table))
+		return serve_error(r, -EIO);
+	pthread_rwlock_wrlock(&f->lock);
+	ours = (state_of(f) & (FILEMAP_PLAIN | FILEMAP_UNSETTLED)) == FILEMAP_PLAIN
+		&& all_allocated(f, in.offset, in.offset + in.length, !!(in.mode & FALLOCATE_KEEP_SIZE));
+	if (ours) {
+		touch_write(s, f, 1);
+		/* Orders the times before the reply: what fallocate did is durable when it returns. */
+		ops->drain(ops);
+	}
+	pthread_rwlock_unlock(&f->lock);
+	range_exit(s->io->table);
+	return ours ? SERVE_DONE : SERVE_CALL;
+}

@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the channels have in common: the table of pending requests, the pair to pyfuse3, the queue of calls,
+ * the trace, beginning and end. See transport.h for the rules.
+ */
+#define _GNU_SOURCE
+#include "daxfs/native/transport.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define OPEN_OUT_FLAGS 8		/* offset of open_flags in fuse_open_out */
+#define ENTRY_OUT_SIZE 128		/* fuse_entry_out, before fuse_open_out in the reply to CREATE */
+#define PAIR_SLACK (1 << 16)		/* header, arguments and names of a relayed message */
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec ts;
+
+	clock_gettime(clock, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + ts.tv_nsec;
+}
+
+uint64_t transport_now(void)
+{
+	return clock_ns(CLOCK_MONOTONIC);
+}
+
+static void event_signal(int fd)
+{
+	uint64_t one = 1;
+
+	/* EAGAIN alone can happen: the counter is full, so the reader is told already. */
+	if (write(fd, &one, sizeof(one)) < 0)
+		return;
+}
+
+/* ---- trace ---- */
+
+static void trace_put(struct transport *t, struct trace_event *e, const struct iovec *iov, int n)
+{
+	size_t done = 0;
+	int i;
+
+	for (i = 0; i < n && done < TRACE_BODY; i++) {
+		size_t part = iov[i].iov_len < TRACE_BODY - done ? iov[i].iov_len : TRACE_BODY - done;
+
+		memcpy(e->body + done, iov[i].iov_base, part);
+		done += part;
+	}
+	e->body_len = done;
+	e->ns = clock_ns(CLOCK_REALTIME);
+	pthread_mutex_lock(&t->lock);
+	if (!t->trace || t->trace_head - t->trace_tail == TRACE_SLOTS)
+		t->trace_lost++;
+	else
+		t->trace[t->trace_head++ % TRACE_SLOTS] = *e;
+	pthread_mutex_unlock(&t->lock);
+}
+
+static void trace_head(struct trace_event *e, const struct wire_in *head)
+{
+	memset(e, 0, offsetof(struct trace_event, body));
+	e->opcode = head->opcode;
+	e->unique = head->unique;
+	e->nodeid = head->nodeid;
+	e->uid = head->uid;
+	e->gid = head->gid;
+	e->pid = head->pid;
+}
+
+static void trace_request(struct transport *t, const struct serve_msg *m, int how)
+{
+	struct iovec body[2] = {{(void *)m->arg, m->arg_len}, {(void *)m->data, m->data_len}};
+	struct trace_event e;
+
+	trace_head(&e, m->head);
+	e.len = m->head->len;
+	e.how = how;
+	trace_put(t, &e, body, 2);
+}
+
+static void trace_reply(struct transport *t, const struct wire_in *head, int how, int error, uint64_t start,
+			const struct iovec *iov, int n)
+{
+	struct trace_event e;
+	int i;
+
+	trace_head(&e, head);
+	e.kind = 1;
+	e.how = how;
+	e.error = error;
+	e.len = sizeof(struct wire_out);
+	for (i = 0; i < n; i++)
+		e.len += iov[i].iov_len;
+	e.latency_ns = transport_now() - start;
+	trace_put(t, &e, iov, n);
+}
+
+static int is_tracing(struct transport *t)
+{
+	return __builtin_expect(__atomic_load_n(&t->tracing, __ATOMIC_RELAXED), 0);
+}
+
+void transport_trace(struct transport *t, int on)
+{
+	pthread_mutex_lock(&t->lock);
+	if (on && !t->trace)
+		t->trace = calloc(TRACE_SLOTS, sizeof(*t->trace));
+	t->trace_tail = t->trace_head;
+	t->trace_lost = 0;
+	__atomic_store_n(&t->tracing, on && t->trace, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&t->lock);
+}
+
+int transport_trace_read(struct transport *t, struct trace_event *out)
+{
+	int found = 1;
+
+	pthread_mutex_lock(&t->lock);
+	if (t->trace_head != t->trace_tail) {
+		*out = t->trace[t->trace_tail++ % TRACE_SLOTS];
+	} else if (t->trace_lost) {
+		/* What did not fit came after all that did. */
+		memset(out, 0, sizeof(*out));
+		out->kind = 2;
+		out->unique = t->trace_lost;
+		t->trace_lost = 0;
+	} else {
+		found = 0;
+	}
+	pthread_mutex_unlock(&t->lock);
+	return found;
+}
+
+/* ---- pending requests ---- */
+
+static struct pending **bucket_of(struct transport *t, uint64_t unique)
+{
+	/* The kernel counts unique in steps of 2 (7.31 and later: of 2 with the interrupt's bit). */
+	return &t->bucket[(unique >> 1) % PENDING_BUCKETS];
+}
+
+static struct pending *pending_new(struct channel *ch, void *place, const struct serve_msg *m, int how,
+				   uint64_t start)
+{
+	struct pending *p = calloc(1, sizeof(*p));
+
+	if (!p)
+		return NULL;
+	p->head = *m->head;
+	p->ch = ch;
+	p->place = place;
+	p->msg = *m;
+	p->msg.head = &p->head;
+	p->how = how;
+	p->start = start;
+	return p;
+}
+
+static void pending_add(struct transport *t, struct pending *p)
+{
+	struct pending **at = bucket_of(t, p->head.unique);
+
+	p->chain = *at;
+	*at = p;
+	t->npending++;
+}
+
+/* The pending request of that number, taken out of the table; NULL: there is none. Under the lock. */
+static struct pending *pending_take(struct transport *t, uint64_t unique)
+{
+	struct pending **at = bucket_of(t, unique), *p;
+
+	for (; (p = *at); at = &p->chain) {
+		if (p->head.unique == unique) {
+			*at = p->chain;
+			t->npending--;
+			return p;
+		}
+	}
+	return NULL;
+}
+
+static void interrupt(struct transport *t, const struct serve_msg *m)
+{
+	uint64_t unique = ((const struct wire_interrupt *)m->arg)->unique;
+	struct pending *p;
+
+	pthread_mutex_lock(&t->lock);
+	for (p = *bucket_of(t, unique); p; p = p->chain)
+		if (p->head.unique == unique)
+			__atomic_store_n(&p->interrupted, 1, __ATOMIC_RELEASE);
+	pthread_mutex_unlock(&t->lock);
+	/* A request that is answered by now, or is being answered, needs nothing: its reply is on the way. */
+}
+
+/* ---- requests ---- */
+
+static int pair_send(struct transport *t, const struct serve_msg *m)
+{
+	struct iovec iov[3] = {
+		{(void *)m->head, sizeof(*m->head)}, {(void *)m->arg, m->arg_len}, {(void *)m->data, m->data_len},
+	};
+	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 3};
+
+	while (sendmsg(t->pair_fd, &msg, MSG_NOSIGNAL) < 0) {
+		if (errno != EINTR || __atomic_load_n(&t->stop, __ATOMIC_ACQUIRE))
+			return -errno;
+	}
+	return 0;
+}
+
+static int relay(struct transport *t, struct channel *ch, void *place, const struct serve_msg *m, uint64_t start)
+{
+	struct pending *p = pending_new(ch, place, m, HOW_RELAYED, start);
+	uint64_t unique = m->head->unique;
+	int rc;
+
+	if (!p)
+		return -ENOMEM;
+	/* Before it is sent: the reply may come before sendmsg returns. */
+	pthread_mutex_lock(&t->lock);
+	pending_add(t, p);
+	pthread_mutex_unlock(&t->lock);
+	rc = pair_send(t, m);
+	if (!rc)
+		return 0;
+	pthread_mutex_lock(&t->lock);
+	p = pending_take(t, unique);
+	pthread_mutex_unlock(&t->lock);
+	free(p);
+	return rc == -EMSGSIZE ? -E2BIG : -EIO;
+}
+
+static int call(struct transport *t, struct channel *ch, void *place, const struct serve_msg *m, uint64_t start)
+{
+	struct pending *p = pending_new(ch, place, m, HOW_CALLED, start);
+	int first;
+
+	if (!p)
+		return -ENOMEM;
+	pthread_mutex_lock(&t->lock);
+	pending_add(t, p);
+	first = !t->calls;
+	*t->calls_end = p;
+	t->calls_end = &p->next;
+	pthread_mutex_unlock(&t->lock);
+	if (first)
+		event_signal(t->event_fd);
+	return 0;
+}
+
+enum serve_verdict transport_handle(struct transport *t, struct channel *ch, void *place,
+				    const struct serve_msg *m, struct serve_reply *r, uint64_t start)
+{
+	enum serve_verdict verdict = serve(t->server, &ch->counts, m, r);
+	int rc = 0;
+
+	if (is_tracing(t) && verdict != SERVE_DROP)
+		trace_request(t, m, verdict == SERVE_CALL ? HOW_CALLED : verdict == SERVE_DONE ? HOW_SERVED : HOW_RELAYED);
+	switch (verdict) {
+	case SERVE_RELAY:
+		rc = relay(t, ch, place, m, start);
+		break;
+	case SERVE_CALL:
+		rc = call(t, ch, place, m, start);
+		break;
+	case SERVE_FORGET:
+		/* Where it can't be sent pyfuse3 is gone, and with it all that could be forgotten. */
+		pair_send(t, m);
+		break;
+	case SERVE_INTERRUPT:
+		interrupt(t, m);
+		break;
+	default:
+		break;
+	}
+	if (!rc)
+		return verdict;
+	memset(r->piece, 0, sizeof(r->piece));
+	r->error = rc;
+	r->len = 0;
+	r->npieces = 0;
+	r->handle = NULL;
+	return SERVE_DONE;
+}
+
+void transport_sent(struct transport *t, const struct wire_in *head, struct serve_reply *r, uint64_t start)
+{
+	if (is_tracing(t)) {
+		struct iovec whole = {r->buf, r->error ? 0 : r->len};
+
+		trace_reply(t, head, HOW_SERVED, r->error, start, r->npieces ? r->piece : &whole,
+			    r->npieces ? r->npieces : 1);
+	}
+	serve_done(t->server, r);
+}
+
+struct pending *transport_next_call(struct transport *t)
+{
+	struct pending *p;
+	uint64_t count;
+
+	pthread_mutex_lock(&t->lock);
+	p = t->calls;
+	if (p) {
+		t->calls = p->next;
+		if (!t->calls)
+			t->calls_end = &t->calls;
+		p->next = NULL;
+	} else if (read(t->event_fd, &count, sizeof(count)) < 0) {
+		/* EAGAIN: it was read already. Read under the lock, so that no signal is lost. */
+		count = 0;
+	}
+	pthread_mutex_unlock(&t->lock);
+	return p;
+}
+
+void transport_reply(struct transport *t, struct pending *p, int error, const struct iovec *iov, int n)
+{
+	pthread_mutex_lock(&t->lock);
+	pending_take(t, p->head.unique);
+	pthread_mutex_unlock(&t->lock);
+	if (is_tracing(t))
+		trace_reply(t, &p->head, p->how, error, p->start, iov, error ? 0 : n);
+	p->ch->reply(p->ch, p, error, iov, error ? 0 : n);
+}
+
+/* ---- pyfuse3's replies ---- */
+
+static void patch_open(struct transport *t, uint32_t opcode, char *body, size_t len)
+{
+	size_t at = (opcode == WIRE_CREATE ? ENTRY_OUT_SIZE : 0) + OPEN_OUT_FLAGS;
+	uint32_t flags;
+
+	if ((opcode != WIRE_OPEN && opcode != WIRE_CREATE) || len < at + sizeof(flags))
+		return;
+	memcpy(&flags, body + at, sizeof(flags));
+	flags |= t->open_flags;
+	memcpy(body + at, &flags, sizeof(flags));
+}
+
+static void relayed_reply(struct transport *t, char *msg, size_t len)
+{
+	struct wire_out out;
+	struct iovec body = {msg + sizeof(out), len - sizeof(out)};
+	struct pending *p;
+
+	memcpy(&out, msg, sizeof(out));
+	if (out.len != len)
+		return;
+	if (!out.unique) {	/* a notification: the kernel's, whatever the channel */
+		if (write(t->fuse_fd, msg, len) < 0)
+			return;	/* it may well know nothing of that inode any more */
+		return;
+	}
+	pthread_mutex_lock(&t->lock);
+	p = pending_take(t, out.unique);
+	pthread_mutex_unlock(&t->lock);
+	if (!p)
+		return;
+	if (!out.error)
+		patch_open(t, p->head.opcode, body.iov_base, body.iov_len);
+	if (is_tracing(t))
+		trace_reply(t, &p->head, p->how, out.error, p->start, &body, 1);
+	p->ch->reply(p->ch, p, out.error, &body, out.error ? 0 : 1);
+}
+
+void transport_pump(struct transport *t)
+{
+	ssize_t n;
+
+	if (!t->relayed && !(t->relayed = malloc(t->max_payload + PAIR_SLACK)))
+		return;		/* the next round tries again */
+	while ((n = recv(t->pair_fd, t->relayed, t->max_payload + PAIR_SLACK, MSG_DONTWAIT)) > 0) {
+		if ((size_t)n >= sizeof(struct wire_out))
+			relayed_reply(t, t->relayed, n);
+	}
+}
+
+/* ---- beginning and end ---- */
+
+int transport_init(struct transport *t, struct server *s, int kind, int fuse_fd, int pair_fd, size_t max_payload)
+{
+	memset(t, 0, sizeof(*t));
+	t->server = s;
+	t->kind = kind;
+	t->fuse_fd = fuse_fd;
+	t->pair_fd = pair_fd;
+	t->max_payload = max_payload;
+	t->calls_end = &t->calls;
+	pthread_mutex_init(&t->lock, NULL);
+	t->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	return t->event_fd < 0 ? -errno : 0;
+}
+
+void transport_end(struct transport *t, int error)
+{
+	int none = 0;
+
+	__atomic_compare_exchange_n(&t->ended, &none, error, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+	event_signal(t->event_fd);
+}
+
+/* The thread takes no signal but the one that wakes it: those of the process are the trio loop's. */
+int transport_spawn(struct channel *ch, void *(*run)(void *))
+{
+	sigset_t all, old;
+	int rc;
+
+	sigfillset(&all);
+	sigdelset(&all, SIGURG);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	rc = pthread_create(&ch->thread, NULL, run, ch);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	ch->started = !rc;
+	return -rc;
+}
+
+static void wake(int number)
+{
+	/* Nothing: it only makes a system call return EINTR. */
+	(void)number;
+}
+
+int transport_start(struct transport *t, int threads)
+{
+	/* SIGURG is ignored by default, so a handler that does nothing changes nothing for others. No
+	 * SA_RESTART: read(2) shall return. */
+	struct sigaction sa = {.sa_handler = wake};
+	int rc;
+
+	sigaction(SIGURG, &sa, NULL);
+	rc = dev_start(t, t->kind == TRANSPORT_URING ? 1 : threads);
+	if (!rc && t->kind == TRANSPORT_URING)
+		rc = uring_start(t);
+	if (rc)
+		transport_stop(t);
+	return rc;
+}
+
+/* Join a thread that may sit in a system call: woken again and again, because it may have looked at `stop`
+ * just before we set it and not be in the call yet. */
+static void join(pthread_t thread, const int *finished)
+{
+	const struct timespec nap = {0, 500000};
+
+	while (!__atomic_load_n(finished, __ATOMIC_ACQUIRE)) {
+		pthread_kill(thread, SIGURG);
+		nanosleep(&nap, NULL);
+	}
+	pthread_join(thread, NULL);
+}
+
+void transport_stop(struct transport *t)
+{
+	int i;
+
+	__atomic_store_n(&t->stop, 1, __ATOMIC_RELEASE);
+	if (t->kind == TRANSPORT_URING)
+		uring_wake(t);
+	for (i = 0; i < t->nchannels; i++) {
+		if (t->channel[i]->started)
+			join(t->channel[i]->thread, &t->channel[i]->finished);
+		t->channel[i]->started = 0;
+	}
+}
+
+void transport_destroy(struct transport *t)
+{
+	struct pending *p, *next;
+	int i;
+
+	for (i = 0; i < PENDING_BUCKETS; i++) {
+		for (p = t->bucket[i]; p; p = next) {
+			next = p->chain;
+			if (p->how == HOW_CALLED && t->kind == TRANSPORT_DEV)
+				free(p->place);
+			free(p);
+		}
+	}
+	for (i = 0; i < t->nchannels; i++) {
+		if (t->channel[i]->reply == NULL)
+			continue;
+		if (t->kind == TRANSPORT_URING && i > 0)
+			uring_free(t->channel[i]);
+		else
+			dev_free(t, t->channel[i]);
+	}
+	t->nchannels = 0;
+	free(t->trace);
+	free(t->relayed);
+	if (t->event_fd >= 0)
+		close(t->event_fd);
+	t->event_fd = -1;
+	pthread_mutex_destroy(&t->lock);
+}

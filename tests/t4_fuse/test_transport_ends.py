@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""How a mount ends, by each transport: nothing is left, what was written is there, the status says how."""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import mounts
+import pytest
+
+pytestmark = [pytest.mark.mount, pytest.mark.transports]
+DATA = os.urandom(1 << 20)
+
+
+class Daemon:
+    """mount.daxfs -f on *region*, as a child whose status can be waited for."""
+
+    def __init__(self, region):
+        self.region = region
+        self.errors = open(f"{region.log_file}.err", "w+")
+        self.process = subprocess.Popen([*region.mount_command(), "-f"], stdin=subprocess.DEVNULL,
+                                        stdout=self.errors, stderr=self.errors)
+        deadline = time.monotonic() + 30
+        while not mounts.mounts_of(region.path):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.said()
+            time.sleep(0.01)
+        region.stat()
+
+    def said(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def end(self, seconds: float = 20) -> int:
+        try:
+            return self.process.wait(seconds)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def daemon(region_factory):
+    made = []
+
+    def start():
+        made.append(Daemon(region_factory()))
+        return made[-1]
+
+    yield start
+    for one in made:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+        one.errors.close()
+        Path(one.errors.name).unlink()
+        one.region.umount()
+
+
+def connection_of(region) -> Path:
+    if not os.path.ismount("/sys/fs/fuse/connections"):
+        subprocess.run(["mount", "-t", "fusectl", "none", "/sys/fs/fuse/connections"], check=True)
+    return Path(f"/sys/fs/fuse/connections/{os.stat(region.path).st_dev}")
+
+
+def check_content(region):
+    """The region is clean and holds what was written, as another mount sees it."""
+    assert region.fsck("-n").returncode == 0
+    region.mount()
+    assert (region.path / "file").read_bytes() == DATA
+    region.umount()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_status_0(daemon, number):
+    one = daemon()
+    (one.region.path / "file").write_bytes(DATA)
+    one.process.send_signal(number)
+    assert one.end() == 0, one.said()
+    assert not mounts.mounts_of(one.region.path)
+    check_content(one.region)
+
+
+def test_a_signal_ends_it_while_it_is_in_use(daemon):
+    """Open files, a client in the middle of writes: they get errors, the daemon its end."""
+    one = daemon()
+    (one.region.path / "file").write_bytes(DATA)
+    stop, failed = threading.Event(), []
+
+    def client():
+        try:
+            with open(one.region.path / "busy", "wb", buffering=0) as file:
+                while not stop.is_set():
+                    file.write(DATA)
+                    file.seek(0)
+        except OSError as exc:
+            failed.append(exc.errno)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    time.sleep(0.1)
+    one.process.send_signal(signal.SIGTERM)
+    status = one.end()
+    stop.set()
+    thread.join(20)
+    assert status == 0, one.said()
+    assert not thread.is_alive() and failed, "the client got no error"
+    assert not mounts.mounts_of(one.region.path)
+    check_content(one.region)
+
+
+def test_umount_ends_it_with_status_0(daemon):
+    one = daemon()
+    (one.region.path / "file").write_bytes(DATA)
+    subprocess.run(["umount", one.region.path], check=True)
+    assert one.end() == 0, one.said()
+    check_content(one.region)
+
+
+def test_an_abort_ends_it_with_a_status_of_its_own_and_leaves_no_mount(daemon):
+    one = daemon()
+    (one.region.path / "file").write_bytes(DATA)
+    one.region.expect_log("the connection was aborted")
+    (connection_of(one.region) / "abort").write_text("1")
+    assert one.end() == 32, one.said()
+    assert "the connection was aborted; all that had been written is durable" in one.said()
+    assert not mounts.mounts_of(one.region.path)
+    check_content(one.region)
+
+
+def test_many_mounts_leave_no_descriptor_thread_or_connection(daemon):
+    """In one process: the next mount of the same daemon binary begins with what the last one left, nothing."""
+    one = daemon()
+    connections = connection_of(one.region).parent
+    before = set(os.listdir(connections))
+    subprocess.run(["umount", one.region.path], check=True)
+    assert one.end() == 0
+    assert len(before - set(os.listdir(connections))) == 1
+
+
+def test_idle_costs_nothing(daemon):
+    one = daemon()
+    stat = Path(f"/proc/{one.process.pid}/stat")
+
+    def ticks():
+        fields = stat.read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    time.sleep(0.5)
+    before = ticks()
+    time.sleep(2)
+    assert ticks() == before
+
+
+def test_several_daemons_side_by_side(daemon):
+    several = [daemon() for _ in range(3)]
+    for n, one in enumerate(several):
+        (one.region.path / "file").write_bytes(b"%d" % n)
+    assert [(one.region.path / "file").read_bytes() for one in several] == [b"0", b"1", b"2"]
+    for one in several:
+        subprocess.run(["umount", one.region.path], check=True)
+        assert one.end() == 0
+
+
+def test_threads_are_those_of_the_transport(daemon, transport):
+    """A queue for each CPU that may be there and a reader; readers; pyfuse3 has none of its own."""
+    one = daemon()
+    tasks = len(os.listdir(f"/proc/{one.process.pid}/task"))
+    last = re.search(r"\d+$", Path("/sys/devices/system/cpu/possible").read_text().strip())[0]
+    told = one.region.stat()["transport"]
+    assert told["kind"] == transport
+    others = {"pyfuse3": 0, "dev": told["threads"], "uring": int(last) + 1 + 1}[transport]
+    numpy_and_main = 2
+    assert tasks - others in (1, numpy_and_main)
