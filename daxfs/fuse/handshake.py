@@ -76,7 +76,7 @@ _MS = {"suid": (2, False), "dev": (4, False), "exec": (8, False), "sync": (16, T
 _MS_RDONLY, _MS_NOATIME, _MS_NODIRATIME, _MNT_DETACH = 1, 1024, 2048, 2
 _DEFAULTS = {"suid": False, "dev": False, "exec": True}  # as libfuse has them
 _SNDBUFFORCE, _RCVBUFFORCE = 32, 33  # SO_*; Python has no names for them
-# What mount(8) says. EPERM and EACCES are no errors yet: fusermount3 may be let. EINVAL neither: libfuse knows
+# What mount(8) says. EPERM and EACCES are no errors yet: fusermount3 may be let. Nor is EINVAL: libfuse knows
 # options that we don't.
 _REFUSED = {
     errno.ENOENT: "mount point does not exist",

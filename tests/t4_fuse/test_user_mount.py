@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A user without privilege mounts, through fusermount3, by each transport.
 
-In a name space of its own, where /dev/fuse is open to all as it is on most hosts, and where the interpreter can
-be reached even if it stands in root's home.
+In a name space of its own, where /dev/fuse is open to all as it is on most hosts, and where the interpreter
+can be reached even if it stands in root's home.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def set_up(scratch: Path) -> list[str]:
 
 @pytest.fixture
 def as_user(tmp_path_factory):
-    """Call it with a shell script: its output, run by nobody in a name space of its own, $DIR his directory."""
+    """Call it with a shell script: its output, run by nobody in a name space of its own."""
     scratch = Path(f"/tmp/{mounts.PREFIX}user")
     scratch.mkdir(mode=0o755)
     source = Path(f"/dev/shm/{mounts.PREFIX}user.region")
@@ -63,8 +63,9 @@ def as_user(tmp_path_factory):
         own.mkdir()
         os.chown(own, NOBODY, NOBODY)
         bin_ = Path(sys.executable).parent
-        (scratch / "script").write_text(f"set -e\nexport PATH={bin_}:/usr/sbin:/usr/bin:/sbin:/bin HOME={own}\n"
-                                        f"cd {own}\nmkdir mnt\nSOURCE={source}\n{script}")
+        path = f"{bin_}:/usr/sbin:/usr/bin:/sbin:/bin"
+        (scratch / "script").write_text(f"set -e\nexport PATH={path} HOME={own}\ncd {own}\nmkdir mnt\n"
+                                        f"SOURCE={source}\n{script}")
         user = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups sh {scratch}/script"
         (scratch / "outer").write_text("\n".join([*set_up(scratch), user]))
         done = mounts.run(["unshare", "-m", "--propagation", "private", "sh", scratch / "outer"], timeout=60)
