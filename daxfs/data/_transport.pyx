@@ -192,6 +192,11 @@ cdef class Transport:
         call.data = PyMemoryView_FromMemory(<char *>p.msg.data, p.msg.data_len, PyBUF_READ)
         return call
 
+    @property
+    def channels(self):
+        """Threads that take requests: of uring one for each queue, and one that reads the descriptor."""
+        return self.t.nchannels
+
     def counts(self):
         """What the threads answered and passed on, summed up, as `Server.counts` has it."""
         cdef const serve_counts *all[512]
