@@ -167,7 +167,8 @@ INODE_HOT = 64
 INODE_COLD = INODE_SIZE - INODE_HOT
 INLINE_SIZE = 96
 FLAG_TRUNCATING = 1  # blocks beyond size are being freed in several transactions
-FLAGS_KNOWN = FLAG_TRUNCATING
+FLAG_PREALLOC = 2  # written pages may lie behind the end (meta/prealloc.py), of an open file or of a crash
+FLAGS_KNOWN = FLAG_TRUNCATING | FLAG_PREALLOC
 
 # What a user sets (chattr, FS_IOC_FSSETXATTR): bits 8 and up; the low ones above are the file system's own.
 FLAG_DAX = 1 << 8  # regular files and directories

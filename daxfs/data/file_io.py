@@ -3,15 +3,16 @@
 
 A write that needs blocks: meta takes them (`prepare_write`), dax_io fills them and
 drains, meta publishes them in one record. So a record never makes a block reachable
-whose data are not durable. The file's lock is held from the first look to the end: native threads
+whose data are not durable. An append into pages that are there stores data, drains,
+stores the size. The file's lock is held from the first look to the end: native threads
 write meanwhile. Metadata thread; no suspension point.
 """
 
 from .. import layout as L
 from .._flush import StateArena
-from .._iomap import PLAIN
-from ..meta import attr, fallocate, file
-from ..pfn import PAGE_SIZE
+from .._iomap import PLAIN, UNSETTLED
+from ..meta import attr, extent, fallocate, file, prealloc
+from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from ._dax_io import DaxIo
 from ._tracker import PteTracker
 
@@ -69,6 +70,10 @@ class FileIo:
         if not self.dax.write(node.map, pos, data):
             attr.touch_write(self.fs, node.ino)
             return len(data)
+        if pos <= node.map.size < pos + len(data):
+            if self._append(node, pos, data):
+                return len(data)
+            node.appends += 1
         plan = file.prepare_write(self.fs, node, pos, len(data))
         try:
             if plan.length < len(data):
@@ -76,9 +81,35 @@ class FileIo:
             self.dax.fill(node.map, pos, data, plan.pieces, plan.fresh)
         except BaseException:
             plan.tx.abort()
+            prealloc.give_back(self.fs, node)  # behind the end there may be data now, where zeros must be
             raise
         plan.commit(self.fs.clock())
+        if plan.behind:
+            # The next append shall find no record that holds the size.
+            self.fs.journal.settle()
         return plan.length
+
+    def _append(self, node, pos: int, data) -> bool:
+        """An append into written pages, as native threads do it; False where that can't be."""
+        fs, end = self.fs, pos + len(data)
+        if end > L.MAX_FILE_SIZE or not prealloc.sensible(fs):
+            return False
+        if fs.inodes.flags(node.ino) & L.FLAG_TRUNCATING:
+            return False
+        pieces = list(extent.holes(node, pos >> PAGE_SHIFT, prealloc.pages_of(end)))
+        if any(kind != extent.MAPPED for *_, kind in pieces):
+            return False
+        if node.map.state & UNSETTLED:
+            # Orders the records that hold this inode before the size in place: replay would undo that.
+            fs.journal.settle()
+        node.appends += 1
+        try:
+            self.dax.fill(node.map, pos, data, pieces, ())
+        except BaseException:
+            prealloc.give_back(fs, node)  # as above
+            raise
+        file.grow(fs, node, end, fs.clock())
+        return True
 
     def fallocate(self, node, mode: int, pos: int, length: int) -> None:
         """fallocate(2) (`meta.fallocate`); durable on return, whatever the policies.
@@ -104,10 +135,16 @@ class FileIo:
         The Node, and its tracker with it, may go after the last close, so nothing
         may be left dirty then.
         """
-        quiet = self.fs.readonly or self.fs.shut
-        if node.opens == 1 and not quiet and node.map.dirty is not None and node.map.dirty.count:
+        try:
+            if node.opens == 1 and not (self.fs.readonly or self.fs.shut):
+                self._last_close(node)
+        finally:
+            self.fs.release(node)
+
+    def _last_close(self, node) -> None:
+        if node.map.dirty is not None and node.map.dirty.count:
             self.dax.writeback(node.map)
-        self.fs.release(node)
+        prealloc.closed(self.fs, node)
 
     def write_back(self) -> None:
         """Flush, drain and mark clean what is dirty in any file."""
@@ -118,10 +155,12 @@ class FileIo:
                 self.dax.writeback(node.map)
 
     def quiesce(self) -> None:
-        """Before umount or a remount read-only: native threads write no more, and nothing is dirty."""
+        """Before umount or a remount read-only: native threads write no more, nothing is dirty or spare."""
         for node in list(self.fs.nodes.values()):
             with node.map:  # who writes now ends first
                 node.map.clear_state(PLAIN)
+        if not (self.fs.readonly or self.fs.shut):
+            prealloc.give_back_all(self.fs)
         self.write_back()
 
     def snapshot(self) -> dict:

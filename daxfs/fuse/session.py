@@ -270,11 +270,16 @@ class Session:
             "shut_down": self.fs.shut,
             "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
-            "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
+            "mounted_by": self._mounted_by(),
             "transport": self._describe_transport(),
             "recording": self.recording.describe() if self.recording else None,
             "region": region,
         }
+
+    def _mounted_by(self) -> str:
+        if self.link is None:
+            return f"libfuse: {self.link_why}"
+        return "fusermount3" if self.link.by_fusermount else "daxfs"
 
     def _describe_transport(self) -> dict:
         """threads: those that take requests. queues: of uring. waiting: requests for Python."""

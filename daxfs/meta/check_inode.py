@@ -340,11 +340,14 @@ def _counts(scan: Scan, kinds: np.ndarray) -> None:
 
 
 def _beyond(scan: Scan, kinds: np.ndarray, torn: np.ndarray) -> None:
-    """Written pages behind the end. Unwritten ones may lie there (fallocate with KEEP_SIZE)."""
+    """Written pages behind the end. Unwritten ones may lie there (fallocate with KEEP_SIZE).
+
+    So may those of a truncation or preallocation that a crash cut off: mount frees them.
+    """
     table, rows = scan.table, scan.rows
     file = np.zeros(scan.limit, bool)
     file[scan.good[kinds == S_IFREG]] = True
-    file &= ~torn & (table["flags"] & L.FLAG_TRUNCATING == 0) & (table["nlink"] > 0)
+    file &= ~torn & (table["flags"] & (L.FLAG_TRUNCATING | L.FLAG_PREALLOC) == 0) & (table["nlink"] > 0)
     mine = rows[file[rows["owner"]] & (rows["state"] == 2)]
     pages = (table["size"][mine["owner"]] + np.uint64(PAGE_SIZE - 1)) >> np.uint64(PAGE_SHIFT)
     behind = mine["pgoff"] + mine["len"] > pages.astype(np.int64)

@@ -28,10 +28,14 @@ class Node:
     threads may use; their rules are the map's lock. ``blocks``: pfns of the chain of
     extent blocks. ``free_slots``: slots without an extent. ``opens``: handles.
     ``index``: of a directory (`dir.DirIndex`), once it was needed. ``capability``: whether it has
-    file capabilities (the xattr), None: not known yet.
+    file capabilities (the xattr), None: not known yet. ``appends``, ``ahead``: writes since it was
+    opened that grew the file and came to the metadata thread; pages that the next chunk has (`prealloc`).
     """
 
-    __slots__ = ("blocks", "capability", "free_slots", "index", "ino", "is_file", "map", "opens")
+    __slots__ = (
+        *("ahead", "appends", "blocks", "capability", "free_slots", "index", "ino", "is_file", "map"),
+        "opens",
+    )
 
     def __init__(self, ino: int, size: int, is_file: bool = False):
         self.ino, self.is_file = ino, is_file
@@ -42,6 +46,7 @@ class Node:
         self.opens = 0
         self.index = None
         self.capability: bool | None = None
+        self.appends, self.ahead = 0, 16
 
 
 def parse_slot(raw, offset: int):

@@ -17,7 +17,7 @@ import errno
 from .. import layout as L
 from ..errors import fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
-from . import extent, file
+from . import extent, file, prealloc
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 MODES = (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)
@@ -40,6 +40,7 @@ def fallocate(fs, node, mode: int, pos: int, length: int, now: int) -> None:
     fs.may_change()
     with node.map:
         file.finish_truncation(fs, node)
+        prealloc.give_back(fs, node)
         if mode & PUNCH_HOLE:
             _punch(fs, node, pos, end, now)
         else:
@@ -130,6 +131,8 @@ def _pieces(fs, node, pos: int, end: int, zero: bool, taken: list):
     low, high = _whole(pos, end) if zero else (0, 0)
     alloc, out = fs.alloc, []
     need = sum(n for _, n, _, kind in extent.holes(node, first, last) if kind == extent.HOLE)
+    if need:
+        prealloc.make_room(fs, need + file.RESERVE)
     if need and need > alloc.free_pages + alloc.held - file.RESERVE:
         raise fail(errno.ENOSPC)
     goal = file.goal_of(node, first)

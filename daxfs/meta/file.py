@@ -8,12 +8,17 @@ here holds the file's lock from then on: native threads append meanwhile.
 """
 
 import errno
+import struct
 
 from .. import layout as L
+from .._iomap import STALE_TIMES
 from ..errors import fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
-from . import extent
+from . import extent, prealloc
+from .inode import PLACE_OF
 
+_SIZE, _MTIME = PLACE_OF["size"], PLACE_OF["mtime"]
+_TIMES = struct.Struct("<qq")
 EXTENTS_PER_STEP = 1000  # a truncation that frees more is done in several transactions
 RESERVE = 2  # pages that file data may not take: an extent block and a directory block
 
@@ -43,10 +48,11 @@ class WritePlan:
 
     ``length``: bytes that can be written (less than asked where space runs out).
     ``fresh``: [(pgoff, pages, pfn)] new or unwritten pages, to be filled wholly:
-    data where the write covers them, zeros elsewhere.
+    data where the write covers them, zeros elsewhere. ``spare``: [(pgoff, pages, pfn)] pages beside them that
+    become written too (`prealloc`): zeroed here. ``behind``: some of these lie behind the new end.
     """
 
-    __slots__ = ("first", "fresh", "fs", "last", "length", "node", "pieces", "pos", "tx")
+    __slots__ = ("behind", "first", "fresh", "fs", "last", "length", "node", "pieces", "pos", "spare", "tx")
 
     def __init__(self, fs, node, pos: int, length: int):
         self.fs, self.node, self.pos, self.length = fs, node, pos, length
@@ -56,9 +62,12 @@ class WritePlan:
         self.tx.hold(node.map)
         self.fresh: list[tuple[int, int, int]] = []
         self.pieces: list[tuple[int, int, int, int]] = []
+        self.spare: list[tuple[int, int, int]] = []
+        self.behind = False
         try:
             self._fit()
             self._allocate()
+            self._zero_spare()
         except BaseException:
             self.tx.abort()
             raise
@@ -78,13 +87,20 @@ class WritePlan:
             raise fail(errno.ENOSPC)
 
     def _allocate(self) -> None:
+        chunk = prealloc.chunk(self.fs, self.node, self.pos, self.length, self.last)
         goal = goal_of(self.node, self.first)
         for pgoff, pages, pfn, kind in extent.holes(self.node, self.first, self.last):
             if kind == extent.HOLE:
                 at = pgoff
-                for start, got in self.tx.alloc(pages, pgoff, goal):
-                    self.pieces.append((at, got, start, extent.MAPPED))
-                    self.fresh.append((at, got, start))
+                spare = chunk if pgoff + pages == self.last else 0
+                for start, got in self.tx.alloc(pages, pgoff, goal, spare):
+                    mine = max(min(got, self.last - at), 0)
+                    if mine:
+                        self.pieces.append((at, mine, start, extent.MAPPED))
+                        self.fresh.append((at, mine, start))
+                    if mine < got:
+                        self.spare.append((at + mine, got - mine, start + mine))
+                        self.behind = True
                     at += got
                     goal = start + got
                 continue
@@ -92,6 +108,14 @@ class WritePlan:
             if kind == extent.UNWRITTEN:
                 self.fresh.append((pgoff, pages, pfn))
             goal = pfn + pages
+        if not self.behind:
+            end = prealloc.pages_of(max(self.node.map.size, self.pos + self.length))
+            self.spare = prealloc.around(self.fs, self.node, self.first, self.last, end)
+
+    def _zero_spare(self) -> None:
+        """Durable at the next drain, the one of the data, so before the record that makes them reachable."""
+        for _, pages, pfn in self.spare:
+            self.fs.region.nt_fill(pfn << PAGE_SHIFT, 0, pages << PAGE_SHIFT)
 
     def commit(self, now: int) -> None:
         """Publish blocks, size and times. The data are durable already."""
@@ -99,7 +123,12 @@ class WritePlan:
         try:
             edit = tx.inode(node.ino)
             if self.fresh:
-                extent.replace(tx, edit, node, self.first, self.last, self.pieces)
+                pieces = sorted([*self.pieces, *((*piece, extent.MAPPED) for piece in self.spare)])
+                stop = pieces[-1][0] + pieces[-1][1]
+                extent.replace(tx, edit, node, pieces[0][0], stop, pieces)
+            if self.behind:
+                edit.flags |= L.FLAG_PREALLOC
+                tx.after(lambda: prealloc.granted(self.fs, node))
             size = max(node.map.size, self.pos + self.length)
             edit.size = size
             edit.mtime = edit.ctime = now
@@ -117,6 +146,11 @@ def prepare_write(fs, node, pos: int, length: int) -> WritePlan:
         raise fail(errno.EFBIG)
     with node.map:
         finish_truncation(fs, node)
+        if pos > node.map.size:
+            prealloc.give_back(fs, node)  # or it would stay, as blocks in what is a hole
+        if fs.preallocated:
+            pages = extent.holes(node, pos >> PAGE_SHIFT, prealloc.pages_of(pos + length))
+            prealloc.make_room(fs, sum(n for _, n, _, kind in pages if kind == extent.HOLE) + RESERVE)
         plan = WritePlan(fs, node, pos, min(length, L.MAX_FILE_SIZE - pos))
         try:
             zero_tail(fs, node, pos)
@@ -144,6 +178,23 @@ def zero_tail(fs, node, limit: int) -> bool:
     return True
 
 
+def grow(fs, node, size: int, now: int) -> None:
+    """The size, and times, of an append in place: its data are durable, in pages that were written already.
+
+    The one change of live metadata without a record. No record since the journal's tail may hold this inode
+    (UNSETTLED): replay would bring the old size back. Under the file's lock.
+    """
+    region, place = fs.region, fs.inodes.place(node.ino)
+    region.store(place + _MTIME, _TIMES.pack(now, now))
+    region.store(place + _SIZE, L.WORD.pack(size))  # one atom
+    node.map.size = size
+    node.map.clear_state(STALE_TIMES)
+    region.flush_range(place, L.INODE_HOT)
+    # Orders size and times before the reply: an append that has returned is durable.
+    region.drain()
+    region.flush.check()
+
+
 def truncate(fs, node, size: int, now: int, changes=None) -> None:
     """Set the size. *changes(edit, tx)* adds further inode changes to the same transaction."""
     if size > L.MAX_FILE_SIZE:
@@ -151,6 +202,8 @@ def truncate(fs, node, size: int, now: int, changes=None) -> None:
     fs.may_change()  # here, because the tail is zeroed before the transaction
     with node.map:
         finish_truncation(fs, node)
+        if size > node.map.size:
+            prealloc.give_back(fs, node)  # or it would stay, as blocks in what is a hole
         _truncate(fs, node, size, now, changes)
 
 
@@ -168,6 +221,9 @@ def _truncate(fs, node, size: int, now: int, changes) -> None:
         edit.mtime = edit.ctime = now
         if changes:
             changes(edit, tx)
+        if size <= old and edit.flags & L.FLAG_PREALLOC:
+            edit.flags &= ~L.FLAG_PREALLOC  # nothing stays behind the end
+            tx.after(lambda: fs.preallocated.discard(node.ino))
         if first == 0:
             extent.clear(tx, edit, node)
         elif beyond > EXTENTS_PER_STEP:

@@ -18,7 +18,7 @@ from .. import layout as L
 from .._iomap import PLAIN, STALE_TIMES, UNSETTLED
 from ..errors import CorruptError, FormatError, fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
-from . import extent, superblock
+from . import extent, prealloc, superblock
 from .alloc import Allocator
 from .inode import InodeTable
 from .journal import Journal
@@ -59,6 +59,7 @@ class FileSystem:
         self.orphans: set[int] = set()
         self.linkable: set[int] = set()  # orphans that never had a name and may get one (`namespace.tmpfile`)
         self.unsettled: set[int] = set()  # inodes that records since the tail wrote to
+        self.preallocated: set[int] = set()  # open files that may have written pages behind their end
         self.replayed = 0
         self.clock = time.time_ns
 
@@ -89,6 +90,8 @@ class FileSystem:
     def begin(self) -> Transaction:
         """A transaction; EROFS on a read-only mount."""
         self.may_change()
+        if self.preallocated and self.alloc.free_pages < prealloc.LOW:
+            prealloc.give_back_all(self)
         return Transaction(self)
 
     def may_change(self) -> None:
@@ -221,6 +224,7 @@ class FileSystem:
         def gone():
             self.orphans.discard(ino)
             self.linkable.discard(ino)
+            self.preallocated.discard(ino)
             self.nodes.pop(ino, None)
             self.inodes.give(ino)
             self.inodes.used -= 1
@@ -301,6 +305,7 @@ class FileSystem:
         self.lookups.clear()
         for ino in list(self.orphans):
             self.destroy(ino)
+        prealloc.give_back_all(self)
         self.sync_all()
         self.set_mounted(0)
 

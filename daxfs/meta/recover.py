@@ -14,7 +14,7 @@ import numpy as np
 from .. import layout as L
 from ..errors import CorruptError
 from ..pfn import PAGE_SHIFT
-from . import extent, file
+from . import extent, file, prealloc
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,8 @@ def rebuild(fs, limit: int, progress=None) -> None:
     unused = np.flatnonzero(table["mode"] == 0)[1:][::-1]  # without number 0; the lowest is taken first
     fs.inodes.free = array("Q", unused.astype(np.uint64).tobytes())
     fs.inodes.used = int(used.size)
-    orphan = (table["nlink"][used] == 0) | (table["flags"][used] & L.FLAG_TRUNCATING != 0)
+    unfinished = L.FLAG_TRUNCATING | L.FLAG_PREALLOC
+    orphan = (table["nlink"][used] == 0) | (table["flags"][used] & unfinished != 0)
     fs.orphans.update(used[orphan].tolist())
 
 
@@ -140,11 +141,13 @@ def _find_free(fs, table: np.ndarray, used: np.ndarray) -> None:
 
 
 def finish_orphans(fs) -> None:
-    """Finish what a killed daemon left: unlinked inodes and half-done truncations."""
+    """Finish what a killed daemon left: unlinked inodes, half-done truncations, preallocated pages."""
     for ino in sorted(fs.orphans):
         if fs.inodes.read(ino).nlink == 0:
             fs.destroy(ino)
             continue
         fs.orphans.discard(ino)
-        file.continue_truncate(fs, fs.node(ino))
+        node = fs.node(ino)
+        file.finish_truncation(fs, node)
+        prealloc.give_back(fs, node)
         fs.drop_unused(ino)

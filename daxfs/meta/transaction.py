@@ -22,6 +22,7 @@ from .inode import COLD, F
 _HOT_END = F.offset["hot_reserved"]  # size and times, which change in place, end here
 _hot = struct.Struct(f"<{_HOT_END // 8}Q").unpack_from
 _B = L.BLOCK_FIELDS
+SPARE_RUNS = 4
 
 
 def _field(name: str, fields) -> property:
@@ -209,9 +210,16 @@ class Transaction:
         """Journal a run of zeros, before what `raw` and edits put there."""
         self._raw.append((place, length))
 
-    def alloc(self, pages: int, pgoff: int = 0, goal: int | None = None) -> list[tuple[int, int]]:
-        """`Allocator.alloc`, given back if the transaction fails."""
-        runs = self.fs.alloc.alloc(pages, pgoff, goal)
+    def alloc(self, pages: int, pgoff: int = 0, goal: int | None = None, spare: int = 0):
+        """`Allocator.alloc`, given back if the transaction fails.
+
+        *spare*: so many pages more, fewer where they would be many runs.
+        """
+        runs = self.fs.alloc.alloc(pages + spare, pgoff, goal)
+        surplus = spare
+        while len(runs) > SPARE_RUNS and runs[-1][1] <= surplus:
+            surplus -= runs[-1][1]
+            self.fs.alloc.free(*runs.pop())
         self._undo.append(lambda: [self.fs.alloc.free(*run) for run in runs])
         return runs
 

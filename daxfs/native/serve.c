@@ -168,6 +168,7 @@ _Static_assert(offsetof(struct inode, ctime) == INODE_CTIME_AT, "layout.INODE");
 #define INODE_BYTES sizeof(struct inode)
 #define INODE_TRIES 100
 #define ATTR_VALID 3600		/* fuse/ops.py TIMEOUT */
+#define FLAG_PREALLOC 2u	/* layout.FLAG_PREALLOC */
 
 /* The inode as it stands in the region, between two changes of metadata. 0, or -EAGAIN: they don't stop. */
 static int inode_copy(struct server *s, uint64_t ino, struct inode *out)
@@ -214,8 +215,8 @@ static enum serve_verdict serve_getattr(struct server *s, uint64_t ino, struct s
 	range_exit(s->io->table);
 	if (rc || !inode.mode || inode.ino != ino)
 		return SERVE_RELAY;
-	/* A direct write may drop these bits behind the kernel's back. */
-	out.attr_valid = inode.mode & 06000 ? 0 : ATTR_VALID;
+	/* A direct write may drop these bits behind the kernel's back, and the last close gives blocks back. */
+	out.attr_valid = inode.mode & 06000 || inode.flags & FLAG_PREALLOC ? 0 : ATTR_VALID;
 	a->ino = ino;
 	a->size = inode.size;
 	a->blocks = inode.blocks * 8;

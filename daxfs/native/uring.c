@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * Channels over io_uring: for every possible CPU a ring with its own thread, pinned to that CPU, and
- * RING_DEPTH entries. An entry is registered once; then each COMMIT_AND_FETCH hands in a reply and asks for the next
- * request. Only the thread that made a ring may use it (SINGLE_ISSUER), so a reply that somebody else has put
- * together is handed to that thread: list `replies`, then the ring's event descriptor.
+ * RING_DEPTH entries. An entry is registered once; then each COMMIT_AND_FETCH hands in a reply and asks for
+ * the next request. Only the thread that made a ring may use it (SINGLE_ISSUER), so a reply that somebody else
+ * has put together is handed to that thread: list `replies`, then the ring's event descriptor.
  *
  * FORGET and INTERRUPT, and all requests before the last queue is registered, still come through read(2):
  * channel 0 is a dev channel.

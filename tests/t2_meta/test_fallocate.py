@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_truncate import Killed, content, new_file, scattered, write
 
 from daxfs import layout as L
-from daxfs.meta import attr, extent, fallocate, file
+from daxfs.meta import attr, extent, fallocate, file, prealloc
 from daxfs.meta import namespace as ns
 from daxfs.meta.fallocate import KEEP_SIZE, MODES, PUNCH_HOLE, ZERO_RANGE
 from daxfs.pfn import PAGE_SIZE
@@ -29,6 +29,21 @@ def code(*args) -> int:
     with pytest.raises(OSError) as caught:
         call(*args)
     return caught.value.errno
+
+
+def mark_written(kind: dict, first: int, last: int, end: int) -> None:
+    """What a write of pages [first, last) of a file of *end* pages makes of {page: type}.
+
+    Unwritten neighbours become written zeros with it, up to the next multiple of `prealloc.AROUND`.
+    """
+    left, right = kind.get(first) == 1, kind.get(last - 1) == 1
+    kind.update(dict.fromkeys(range(first, last), 2))
+    while left and first % prealloc.AROUND and kind.get(first - 1) == 1:
+        first -= 1
+        kind[first] = 2
+    while right and last % prealloc.AROUND and last < end and kind.get(last) == 1:
+        kind[last] = 2
+        last += 1
 
 
 def kinds(node) -> list:
@@ -272,7 +287,8 @@ def test_any_number_of_extents_a_record(maker, ops, step):
             if n % 3 == 0:
                 write(fs, node, pos, b"a" * PAGE_SIZE)
                 size = max(size, pos + PAGE_SIZE)
-                kind.update({p: 2 for p in range(pos // PAGE_SIZE, -(-(pos + PAGE_SIZE) // PAGE_SIZE))})
+                first, last = pos // PAGE_SIZE, -(-(pos + PAGE_SIZE) // PAGE_SIZE)
+                mark_written(kind, first, last, -(-size // PAGE_SIZE))
             call(fs, node, mode, pos, length)
             end = pos + length
             for page in range(pos // PAGE_SIZE, -(-end // PAGE_SIZE)):

@@ -190,10 +190,21 @@ def flaws(raw: bytes, limit: int, max_io: int) -> list[str]:
     if extra:
         if name not in ("mkdir", "mknod", "symlink", "create", "tmpfile") or 8 * extra > len(rest):
             return [f"{name}: {8 * extra} bytes of extensions"]
+        found += _extension_flaws(rest[-8 * extra :])
         rest = rest[: -8 * extra]
-    if name not in ("init", "destroy", "batch_forget") and not 0 < nodeid < limit:
+    if name not in ("init", "destroy", "batch_forget", "interrupt") and not 0 < nodeid < limit:
         found.append(f"{name}: inode {nodeid}")
     return found + _rest_flaws(name, fixed, rest) + _number_flaws(name, fixed, rest, limit, max_io)
+
+
+def _extension_flaws(raw: bytes) -> list[str]:
+    """Each has its size in front, a multiple of 8 that counts the 8 bytes of its own header."""
+    while raw:
+        (size,) = struct.unpack_from("<I", raw)
+        if size < 8 or size % 8 or size > len(raw):
+            return [f"an extension of {size} bytes where {len(raw)} are left"]
+        raw = raw[size:]
+    return []
 
 
 def _rest_flaws(name: str, fixed: bytes, rest: bytes) -> list[str]:
@@ -236,7 +247,8 @@ def _number_flaws(name: str, fixed: bytes, rest: bytes, limit: int, max_io: int)
     elif name in ("rename", "rename2", "link"):
         wrong = not 0 < words[0] < limit
     elif name == "batch_forget":
-        wrong = any(not 0 < ino < limit for ino, _ in struct.iter_unpack("<QQ", rest))
+        inodes = [struct.unpack_from("<Q", rest, at)[0] for at in range(0, len(rest) - 15, 16)]
+        wrong = any(not 0 < ino < limit for ino in inodes)
     elif name == "setxattr":
         wrong = halves[1] & ~3 or halves[0] > 65536
     elif name == "ioctl":

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from daxfs import layout as L
+from daxfs._iomap import MAPPED
 from daxfs.meta import attr, file, namespace
 from daxfs.meta.fallocate import KEEP_SIZE, MODES, PUNCH_HOLE, ZERO_RANGE
 
@@ -79,6 +80,20 @@ lengths = st.one_of(
 )
 
 
+def preallocated(io, node) -> int:
+    """Written pages behind the end of a file: there are some only with the flag, and they hold zeros."""
+    end, behind = -(-node.map.size // PAGE), 0
+    for pgoff, pages, pfn, kind, _ in node.map.extents():
+        extra = pgoff + pages - max(pgoff, end)
+        if kind == MAPPED and extra > 0:
+            start = (pfn + pages - extra) * PAGE
+            assert not io.fs.region.array[start : start + extra * PAGE].any(), "old bytes behind the end"
+            behind += extra
+    assert not behind or io.fs.inodes.read(node.ino).flags == L.FLAG_PREALLOC
+    assert not behind or (node.ino in io.fs.preallocated and node.opens)
+    return behind
+
+
 class Files(RuleBasedStateMachine):
     """A few files, with what a program does to them, a remount and a kill in between."""
 
@@ -108,6 +123,13 @@ class Files(RuleBasedStateMachine):
     def append(self, name, length):
         if self.models[name].size < L.MAX_FILE_SIZE:
             self.pwrite(name, self.models[name].size, min(length, 9000), 7)
+
+    @rule(name=names, length=st.integers(1, 9000), count=st.integers(2, 9))
+    def append_a_stream(self, name, length, count):
+        """Long enough that a chunk is preallocated, and used up in part or wholly."""
+        for _ in range(count):
+            if self.models[name].size + length < L.MAX_FILE_SIZE:
+                self.append(name, length)
 
     @rule(name=names, pos=places, length=lengths)
     def look(self, name, pos, length):
@@ -186,8 +208,9 @@ class Files(RuleBasedStateMachine):
         for name, node in self.nodes.items():
             inode, model = self.io.fs.inodes.read(node.ino), self.models[name]
             assert inode.size == node.map.size == model.size
-            assert inode.blocks == len(model.pages) + len(node.blocks)
-            assert node.map.pages == len(model.pages)
+            behind = preallocated(self.io, node)
+            assert inode.blocks == len(model.pages) + len(node.blocks) + behind
+            assert node.map.pages == len(model.pages) + behind
 
     @invariant()
     def nothing_leaks(self):
