@@ -173,10 +173,9 @@ cdef class Transport:
         return self.t.npending
 
     def pump(self):
-        """Hand on what pyfuse3 has answered. After each step of the trio loop that may have run a handler."""
-        if self.t.npending:
-            with nogil:
-                transport_pump(&self.t)
+        """Hand on what pyfuse3 has written. After each step of the trio loop, which may have run a handler."""
+        with nogil:
+            transport_pump(&self.t)
 
     def next_call(self):
         """The oldest request that Python has to answer (a `Call`), or None."""
@@ -191,6 +190,11 @@ cdef class Transport:
         call.arg = PyBytes_FromStringAndSize(p.msg.arg, p.msg.arg_len)
         call.data = PyMemoryView_FromMemory(<char *>p.msg.data, p.msg.data_len, PyBUF_READ)
         return call
+
+    @property
+    def channels(self):
+        """Threads that take requests: of uring one for each queue, and one that reads the descriptor."""
+        return self.t.nchannels
 
     def counts(self):
         """What the threads answered and passed on, summed up, as `Server.counts` has it."""

@@ -10,9 +10,9 @@ else runs in the loop. A request that is short, or speaks of a handle that is no
 gets an errno and changes nothing.
 
 Interruption: ``call.interrupted`` turns true at any time, once the kernel says that a signal waits for the
-caller. COPY_FILE_RANGE alone looks at it, between two pieces, and answers with what it has copied, or EINTR
-where that is nothing. All others run from start to end in one step of the loop, as they do in file systems
-on disk: a signal makes them neither shorter nor undone.
+caller. COPY_FILE_RANGE looks at it between two pieces, and answers with what it has copied, or EINTR
+where that is nothing; FITRIM between two steps, and answers EINTR. All others run from start to end in one
+step of the loop, as they do in file systems on disk: a signal makes them neither shorter nor undone.
 """
 
 import errno

@@ -254,10 +254,8 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         if self.sync:
             flags |= os.O_DSYNC
         handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None, self.direct)
-        has = self.fs.inodes.flags(ino)
-        if has & L.FLAG_SYNC:
+        if self.fs.inodes.flags(ino) & L.FLAG_SYNC:
             handle.dsync = handle.osync = True  # the kernel, which knows nothing of the flag, sends no FSYNC
-        handle.noatime |= bool(has & L.FLAG_NOATIME)
         # A read that must move the access time has to arrive here, so the cache is dropped before it.
         keep = not attr.atime_due(self.fs, ino)
         return FileInfo(fh=self._new_handle(handle, flags), direct_io=handle.direct, keep_cache=keep)

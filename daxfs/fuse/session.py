@@ -21,7 +21,7 @@ import trio
 
 from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
 from daxfs.errors import DaxfsError, SourceError, UsageError, fail
-from daxfs.fuse import control, facts, handshake, mountinfo, transports
+from daxfs.fuse import calls, control, facts, handshake, mountinfo, transports, wire
 from daxfs.fuse.ops import handler, make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
 from daxfs.fuse.recording import Recording
@@ -214,6 +214,8 @@ class Session:
             FOPEN_PARALLEL_DIRECT_WRITES if operations.direct else 0)
         self.native.start()
         self.tracer = Tracer(self.native)
+        operations.stats.native = self.native
+        operations.stats.called = {wire.OPCODES[opcode].lower() for opcode in calls.CALLS}
 
     def _native_ended(self, why: str) -> None:
         """The kernel's side is gone: "umount", "abort", or an error."""
@@ -268,13 +270,26 @@ class Session:
             "shut_down": self.fs.shut,
             "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
-            "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
-            "transport": {
-                "kind": self.transport, "why_not_better": self.transport_why,
-                "threads": self.native.threads if self.native else 1},
+            "mounted_by": self._mounted_by(),
+            "transport": self._describe_transport(),
             "recording": self.recording.describe() if self.recording else None,
             "region": region,
         }
+
+    def _mounted_by(self) -> str:
+        if self.link is None:
+            return f"libfuse: {self.link_why}"
+        return "fusermount3" if self.link.by_fusermount else "daxfs"
+
+    def _describe_transport(self) -> dict:
+        """threads: those that take requests. queues: of uring. waiting: requests for Python."""
+        out = {"kind": self.transport, "why_not_better": self.transport_why, "threads": 1}
+        if self.native is not None:
+            out["threads"] = self.native.channels
+            out |= {"waiting": self.native.pending, "malformed": self.native.counts()["malformed"]}
+        if self.transport == "uring":
+            out["queues"] = out["threads"] - 1  # the first reads what still comes through read(2)
+        return out
 
     def _remount(self, wish: dict) -> dict:
         """Change ro/rw and the policies for times. EROFS: the region was opened read-only."""

@@ -18,17 +18,17 @@ from daxfs.fuse.trace_fields import (
     NAMES,
     NOTES,
     NOTIFICATIONS,
-    OPCODES,
     REPLIES,
     REQUESTS,
     SETXATTR_EXT,
     SHOW,
 )
+from daxfs.fuse.wire import OPCODES
 
 # ns since the epoch, kind, opcode, unique, nodeid, uid, gid, pid, error, len, how, latency in ns, body.
-HEAD = struct.Struct("<QIIQQIIIiIIQB")
-BODY = 144  # of the beginning of a message, without its header; the record ends at a multiple of 8
-RECORD = struct.Struct(f"{HEAD.format}{BODY}s7x")
+HEAD = struct.Struct("<QIIQQIIIiIIQB7x")
+BODY = 144  # of a message without its header; no reply but data and listings is longer
+RECORD = struct.Struct(f"{HEAD.format}{BODY}s")
 REQUEST, REPLY, LOST, NOTIFICATION = range(4)
 HOW = ("served", "relayed", "called", "")
 IN_HEADER, OUT_HEADER = 40, 16
@@ -201,7 +201,7 @@ class Decoder:
         self._pending: dict[int, tuple] = {}  # unique -> (op, ns, ino, arguments)
 
     def event(self, record: bytes) -> dict:
-        """One record. *kind*, *time_ns*, and what the kind has; see `line` and docs/trace.md."""
+        """One record. *kind*, *time_ns*, and what the kind has; see `line` and docs/transport.md."""
         if len(record) < HEAD.size:
             return {"kind": "unreadable", "bytes": len(record)}
         ns, kind, opcode, unique, *rest = HEAD.unpack_from(record)

@@ -15,7 +15,7 @@ from collections import deque
 
 import trio
 
-from daxfs.fuse import trace
+from daxfs.fuse import trace, wire
 from daxfs.fuse.trace_fields import ANY_SIZE, NUMBERS
 
 INTERVAL = 0.01  # seconds between two looks at a source
@@ -51,9 +51,11 @@ class Tracer:
 
     def _collect(self) -> None:
         """What has come since the last look, to everybody."""
-        records = self.source.trace_read()
-        for watcher in self.watchers:
-            watcher.put(records)
+        taken = 0
+        while taken < BACKLOG and (records := self.source.trace_read()):
+            taken += len(records)
+            for watcher in self.watchers:
+                watcher.put(records)
 
 
 class _Watcher:
@@ -135,31 +137,20 @@ REQUESTS = {
 }  # fmt: skip
 
 
-def _attr(entry) -> bytes:
-    times = [divmod(ns, 10**9) for ns in (entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns)]
-    return struct.pack("<QQQqqqIIIIIIIIII", entry.st_ino, entry.st_size, entry.st_blocks,
-                       *(time[0] for time in times), *(time[1] for time in times), entry.st_mode,
-                       entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_rdev, entry.st_blksize, 0)
-
-
 def _reply(name: str, value) -> tuple[bytes, int]:
     """The payload of what a handler returned, or its beginning; and how long all of it is."""
     if value is None:
         body = b""
     elif isinstance(value, tuple):  # create
-        body = _reply("lookup", value[1])[0] + _reply("open", value[0])[0]
+        body = wire.entry_out(value[1]) + wire.open_out(value[0])
     elif hasattr(value, "st_ino"):
-        head = struct.pack("<QII", int(value.attr_timeout), 0, 0)
-        if name not in ("getattr", "setattr"):
-            head = struct.pack("<QQQQII", value.st_ino, value.generation, int(value.entry_timeout),
-                               int(value.attr_timeout), 0, 0)
-        body = head + _attr(value)
+        bare = struct.pack("<QII", int(value.attr_timeout), 0, 0) + wire.attr(value)
+        body = bare if name in ("getattr", "setattr") else wire.entry_out(value)
     elif hasattr(value, "f_blocks"):
         body = struct.pack("<QQQQQIIII", value.f_blocks, value.f_bfree, value.f_bavail, value.f_files,
                            value.f_ffree, value.f_bsize, value.f_namemax, value.f_frsize, 0)
     elif hasattr(value, "fh"):
-        flags = value.direct_io | value.keep_cache << 1 | value.nonseekable << 2
-        body = struct.pack("<QII", value.fh, flags, 0)
+        body = wire.open_out(value)
     elif isinstance(value, int):
         body = struct.pack("<QII", value, 0, 0) if name == "opendir" else struct.pack("<II", value, 0)
     elif name == "listxattr":

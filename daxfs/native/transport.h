@@ -21,7 +21,7 @@
 #include "daxfs/native/serve.h"
 
 enum transport_kind { TRANSPORT_DEV = 1, TRANSPORT_URING = 2 };
-enum transport_how { HOW_SERVED = 0, HOW_RELAYED = 1, HOW_CALLED = 2 };
+enum transport_how { HOW_SERVED = 0, HOW_RELAYED = 1, HOW_CALLED = 2, HOW_NOT_KNOWN = 3 };
 
 struct transport;
 struct channel;
@@ -51,7 +51,7 @@ struct channel {
 };
 
 #define PENDING_BUCKETS 1024
-#define TRACE_BODY 112
+#define TRACE_BODY 144			/* the reply to CREATE: all but data and listings fits */
 #define TRACE_SLOTS 8192
 
 /* One line of `daxfs trace` (daxfs/fuse/trace.py takes it apart). */
@@ -66,6 +66,7 @@ struct trace_event {
 	uint8_t body_len, pad[7];
 	uint8_t body[TRACE_BODY];	/* the fixed struct and what follows; of a reply its payload */
 };
+_Static_assert(sizeof(struct trace_event) == 72 + TRACE_BODY, "what trace.py takes apart");
 
 struct transport {
 	struct server *server;

@@ -16,7 +16,7 @@ from daxfs.meta import namespace, xattr
 
 from .content import mixed, padded
 from .model import Model
-from .node import DIR, LNK, REG
+from .node import DIR, LNK, REG, USER_FLAGS
 from .tree import ROOT, show
 
 PAGE = 4096
@@ -142,6 +142,7 @@ class _Side:
             ("uid", inode.uid, node.uid),
             ("gid", inode.gid, node.gid),
             ("rdev", inode.rdev, node.rdev),
+            ("flags", inode.flags & USER_FLAGS, node.flags),
             ("btime", inode.btime, node.btime),
         ]
         for name, has, due in pairs:

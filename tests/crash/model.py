@@ -10,7 +10,7 @@ operation may have stored before it was decided.
 import errno
 
 from .content import PAGE, noise, page_range
-from .node import DIR, LNK, REG, Node, Policy
+from .node import DIR, LNK, NOATIME, REG, Node, Policy
 from .tree import Tree, fail
 
 __all__ = ["Model", "Policy"]
@@ -87,6 +87,11 @@ class Model(Tree):
         node = self.nodes[self.find(path)]
         self._utimens(path, node.atime[0], node.mtime[0])
 
+    def _chattr(self, path, flags):
+        if self.nodes[self.find(path)].kind not in (REG, DIR):
+            raise fail(errno.ENOTTY)
+        self._with_ctime(path).flags = flags
+
     def _may_have_xattrs(self, path):
         if self.nodes[self.find(path)].kind not in (REG, DIR):
             raise fail(errno.EPERM)
@@ -113,6 +118,8 @@ class Model(Tree):
         """relatime, as mount(8) has it."""
         node = self.nodes[number]
         atime = node.atime[0]
+        if node.flags & NOATIME:
+            return
         if atime <= node.mtime[0] or atime <= node.ctime[0] or self.now - atime >= DAY:
             self._touch(number, "atime")
 

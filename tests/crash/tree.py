@@ -10,7 +10,7 @@ import errno
 import re
 
 from .content import Stored
-from .node import CHR, DIR, FIFO, LNK, REG, Node, Policy
+from .node import ANY_TYPE, CHR, DIR, FIFO, LNK, REG, USER_FLAGS, Node, Policy
 
 STEP = 1000  # ns that the clock moves with each operation; it stands during one
 ROOT = 1
@@ -148,6 +148,7 @@ class Tree:
         """The number of a new inode with what it has from its directory."""
         within = self.nodes[parent]
         node = Node(mode, self.now, rdev=rdev, target=target.encode())
+        node.flags = within.flags & (USER_FLAGS if node.kind in (REG, DIR) else ANY_TYPE)
         if within.mode & SETGID:  # the group is inherited, by directories the bit as well
             node.gid = within.gid
             node.mode |= SETGID if node.is_dir else 0

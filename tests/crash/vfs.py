@@ -11,7 +11,7 @@ operation and moves `STEP` from one to the next, so that a `Model` knows every t
     open P   open_unlink P   close   evict   (handles that stay open until close; evict drops the caches)
     tmpfile D LEN SEED   link_held NEW   (O_TMPFILE with data, stays open; a name for the newest handle)
     read P   list P   readlink P   chmod P MODE   chown P UID GID   utimens P ATIME MTIME (ns, None: leave)
-    utimens_same P   setxattr P NAME LEN SEED   removexattr P NAME
+    utimens_same P   chattr P FLAGS (of layout.py)   setxattr P NAME LEN SEED   removexattr P NAME
     write P POS LEN SEED   append P LEN SEED   msync P POS LEN SEED   truncate P SIZE   open_trunc P
     fallocate P MODE POS LEN   copy P POS Q TO LEN   (copy_file_range, its first piece)
     fsync P   fdatasync P   fsyncdir P   sync
@@ -274,6 +274,12 @@ class Vfs:
     def _utimens_same(self, path):
         inode = self._find(path)
         self._setattr(path, atime=inode.atime, mtime=inode.mtime)
+
+    def _chattr(self, path, flags):
+        inode = self._find(path)
+        if inode.mode & S_IFMT not in (S_IFREG, S_IFDIR):
+            raise fail(errno.ENOTTY)
+        attr.set_flags(self.fs, inode.ino, flags)
 
     def _xattrs_of(self, path):
         """user. attributes are for files and directories, says the kernel."""

@@ -141,6 +141,9 @@ ATTRIBUTES = (
     ("utimens", "a", OLD, OLD + 1),
     ("utimens", "b", None, OLD),
     ("utimens_same", "a"),
+    ("chattr", "a", 0x100),
+    ("chattr", "d", 0xF00),
+    ("chattr", "s", 0x200),
 )
 DATA = (
     ("write", "a", 4096 + 8, 16, 30),  # in a page

@@ -5,6 +5,7 @@ pyfuse3 has no handler for IOCTL: with that transport the programs must be told 
 """
 
 import array
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -139,23 +140,24 @@ def test_the_change_time_is_seen(mount):
 
 
 def test_noatime(mount):
-    """Of handles that are opened from then on, be it a native thread that answers the read."""
+    """Of open files too, be it a native thread that answers the read."""
     need("chattr")
     region = mount("strictatime")
     file = region.path / "file"
     file.write_bytes(b"x" * 5000)
 
-    def moved() -> bool:
-        before = os.stat(file).st_atime_ns
-        with open(file, "rb", buffering=0) as f:
-            assert f.read(100) == b"x" * 100
-        return os.stat(file).st_atime_ns > before
+    with open(file, "rb", buffering=0) as f:
 
-    assert moved()
-    out("chattr", "+A", file)
-    assert not moved()
-    out("chattr", "-A", file)
-    assert moved()
+        def moved() -> bool:
+            before = os.stat(file).st_atime_ns
+            assert f.read(100) == b"x" * 100
+            return os.stat(file).st_atime_ns > before
+
+        assert moved()
+        out("chattr", "+A", file)
+        assert not moved()
+        out("chattr", "-A", file)
+        assert moved()
 
 
 def test_numbers(mount):
@@ -262,6 +264,22 @@ def test_shutdown_by_numbers(mount):
     region.mount()
     assert region.stat()["replayed"] == 0
     assert (region.path / "file").read_bytes()[100:104] == b"here"
+
+
+def test_shutdown_with_an_argument_that_lies_on_the_mount(mount):
+    """The daemon reads it from the caller's memory, and so has to answer a page fault while it does."""
+    region = mount()
+    file = region.path / "file"
+    file.write_bytes(struct.pack("I", 3) + bytes(4092))
+    with open(file, "r+b") as f, mmap.mmap(f.fileno(), 4096) as mapping:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        there = ctypes.c_uint32.from_buffer(mapping)
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.ioctl(f.fileno(), ctypes.c_ulong(0x8004587D), ctypes.byref(there)) == -1
+        assert ctypes.get_errno() == errno.EINVAL  # mode 3: it was read
+        del there
+    assert file.read_bytes()[:4] == struct.pack("I", 3)
 
 
 def test_recorded(mount):
