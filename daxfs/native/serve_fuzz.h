@@ -27,7 +27,7 @@ struct serve_fuzz {
 	/* out, added up */
 	uint64_t verdict[FUZZ_VERDICTS], refused;
 	enum fuzz_wrong wrong;		/* the last message was answered wrongly */
-	char last[FUZZ_MESSAGE];
+	char last[FUZZ_MESSAGE] __attribute__((aligned(8)));
 	size_t last_size;
 };
 

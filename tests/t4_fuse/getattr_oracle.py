@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""A program for test_serve_getattr.py: GETATTR natively and through pyfuse3 and libfuse, byte for byte.
+
+Requests go to libfuse over a socket pair in place of /dev/fuse, so nothing is mounted. A program of its own,
+because a pyfuse3 session may only run once in a process. Prints how many replies were compared.
+"""
+
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS / "t3_data"), str(TESTS / "t2_meta")]
+
+import datakit
+import pyfuse3
+import rawmsg as R
+import trio
+
+from daxfs import layout as L
+from daxfs.fuse.ops import make_operations
+from daxfs.meta import attr, namespace, prealloc
+
+
+class Config:
+    """What make_operations asks of the options of a mount."""
+
+    track, write, drain = "pte", "nt", "write"
+    flags: dict = {}
+
+
+CHANGES = (
+    {}, {"mode": 0o4755}, {"mode": 0o2755}, {"uid": 4294967294, "gid": 65534}, {"atime": -1, "mtime": -(10**9)},
+    {"atime": -(1 << 63), "mtime": (1 << 63) - 1}, {"mtime": 1_999_999_999}, {"size": 1 << 44},
+)  # fmt: skip
+
+
+def inodes(ops):
+    """Inode numbers of all sorts, one after the other; each is as it shall be when it is yielded."""
+    fs, creds = ops.fs, namespace.Creds(5, 6)
+    yield 1
+    for number, change in enumerate(CHANGES):
+        inode = namespace.create(fs, 1, b"file%d" % number, 0o100640, creds)
+        node = fs.open(inode.ino)
+        ops.files.opened(node)
+        ops.files.write(node, 0, datakit.noise(5000 * number))
+        if change:
+            attr.setattr(fs, inode.ino, change)
+        yield inode.ino
+    for n in range(3 * prealloc.STREAM):
+        ops.files.write(node, node.map.size, b"x" * 5000) if n else attr.setattr(fs, node.ino, {"size": 0})
+    assert fs.inodes.flags(node.ino) & L.FLAG_PREALLOC
+    yield node.ino
+    yield namespace.create(fs, 1, b"dir", 0o41777, creds).ino
+    yield namespace.create(fs, 1, b"link", 0o120777, creds, target=b"there").ino
+    for mode in (0o10600, 0o20600, 0o60600, 0o140600):
+        yield namespace.create(fs, 1, b"node%o" % mode, mode, creds, rdev=os.makedev(259, 70000)).ino
+
+
+async def compare(ops, ours) -> int:
+    """Ask both for each inode; how many there were."""
+    init = R.message("init", 0, struct.pack("<IIII", 7, 31, 1 << 17, 1 << 13))
+    await ours.send(init)
+    await ours.recv(1 << 16)
+    count = 0
+    for ino in inodes(ops):
+        ops.tell_limits()
+        raw = R.getattr_(ino)
+        await ours.send(raw)
+        reply = await ours.recv(1 << 16)
+        verdict, error, native = ops.server.feed(raw)
+        assert (verdict, error) == ("done", 0), ino
+        assert struct.unpack_from("<Ii", reply) == (16 + len(native), 0), ino
+        assert native == reply[16:], (ino, native.hex(), reply[16:].hex())
+        count += 1
+    pyfuse3.terminate()
+    return count
+
+
+async def run(ops, ours) -> int:
+    done = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pyfuse3.main)
+        done.append(await compare(ops, ours))
+        ours.close()
+    return done[0]
+
+
+def main() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with datakit.Kit() as kit:
+        ops = make_operations(kit.make(inodes=512), Config())
+        pyfuse3.init(ops, f"/dev/fd/{theirs.fileno()}", set())
+        print(trio.run(run, ops, trio.socket.from_stdlib_socket(ours)))
+
+
+if __name__ == "__main__":
+    main()
