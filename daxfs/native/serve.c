@@ -412,7 +412,7 @@ void serve_done(struct server *s, struct serve_reply *r)
 	if (!h)
 		return;
 	r->handle = NULL;
-	pthread_rwlock_unlock(&h->f->lock);
 	range_exit(s->io->table);
+	pthread_rwlock_unlock(&h->f->lock);
 	handle_put(h);
 }

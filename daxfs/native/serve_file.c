@@ -32,15 +32,37 @@ static int may_write(struct server *s)
 	return __atomic_load_n(&s->limits.writes, __ATOMIC_RELAXED);
 }
 
+/* Take the file's lock, then enter the region: addresses are good until leave(). -EIO: it is dead. */
+static int enter(struct server *s, struct filemap *f, int exclusive)
+{
+	int rc;
+
+	if (exclusive)
+		pthread_rwlock_wrlock(&f->lock);
+	else
+		pthread_rwlock_rdlock(&f->lock);
+	rc = range_enter(s->io->table);
+	if (rc)
+		pthread_rwlock_unlock(&f->lock);
+	return rc;
+}
+
+/* Nothing was stored, or a drain followed. */
+static void leave(struct server *s, struct filemap *f)
+{
+	range_exit(s->io->table);
+	pthread_rwlock_unlock(&f->lock);
+}
+
 /* Give the lock back after stores that no drain followed: another thread's fsync must find them ordered.
  * On x86 the locked instruction of the unlock does that, for nt stores and write-backs as sfence does. */
-static void unlock_after_stores(struct server *s, struct filemap *f)
+static void leave_after_stores(struct server *s, struct filemap *f)
 {
 #if !defined(__x86_64__) && !defined(__i386__)
 	/* Orders what this thread stored before what the next holder of the lock drains. */
 	s->io->ops->drain(s->io->ops);
 #endif
-	pthread_rwlock_unlock(&f->lock);
+	leave(s, f);
 }
 
 /* -- times ------------------------------------------------------------------------------ */
@@ -127,13 +149,11 @@ enum serve_verdict serve_read(struct server *s, struct serve_handle *h, const ch
 	memcpy(&in, arg, sizeof(in));
 	if (!f->inode || in.size > r->cap)
 		return SERVE_CALL;
-	if (range_enter(s->io->table))
+	if (enter(s, f, 0))
 		return serve_error(r, -EIO);
-	pthread_rwlock_rdlock(&f->lock);
 	due = atime_due(s, h, now);
 	if (due && !may_write(s)) {
-		pthread_rwlock_unlock(&f->lock);
-		range_exit(s->io->table);
+		leave(s, f);
 		return SERVE_CALL;
 	}
 	size = bytes_at(f, in.offset, in.size);
@@ -147,8 +167,7 @@ enum serve_verdict serve_read(struct server *s, struct serve_handle *h, const ch
 		r->handle = h;		/* lock and region: until serve_done */
 		return SERVE_DONE;
 	}
-	unlock_after_stores(s, f);
-	range_exit(s->io->table);
+	leave_after_stores(s, f);
 	return err ? serve_error(r, err) : SERVE_DONE;
 }
 
@@ -193,17 +212,15 @@ enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct 
 
 	if (!may_write(s) || !f->inode)
 		return SERVE_CALL;
-	if (range_enter(s->io->table))
+	if (enter(s, f, 1))
 		return serve_error(r, -EIO);
-	pthread_rwlock_wrlock(&f->lock);
 	/* Otherwise replay would bring older times and size back: the journal must be settled, which is not
 	 * ours to do. But then what is dirty has been written back, and nobody waits for that. */
 	settled = !(state_of(f) & FILEMAP_UNSETTLED);
 	queue_stale_times(s, f);
 	if (settled || is_dirty(f))
 		err = write_back(s, f);
-	pthread_rwlock_unlock(&f->lock);
-	range_exit(s->io->table);
+	leave(s, f);
 	if (err)
 		return serve_error(r, err);
 	return settled ? SERVE_DONE : SERVE_CALL;
@@ -288,19 +305,16 @@ enum serve_verdict serve_write(struct server *s, struct serve_handle *h, const c
 		return serve_error(r, -EBADF);
 	if (!may_write(s) || !f->inode || !in.size || in.offset > MAX_FILE_SIZE - in.size)
 		return SERVE_CALL;
-	if (range_enter(s->io->table))
+	if (enter(s, f, 1))
 		return serve_error(r, -EIO);
-	pthread_rwlock_wrlock(&f->lock);
 	if (!write_is_ours(h, in.offset, in.size, &grows)) {
-		pthread_rwlock_unlock(&f->lock);
-		range_exit(s->io->table);
+		leave(s, f);
 		return SERVE_CALL;
 	}
 	if (s->fault && (in.write_flags & WIRE_WRITE_CACHE || !(h->flags & SERVE_DIRECT)))
 		s->fault(s->fault_ctx, f, in.offset, in.size, 1);
 	err = grows ? append(s, h, in.offset, in.size, data) : overwrite(s, h, in.offset, in.size, data);
-	unlock_after_stores(s, f);
-	range_exit(s->io->table);
+	leave_after_stores(s, f);
 	if (err)
 		return serve_error(r, err);
 	out.size = in.size;
@@ -398,9 +412,8 @@ enum serve_verdict serve_fallocate(struct server *s, struct serve_handle *h, con
 		return SERVE_CALL;
 	if (in.length > MAX_FILE_SIZE || in.offset > MAX_FILE_SIZE - in.length)
 		return SERVE_CALL;
-	if (range_enter(s->io->table))
+	if (enter(s, f, 1))
 		return serve_error(r, -EIO);
-	pthread_rwlock_wrlock(&f->lock);
 	ours = (state_of(f) & (FILEMAP_PLAIN | FILEMAP_UNSETTLED)) == FILEMAP_PLAIN
 		&& all_allocated(f, in.offset, in.offset + in.length, !!(in.mode & FALLOCATE_KEEP_SIZE));
 	if (ours) {
@@ -408,7 +421,6 @@ enum serve_verdict serve_fallocate(struct server *s, struct serve_handle *h, con
 		/* Orders the times before the reply: what fallocate did is durable when it returns. */
 		ops->drain(ops);
 	}
-	pthread_rwlock_unlock(&f->lock);
-	range_exit(s->io->table);
+	leave(s, f);
 	return ours ? SERVE_DONE : SERVE_CALL;
 }
