@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import struct
+from types import SimpleNamespace
 
 import callkit
 import datakit
@@ -24,7 +25,7 @@ PAGE = 4096
 READ, WRITE, FSYNC, READDIR, FSYNCDIR, FALLOCATE, LSEEK = 15, 16, 20, 28, 30, 43, 46
 COPY, SYNCFS, TMPFILE, STATX, COPY_64 = 47, 50, 51, 52, 53
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
-KILL_SUIDGID = 4
+CACHE, KILL_SUIDGID, LOCKOWNER = 1, 4, 2
 READ_IN = WRITE_IN = "QQIIQII"
 ATTR = "QQQqqqIIIIIIIIII"
 
@@ -85,6 +86,25 @@ def test_the_writer_counts_not_the_opener(bench, flags, expected, opener):
     attr.setattr(bench.fs, ino, {"mode": 0o6755})
     bench.call(WRITE, ino, WRITE_IN, fh, 0, 1, flags, 0, 0, 0, data=b"D", who=user(2000, 2000))
     assert bench.fs.inodes.read(ino).mode & 0o7777 == expected
+
+
+def test_pages_of_a_mapping_take_nothing_away(bench):
+    """A write-back comes with any handle of the file, and is a fault for the counters; direct I/O is none."""
+    bench.ops.killpriv = bench.ops.direct = True
+    ino, fh = bench.create(b"file", b"data", who=user())
+    attr.setattr(bench.fs, ino, {"mode": 0o6755})
+    xattr.put(bench.fs, ino, b"security.capability", b"\1" * 20)
+    faults = []
+    bench.ops.faults = SimpleNamespace(request=lambda node, pos, size, write: faults.append(write))
+    bench.call(READ, ino, READ_IN, fh, 0, 4, LOCKOWNER, 0, 0, 0)
+    assert faults == []
+    bench.call(READ, ino, READ_IN, fh, 0, 4, 0, 0, 0, 0)
+    bench.call(WRITE, ino, WRITE_IN, fh, 0, 1, CACHE, 0, 0, 0, data=b"D")
+    assert faults == [False, True]
+    assert bench.fs.inodes.read(ino).mode & 0o7777 == 0o6755 and xattr.names(bench.fs, ino)
+    bench.call(WRITE, ino, WRITE_IN, fh, 0, 1, KILL_SUIDGID, 0, 0, 0, data=b"D", who=user())
+    assert faults == [False, True]
+    assert bench.fs.inodes.read(ino).mode & 0o7777 == 0o755 and not xattr.names(bench.fs, ino)
 
 
 def test_readdir(bench):
