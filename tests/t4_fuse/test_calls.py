@@ -4,8 +4,10 @@
 import errno
 import logging
 import os
+import random
 import stat
 import struct
+from collections import Counter
 from types import SimpleNamespace
 
 import callkit
@@ -305,3 +307,48 @@ def test_other_opcodes_are_not_known(bench, opcode):
 def test_every_handler_has_a_counter(bench):
     for name in ("readdir_plain", "fallocate", "lseek", "copy_file_range", "statx", "tmpfile", "syncfs"):
         assert hasattr(getattr(Operations, name), "is_handler") and name in bench.ops.counters
+
+
+def test_random_requests(bench, caplog):
+    """Fields of any value in any order: an answer or an errno, no log line, and a sound file system."""
+    rng = random.Random(11)
+    files = [bench.create(b"f%d" % n, b"x" * 5000 * n) for n in range(3)]
+    directory = bench.ask("opendir", 1, ROOT)
+    nodes = [0, 1, 2, 99, 1 << 40, *(ino for ino, _ in files)]
+    handles = [0, directory, 1 << 63, *(fh for _, fh in files)]
+    offsets = [0, 1, 4095, 4096, 5000, 20000, 1 << 20, (1 << 44) - 1, 1 << 44, 1 << 63, (1 << 64) - 1]
+    small = [0, 1, 2, 3, 4, 7, 16, 17, 4096, 5000, 1 << 20, 0x80000000, 0xFFFFFFFF]
+    caplog.set_level(logging.INFO)
+    answers = Counter()
+
+    async def all_of_them():
+        for _ in range(20000):
+            opcode = rng.choice(sorted(calls.CALLS))
+            target = rng.choice(files)
+            nodeid, fh = target if rng.random() < 0.7 else (rng.choice(nodes), rng.choice(handles))
+            words = [rng.choice(offsets) for _ in range(rng.randrange(10))]
+            words += [rng.choice(small) | rng.choice(small) << 32 for _ in range(3)]
+            rng.shuffle(words)
+            words.insert(0, fh)
+            if opcode in (COPY, COPY_64) and rng.random() < 0.5:
+                words[2:4], words[6:] = rng.choice(files), [0]
+            arg = struct.pack(f"={len(words)}Q", *words)
+            arg = arg[: rng.choice((len(arg), 64, 56, 40, 32, 24, 16, rng.randrange(64)))]
+            data, who = bytes(rng.choice((0, 1, 4096, 5000))), rng.choice((ROOT, user()))
+            call = Call(opcode, nodeid, arg, data, who)
+            try:
+                await calls.run(bench.ops, call)
+                answers[0] += 1
+            except (OSError, pyfuse3.FUSEError) as error:
+                assert error.errno in errno.errorcode
+                answers[error.errno] += 1
+
+    trio.run(all_of_them)
+    assert not caplog.records
+    assert answers[0] > 2000 and len(answers) > 7, answers
+    fsck(bench.fs)
+
+
+def fsck(fs):
+    with datakit.Kit() as kit:
+        kit.fsck(fs)
