@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """L0: the exceptions that daxfs raises, each with the errno a caller sees.
 
-Every error is an OSError, so that ``fuse/ops.py`` has one rule (errno to
+Every error is an OSError, so that ``fuse/handler.py`` has one rule (errno to
 FUSEError) and the commands have one (message to stderr). Imports nothing of
 daxfs.
 """

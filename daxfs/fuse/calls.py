@@ -23,6 +23,7 @@ from pyfuse3 import FUSEError
 from ..errors import fail
 from ..layout import MAX_FILE_SIZE
 from . import wire
+from .handler import MAPPING, PRIVILEGED
 from .ioctl import run_ioctl
 
 MAX_READ = 65535 << 12  # the largest that the kernel can be set to ask for (fs.fuse.max_pages_limit)
@@ -47,11 +48,11 @@ def _handle(ops, fh: int, nodeid: int, kind: int):
 
 
 async def _read(ops, call):
-    fh, pos, size, _, _ = _unpack(wire.READ_IN, call)
+    fh, pos, size, flags, _, _ = _unpack(wire.READ_IN, call)
     _handle(ops, fh, call.nodeid, _REGULAR)
     if size > MAX_READ:
         raise fail(errno.EINVAL)
-    return (await ops.read(fh, pos, size),)
+    return (await ops.read(fh, pos, size, not flags & wire.READ_LOCKOWNER),)
 
 
 async def _write(ops, call):
@@ -59,8 +60,9 @@ async def _write(ops, call):
     _handle(ops, fh, call.nodeid, _REGULAR)
     if size > len(call.data):
         raise fail(errno.EINVAL)
-    unprivileged = call if flags & wire.WRITE_KILL_SUIDGID else False
-    return (wire.WRITE_OUT.pack(await ops.write(fh, pos, call.data[:size], unprivileged)),)
+    writer = call if flags & wire.WRITE_KILL_SUIDGID else PRIVILEGED
+    writer = MAPPING if flags & wire.WRITE_CACHE else writer
+    return (wire.WRITE_OUT.pack(await ops.write(fh, pos, call.data[:size], writer)),)
 
 
 async def _fsync(ops, call):
@@ -78,7 +80,7 @@ async def _fsyncdir(ops, call):
 
 
 async def _readdir(ops, call):
-    fh, cookie, size, _, _ = _unpack(wire.READ_IN, call)
+    fh, cookie, size, _, _, _ = _unpack(wire.READ_IN, call)
     _handle(ops, fh, call.nodeid, _DIRECTORY)
     return (await ops.readdir_plain(fh, cookie, min(size, MAX_READ)),)
 

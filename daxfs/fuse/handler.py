@@ -18,6 +18,8 @@ from pyfuse3 import FUSEError
 log = logging.getLogger(__name__)
 
 ENOSPC_RETRIES = 20
+# Whose data a write has, where the request says so: pages of a mapping; of somebody with CAP_FSETID.
+MAPPING, PRIVILEGED = "mapping", "privileged"
 # What close(2), df and umount need; every other request answers EIO after a shutdown.
 AFTER_SHUTDOWN = frozenset(("release", "releasedir", "flush", "statfs", "shutdown"))
 

@@ -20,7 +20,7 @@ from ..fault._decision import CachedFaults
 from ..meta import attr, namespace, xattr
 from ..meta.file import killed_privileges
 from ..meta.namespace import Creds
-from .handler import group_check, handler
+from .handler import MAPPING, PRIVILEGED, group_check, handler
 from .handshake import FEATURES, HANDOFF_NODE
 from .ops_ioctl import IoctlOperations
 from .ops_more import MoreOperations
@@ -278,29 +278,37 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         return self._opened(inode.ino, flags, ctx), self.told(inode)
 
     @handler
-    def read(self, fh, pos, size):
+    def read(self, fh, pos, size, mapping=False):
+        """*mapping*: pages for a mapping, though the program's own reads are direct."""
         handle = self.handles[fh]
-        if not handle.direct:
+        if mapping or not handle.direct:
             self.faults.request(handle.node.map, pos, size, False)
         return self.files.read(handle.node, pos, size, handle.noatime)
 
     @handler
-    def write(self, fh, pos, data, unprivileged=None):
-        """*unprivileged*: the request of a writer without CAP_FSETID, False: he has it, None: not known."""
+    def write(self, fh, pos, data, writer=None):
+        """*writer*: MAPPING, PRIVILEGED, the request of one without CAP_FSETID; None: it doesn't say."""
         handle = self.handles[fh]
-        if not handle.direct:
+        if writer is MAPPING or not handle.direct:
             self.faults.request(handle.node.map, pos, len(data), True)
-        # The kernel leaves to us: all of it with HANDLE_KILLPRIV_V2; without it all of it for direct I/O, and
-        # setgid without group execute in any case.
-        in_group = handle.in_group
-        if unprivileged is not None and (self.killpriv or handle.direct):
-            in_group = group_check(unprivileged) if unprivileged else None
-        if in_group is not None or (self.killpriv and handle.node.capability is not False):
-            attr.drop_privileges(self.fs, handle.node, in_group, self.killpriv or handle.direct)
+        if writer is not MAPPING:
+            self._drop_privileges(handle, writer)
         written = self.files.write(handle.node, pos, data)
         if handle.dsync:
             self.files.fsync(handle.node)
         return written
+
+    def _drop_privileges(self, handle: Handle, writer) -> None:
+        """What a write takes away (attr.drop_privileges), by *writer* or else by who opened the file.
+
+        The kernel leaves to us: all of it with HANDLE_KILLPRIV_V2; without it all of it for direct I/O, and
+        setgid without group execute in any case. It says who writes where it leaves all of it.
+        """
+        in_group = handle.in_group
+        if writer is not None and (self.killpriv or handle.direct):
+            in_group = None if writer is PRIVILEGED else group_check(writer)
+        if in_group is not None or (self.killpriv and handle.node.capability is not False):
+            attr.drop_privileges(self.fs, handle.node, in_group, self.killpriv or handle.direct)
 
     @handler
     def flush(self, fh):

@@ -23,7 +23,7 @@ _STATX_ATTRS = {L.FLAG_DAX: 0x200000, L.FLAG_NODUMP: 0x40}  # linux/stat.h
 class MoreOperations:
     """What Operations (ops.py) gets besides its pyfuse3 handlers."""
 
-    def _drop_privileges(self, node, ctx) -> None:
+    def _drop_by(self, node, ctx) -> None:
         """What a change of the data takes away; no flag of these requests says whether it must."""
         in_group = group_check(ctx) if ctx.uid else None
         if in_group is not None or node.capability is not False:
@@ -48,7 +48,7 @@ class MoreOperations:
     @handler
     def fallocate(self, fh, pos, length, mode, ctx):
         node = self.handles[fh].node
-        self._drop_privileges(node, ctx)
+        self._drop_by(node, ctx)
         self.files.fallocate(node, mode, pos, length)
 
     @handler
@@ -61,7 +61,7 @@ class MoreOperations:
     def copy_file_range(self, fh_in, pos_in, fh_out, pos_out, length, ctx):
         """One piece of a copy (`ranges.copy_piece`); its bytes. The two ranges do not overlap."""
         source, target = self.handles[fh_in], self.handles[fh_out]
-        self._drop_privileges(target.node, ctx)
+        self._drop_by(target.node, ctx)
         done = ranges.copy_piece(self.files, source.node, pos_in, target.node, pos_out, length)
         if not source.noatime:
             attr.touch_read(self.fs, source.ino)

@@ -22,8 +22,10 @@ READ, WRITE, FSYNC, READDIR, FSYNCDIR, IOCTL, FALLOCATE, LSEEK = 15, 16, 20, 28,
 COPY_FILE_RANGE, SYNCFS, TMPFILE, STATX, COPY_FILE_RANGE_64 = 47, 50, 51, 52, 53
 
 # The fixed structs of requests, named fields only.
-READ_IN = struct.Struct("=QQI4xQI4x")  # fh, offset, size, lock_owner, flags
+READ_IN = struct.Struct("=QQIIQI4x")  # fh, offset, size, read_flags, lock_owner, flags
+READ_LOCKOWNER = 1 << 1  # a read of a program; without it of the page cache, for direct I/O too
 WRITE_IN = struct.Struct("=QQIIQI4x")  # fh, offset, size, write_flags, lock_owner, flags
+WRITE_CACHE = 1 << 0  # pages of a mapping; which of the file's handles is a guess
 WRITE_KILL_SUIDGID = 1 << 2  # the writer has no CAP_FSETID
 FSYNC_IN = struct.Struct("=QI4x")  # fh, flags
 FSYNC_DATASYNC = 1

@@ -4,8 +4,11 @@
 import errno
 import logging
 import os
+import random
 import stat
 import struct
+from collections import Counter
+from types import SimpleNamespace
 
 import callkit
 import datakit
@@ -24,7 +27,7 @@ PAGE = 4096
 READ, WRITE, FSYNC, READDIR, FSYNCDIR, FALLOCATE, LSEEK = 15, 16, 20, 28, 30, 43, 46
 COPY, SYNCFS, TMPFILE, STATX, COPY_64 = 47, 50, 51, 52, 53
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
-KILL_SUIDGID = 4
+CACHE, KILL_SUIDGID, LOCKOWNER = 1, 4, 2
 READ_IN = WRITE_IN = "QQIIQII"
 ATTR = "QQQqqqIIIIIIIIII"
 
@@ -85,6 +88,25 @@ def test_the_writer_counts_not_the_opener(bench, flags, expected, opener):
     attr.setattr(bench.fs, ino, {"mode": 0o6755})
     bench.call(WRITE, ino, WRITE_IN, fh, 0, 1, flags, 0, 0, 0, data=b"D", who=user(2000, 2000))
     assert bench.fs.inodes.read(ino).mode & 0o7777 == expected
+
+
+def test_pages_of_a_mapping_take_nothing_away(bench):
+    """A write-back comes with any handle of the file, and is a fault for the counters; direct I/O is none."""
+    bench.ops.killpriv = bench.ops.direct = True
+    ino, fh = bench.create(b"file", b"data", who=user())
+    attr.setattr(bench.fs, ino, {"mode": 0o6755})
+    xattr.put(bench.fs, ino, b"security.capability", b"\1" * 20)
+    faults = []
+    bench.ops.faults = SimpleNamespace(request=lambda node, pos, size, write: faults.append(write))
+    bench.call(READ, ino, READ_IN, fh, 0, 4, LOCKOWNER, 0, 0, 0)
+    assert faults == []
+    bench.call(READ, ino, READ_IN, fh, 0, 4, 0, 0, 0, 0)
+    bench.call(WRITE, ino, WRITE_IN, fh, 0, 1, CACHE, 0, 0, 0, data=b"D")
+    assert faults == [False, True]
+    assert bench.fs.inodes.read(ino).mode & 0o7777 == 0o6755 and xattr.names(bench.fs, ino)
+    bench.call(WRITE, ino, WRITE_IN, fh, 0, 1, KILL_SUIDGID, 0, 0, 0, data=b"D", who=user())
+    assert faults == [False, True]
+    assert bench.fs.inodes.read(ino).mode & 0o7777 == 0o755 and not xattr.names(bench.fs, ino)
 
 
 def test_readdir(bench):
@@ -285,3 +307,48 @@ def test_other_opcodes_are_not_known(bench, opcode):
 def test_every_handler_has_a_counter(bench):
     for name in ("readdir_plain", "fallocate", "lseek", "copy_file_range", "statx", "tmpfile", "syncfs"):
         assert hasattr(getattr(Operations, name), "is_handler") and name in bench.ops.counters
+
+
+def test_random_requests(bench, caplog):
+    """Fields of any value in any order: an answer or an errno, no log line, and a sound file system."""
+    rng = random.Random(11)
+    files = [bench.create(b"f%d" % n, b"x" * 5000 * n) for n in range(3)]
+    directory = bench.ask("opendir", 1, ROOT)
+    nodes = [0, 1, 2, 99, 1 << 40, *(ino for ino, _ in files)]
+    handles = [0, directory, 1 << 63, *(fh for _, fh in files)]
+    offsets = [0, 1, 4095, 4096, 5000, 20000, 1 << 20, (1 << 44) - 1, 1 << 44, 1 << 63, (1 << 64) - 1]
+    small = [0, 1, 2, 3, 4, 7, 16, 17, 4096, 5000, 1 << 20, 0x80000000, 0xFFFFFFFF]
+    caplog.set_level(logging.INFO)
+    answers = Counter()
+
+    async def all_of_them():
+        for _ in range(20000):
+            opcode = rng.choice(sorted(calls.CALLS))
+            target = rng.choice(files)
+            nodeid, fh = target if rng.random() < 0.7 else (rng.choice(nodes), rng.choice(handles))
+            words = [rng.choice(offsets) for _ in range(rng.randrange(10))]
+            words += [rng.choice(small) | rng.choice(small) << 32 for _ in range(3)]
+            rng.shuffle(words)
+            words.insert(0, fh)
+            if opcode in (COPY, COPY_64) and rng.random() < 0.5:
+                words[2:4], words[6:] = rng.choice(files), [0]
+            arg = struct.pack(f"={len(words)}Q", *words)
+            arg = arg[: rng.choice((len(arg), 64, 56, 40, 32, 24, 16, rng.randrange(64)))]
+            data, who = bytes(rng.choice((0, 1, 4096, 5000))), rng.choice((ROOT, user()))
+            call = Call(opcode, nodeid, arg, data, who)
+            try:
+                await calls.run(bench.ops, call)
+                answers[0] += 1
+            except (OSError, pyfuse3.FUSEError) as error:
+                assert error.errno in errno.errorcode
+                answers[error.errno] += 1
+
+    trio.run(all_of_them)
+    assert not caplog.records
+    assert answers[0] > 2000 and len(answers) > 7, answers
+    fsck(bench.fs)
+
+
+def fsck(fs):
+    with datakit.Kit() as kit:
+        kit.fsck(fs)
