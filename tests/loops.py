@@ -27,6 +27,7 @@ class LoopMount:
 
     def __init__(self, kind: str, size: int = 0):
         name = f"{mounts.PREFIX}loop{next(_numbers)}"
+        self.kind = kind
         self.image = Path("/dev/shm") / f"{name}.img"
         self.path = Path(tempfile.gettempdir()) / f"{name}.mnt"
         self.closed = False
@@ -36,10 +37,19 @@ class LoopMount:
             with open(self.image, "xb") as file:
                 file.truncate(max(size, MIN_SIZE[kind]))
             mounts.run([*MKFS[kind], self.image])
-            mounts.run(["mount", "-t", kind, "-o", "loop", self.image, self.path])
+            self.mount()
         except BaseException:
             self.close()
             raise
+
+    def mount(self) -> None:
+        """Mount the image."""
+        mounts.run(["mount", "-t", self.kind, "-o", "loop", self.image, self.path])
+
+    def remount(self) -> None:
+        """umount, then mount again: nothing is left in the page cache."""
+        mounts.run(["umount", self.path])
+        self.mount()
 
     def close(self) -> None:
         """Unmount (the loop device goes with it) and remove the image. May be called twice."""
