@@ -130,6 +130,8 @@ class Session:
             # Threads before descriptors: nobody may use a number that means something else by then.
             if self.native is not None:
                 self.native.stop()
+                # The operations live until the next garbage collection, the transport's descriptors must not.
+                self.operations.stats.native = None
             # Takes the mount away, lazily where it is in use, and ends requests that nobody answered.
             if self.link is not None:
                 self.link.close(lambda: pyfuse3.close(unmount=False), self.ended_by == ABORT)

@@ -276,6 +276,27 @@ def test_json(region_factory, kind):
     assert abs(reply["time_ns"] - time.time_ns()) < 60 * 10**9
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_event_is_shown_or_counted_as_lost(region_factory, kind):
+    region, count = region_factory(options=f"transport={kind}").mount(), 5000
+    shown = lost = 0
+    with open(region.path / "file", "wb", buffering=0) as file, Tracing(region, "--json") as tracing_:
+        for _ in range(count):  # nobody reads meanwhile: the trace has to wait, the mount has not
+            os.pwrite(file.fileno(), b"x" * 512, 0)
+
+        def all_there():
+            nonlocal shown, lost
+            whole = tracing_.text[: tracing_.text.rfind("\n") + 1]
+            events = [json.loads(line) for line in whole.splitlines()]
+            shown = sum(event.get("op") == "WRITE" for event in events)
+            lost = sum(event["count"] for event in events if event["kind"] == "lost")
+            return shown + lost >= 2 * count
+
+        tracing_.until(all_there, lambda: time.sleep(0.3))
+        assert shown <= 2 * count, (shown, lost)
+        assert tracing_.end() == (0, "")
+
+
 def test_two_watchers_and_one_that_leaves_in_the_middle(mount_factory):
     region = mount_factory()
     with Tracing(region) as first, Tracing(region) as second:

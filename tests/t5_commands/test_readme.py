@@ -57,14 +57,14 @@ def check_tables(shown: list[str], printed: list[str]) -> None:
     heading = ""
     for line in shown:
         words = line.split()
-        if words[0] in ("operation", "fault"):
+        if words[0] in ("operation", "answered", "fault"):
             heading = words[0]
             assert shape(line) in shapes
         elif heading == "fault" and "─" not in line:
             kind, order, result, reason = words[:4]
             assert kind in KIND_NAMES and order in ("PTE", "PMD")
             assert result in RESULT_NAMES and (reason in REASON_NAMES or reason.isdigit())
-        elif heading == "operation" and "─" not in line:
+        elif heading in ("operation", "answered") and "─" not in line:
             assert words[0] in operations
 
 
