@@ -173,10 +173,9 @@ cdef class Transport:
         return self.t.npending
 
     def pump(self):
-        """Hand on what pyfuse3 has answered. After each step of the trio loop that may have run a handler."""
-        if self.t.npending:
-            with nogil:
-                transport_pump(&self.t)
+        """Hand on what pyfuse3 has written. After each step of the trio loop, which may have run a handler."""
+        with nogil:
+            transport_pump(&self.t)
 
     def next_call(self):
         """The oldest request that Python has to answer (a `Call`), or None."""

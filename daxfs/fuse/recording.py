@@ -21,6 +21,7 @@ from daxfs._record import Recorder
 from daxfs.errors import UsageError
 from daxfs.fuse import facts
 from daxfs.meta import superblock
+from daxfs.meta.namespace import RENAME_WHITEOUT
 
 log = logging.getLogger("daxfs.record")
 _text = json.encoder.encode_basestring_ascii
@@ -76,7 +77,8 @@ BEGIN = {
     "unlink": lambda ops, parent, name, ctx: _entry(parent, name),
     "rmdir": lambda ops, parent, name, ctx: _entry(parent, name),
     "rename": lambda ops, parent, name, new_parent, new_name, flags, ctx: _entry(
-        parent, name, new_parent=new_parent, new_name=_name(new_name), flags=flags),
+        parent, name, new_parent=new_parent, new_name=_name(new_name), flags=flags,
+        **(_caller(ctx) if flags & RENAME_WHITEOUT else {})),
     "open": lambda ops, ino, flags, ctx: {"ino": ino, "flags": flags},
     "create": lambda ops, parent, name, mode, flags, ctx: _entry(parent, name, ctx, mode=mode, flags=flags),
     "read": lambda ops, fh, pos, size: _on_handle(ops, fh, pos=pos, size=size),

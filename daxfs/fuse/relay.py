@@ -54,6 +54,7 @@ class Relay:
                         nursery.start_soon(self.answer, call)
                     else:
                         await self.answer(call)
+            nursery.cancel_scope.cancel()  # nobody waits for the long ones any more
 
     async def answer(self, call) -> None:
         """Run one call and reply to it, whatever happens: nobody else will."""

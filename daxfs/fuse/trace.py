@@ -201,7 +201,7 @@ class Decoder:
         self._pending: dict[int, tuple] = {}  # unique -> (op, ns, ino, arguments)
 
     def event(self, record: bytes) -> dict:
-        """One record. *kind*, *time_ns*, and what the kind has; see `line` and docs/trace.md."""
+        """One record. *kind*, *time_ns*, and what the kind has; see `line` and docs/transport.md."""
         if len(record) < HEAD.size:
             return {"kind": "unreadable", "bytes": len(record)}
         ns, kind, opcode, unique, *rest = HEAD.unpack_from(record)

@@ -21,7 +21,7 @@
 #include "daxfs/native/serve.h"
 
 enum transport_kind { TRANSPORT_DEV = 1, TRANSPORT_URING = 2 };
-enum transport_how { HOW_SERVED = 0, HOW_RELAYED = 1, HOW_CALLED = 2 };
+enum transport_how { HOW_SERVED = 0, HOW_RELAYED = 1, HOW_CALLED = 2, HOW_NOT_KNOWN = 3 };
 
 struct transport;
 struct channel;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """COPY_FILE_RANGE as a raw request: content, holes, bounds, privileges, interruption, its pieces."""
 
+import contextlib
 import errno
 import os
 import random
@@ -15,6 +16,7 @@ from callkit import ROOT, Call, user
 from daxfs._iomap import MAPPED, UNWRITTEN
 from daxfs.data import ranges
 from daxfs.fuse import calls
+from daxfs.fuse.relay import Relay
 from daxfs.meta import attr, xattr
 from daxfs.meta import namespace as ns
 
@@ -269,6 +271,44 @@ def test_interruption(stepped):
     bench.ops.copy_file_range = piece
     assert struct.unpack("=Q", bench.run(call))[0] == 3 * PAGE
     assert stepped.content() == bench.content(stepped.source[1])[: 3 * PAGE]
+
+
+def test_the_end_of_the_transport_ends_a_copy(stepped):
+    """A connection that is gone must not wait until the copy, of terabytes perhaps, is done."""
+    bench, call = stepped.bench, stepped.request(0, 0, 1 << 20)
+    replies, plain, steps = [], bench.ops.copy_file_range, []
+    call.reply = lambda error, pieces: replies.append(error)
+    ready = os.eventfd(1, os.EFD_NONBLOCK)
+
+    class Transport:
+        ended = None
+        waiting = [call]
+
+        def fileno(self):
+            return ready
+
+        def pump(self):
+            pass
+
+        def next_call(self):
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(ready)
+            return self.waiting.pop() if self.waiting else None
+
+    transport = Transport()
+
+    async def piece(*args):
+        steps.append(args)
+        if len(steps) == 3:
+            transport.ended = "aborted"
+        os.eventfd_write(ready, 1)
+        return await plain(*args)
+
+    bench.ops.copy_file_range = piece
+    ends = []
+    trio.run(Relay(transport, bench.ops).serve, ends.append)
+    os.close(ready)
+    assert ends == ["aborted"] and replies == [errno.EIO] and 3 <= len(steps) < 20
 
 
 def test_the_source_shrinks_on_the_way(stepped):

@@ -203,6 +203,7 @@ def work(path):
     name = path / "a \x1b name"
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o640)
     os.pwrite(fd, bytes(4096), 0)  # O_DIRECT on FUSE asks for no alignment
+    os.pwrite(fd, b"written over" + bytes(4084), 0)  # natively, where that can be
     os.pread(fd, 4096, 0)
     os.fsync(fd)
     os.ftruncate(fd, 100)
@@ -225,7 +226,8 @@ def work(path):
 
 EXPECTED = {
     "LOOKUP": [('name="none"', "nodeid=none")], "CREATE": [(r'name="a \x1b name"', "fh=")],
-    "WRITE": [("size=4096", "size=4096")], "READ": [("size=4096", "4096 bytes")], "FSYNC": [("fh=", "ok")],
+    "WRITE": [("size=4096", "size=4096"), ('data="written over', "size=4096")],
+    "READ": [("size=4096", '4096 bytes "written over')], "FSYNC": [("fh=", "ok")],
     "SETATTR": [("size=100", "size=100")], "MKDIR": [('name="dir"', "S_IFDIR|0750")],
     "RENAME2": [('newname="new"', "ok")], "SYMLINK": [('target="dir/new"', "S_IFLNK")],
     "READLINK": [("", 'target="dir/new"')], "SETXATTR": [('name="user.a", value="value"', "ok")],
