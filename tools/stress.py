@@ -71,9 +71,9 @@ def stress(transport: str, root: Path, name: str, seconds: int) -> Outcome:
     size = [f"--{name}-bytes", SIZES[name]] if name in SIZES else []
     began = time.monotonic()
     try:
-        done = mounts.run(["stress-ng", f"--{name}", "2", *size, "--temp-path", place, "--verify", "--seed", "1",
-                           "--timeout", f"{seconds}s", "--oomable", "--metrics-brief"], check=False,
-                          timeout=3 * seconds + 120)
+        done = mounts.run(["stress-ng", f"--{name}", "2", *size, "--temp-path", place, "--timeout",
+                           f"{seconds}s", "--verify", "--seed", "1", "--oomable", "--metrics-brief"],
+                          check=False, timeout=3 * seconds + 120)
         status, text = done.returncode, done.stdout + done.stderr
     except mounts.CommandError as exc:
         status, text = -1, str(exc)
@@ -118,7 +118,8 @@ def on_mount(transport: str, names: list[str], args, progress: Progress) -> list
         log = mounts.take_complaints()
     spent = round(time.monotonic() - began, 1)
     text = checked.stdout + checked.stderr
-    found.append(Outcome(transport, "(fsck)", "FAILED" if checked.returncode else "ok", spent, 0, text))
+    state = "FAILED" if checked.returncode else "ok"
+    found.append(Outcome(transport, "(fsck)", state, spent, 0, text))
     found.append(Outcome(transport, "(daemon)", "ok" if alive and not log else "FAILED", spent, 0,
                          "\n".join(log) or ("" if alive else "it has died")))
     return found
@@ -139,8 +140,8 @@ def show(console: Console, found: list[Outcome], seconds: int) -> None:
     for one in found:
         if one.text and one.state != "ok":
             wanted = [line for line in one.text.splitlines() if not re.search("(info|metrc):", line)]
-            console.print(f"{one.transport} {one.stressor} {one.state}:", *wanted[:8], sep="\n  ", markup=False,
-                          highlight=False)
+            heading = f"{one.transport} {one.stressor} {one.state}:"
+            console.print(heading, *wanted[:8], sep="\n  ", markup=False, highlight=False)
 
 
 def arguments() -> argparse.Namespace:
