@@ -52,7 +52,7 @@ class Outcome:
 
     def shown(self) -> str:
         """For the table: operations, or what it is instead."""
-        return str(self.operations or "ok") if self.state == "ok" else self.state
+        return str(self.operations) if self.state == "ok" and not self.stressor.startswith("(") else self.state
 
 
 def stressors() -> list[str]:
