@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Precise damage to a region made by `populate.make`: one field, one record, one block, sealed or not."""
+"""Damage to a region made by `populate.make`: one field, one record, one block, sealed or not; `chaos`."""
+
+import random
 
 from daxfs import layout as L
 from daxfs.meta import fs as meta_fs
@@ -120,3 +122,28 @@ class Damage:
 
     def state(self, limit: int) -> None:
         self.put(STATE, mkfs.state_line(self.seed, limit))
+
+
+def chaos(d, dice: random.Random) -> None:
+    """A few random changes to metadata; half of them sealed, so that they get past the checksums."""
+    blocks = [*d.facts.chain, d.facts.xattr, *(d.facts.data[p] for p in (b"/", b"/dir", b"/big"))]
+    for _ in range(dice.randint(1, 4)):
+        what = dice.randrange(5)
+        if what == 0:
+            at = dice.randrange(d.sb.data_pfn * PAGE + 64 * PAGE)
+            d.put(at, dice.randbytes(dice.choice((1, 8, 64, 256))))
+        elif what == 1:
+            name = dice.choice([n for n in F.names if n not in ("magic", "crc", "inline", "hot_reserved")])
+            size = F.codec[name].size
+            value = dice.choice((0, 1, (1 << 8 * size - 1) - 1, dice.getrandbits(8 * size - 1), 4096))
+            d.inode(dice.randrange(1, 40), **{name: value})
+        elif what == 2:
+            raw = bytearray(d.field(1 + dice.randrange(30), "inline"))
+            raw[dice.randrange(96)] = dice.randrange(256)
+            d.inode(1 + dice.randrange(30), inline=bytes(raw))
+        elif what == 3:
+            pfn = dice.choice(blocks)
+            d.block(pfn, dice.randrange(8, 300), dice.randbytes(dice.choice((1, 2, 8))))
+        else:
+            one, two = dice.choice(blocks), dice.choice(blocks)
+            d.put(one * PAGE, d.get(two * PAGE, PAGE))
