@@ -70,6 +70,8 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/namespace.py
 	$(SUDO) $(VENV)/bin/python tools/bench/mount_time.py
 	$(SUDO) $(VENV)/bin/python tools/bench/record.py
+	$(SUDO) $(VENV)/bin/python tools/bench/transport.py
+	$(SUDO) $(VENV)/bin/python tools/bench/s17.py
 
 lint: $(BUILD)
 	$(VENV)/bin/ruff check .

@@ -44,6 +44,17 @@ def rename2(src: str, dst: str, flags: int) -> None:
         raise OSError(code, os.strerror(code), src)
 
 
+# linux/falloc.h: KEEP_SIZE 1, PUNCH_HOLE 2, ZERO_RANGE 16
+FALLOC = {"allocate": 0, "keep": 1, "punch": 3, "zero": 16, "zero_keep": 17}
+
+
+def fallocate(fd: int, mode: int, pos: int, length: int) -> None:
+    """fallocate(2). OSError as the kernel says."""
+    if _libc.fallocate(fd, mode, ctypes.c_int64(pos), ctypes.c_int64(length)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 class Doer:
     """Carries operations out on the real tree below the working directory."""
 
@@ -97,6 +108,33 @@ class Doer:
         with mmap.mmap(fd, pos + len(data)) as mapping:
             mapping[pos:] = data
             mapping.flush()
+
+    def _do_fallocate(self, op, model):
+        fd = os.open(op["path"], os.O_RDWR)
+        try:
+            fallocate(fd, FALLOC[op["mode"]], op["pos"], op["len"])
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            # Without fallocate: the same bytes by a write. It is the tree that counts here.
+            pos, zeros = model.effect(op)
+            if zeros:
+                self._all(os.pwrite(fd, zeros, pos), zeros)
+        finally:
+            os.close(fd)
+
+    def _do_copy(self, op, _model):
+        source, fd = os.open(op["src"], os.O_RDONLY), os.open(op["path"], os.O_RDWR)
+        try:
+            done = 0
+            while done < op["len"]:
+                count = os.copy_file_range(source, fd, op["len"] - done, op["from"] + done, op["pos"] + done)
+                if count == 0:
+                    raise Mismatch(f"copy_file_range ended after {done} of {op['len']} bytes")
+                done += count
+        finally:
+            os.close(source)
+            os.close(fd)
 
     def _do_read(self, op, model):
         want = bytes(model.find(op["path"]).data[op["pos"]:op["pos"] + op["len"]])
@@ -182,7 +220,8 @@ class Chooser:
     """Draws the next operation, valid in the model, from a seeded generator."""
 
     WEIGHTS = {
-        "create": 9, "write": 26, "truncate": 6, "read": 8, "rename": 7, "rename_over": 4, "exchange": 2,
+        "create": 9, "write": 26, "fallocate": 6, "copy": 3,
+        "truncate": 6, "read": 8, "rename": 7, "rename_over": 4, "exchange": 2,
         "link": 4, "unlink": 6, "unlink_open": 2, "orphan": 3, "mkdir": 3, "rmdir": 2, "symlink": 2,
         "mkfifo": 1, "chmod": 2, "utime": 2, "setxattr": 4, "removexattr": 2, "fsync": 9, "fsync_dir": 2,
         "replace": 3, "refused": 2,
@@ -244,6 +283,24 @@ class Chooser:
             how = "mmap" if length else "pwrite"
         return {"op": "write", "path": path, "how": how, "pos": pos, "len": max(1, length),
                 "seed": self._seed()}
+
+    def _pick_fallocate(self):
+        path = self._some("file")
+        if not path:
+            return None
+        length = self.rng.choice((1, 100, 4096, 10000, 65536))
+        pos = self.rng.randrange(0, max(1, min(len(self.model.find(path).data) + 8192, MAX_SIZE - length)))
+        mode = self.rng.choice(list(FALLOC))
+        return {"op": "fallocate", "path": path, "mode": mode, "pos": pos, "len": length}
+
+    def _pick_copy(self):
+        src, path = self._some("file"), self._some("file")
+        if not src or self.model.find(src) is self.model.find(path):
+            return None
+        begin = self.rng.randrange(len(self.model.find(src).data) + 1)
+        length = min(self.rng.choice((1, 4096, 30000)), len(self.model.find(src).data) - begin)
+        pos = self.rng.randrange(0, max(1, min(len(self.model.find(path).data) + 5000, MAX_SIZE - length)))
+        return length and {"op": "copy", "src": src, "path": path, "from": begin, "pos": pos, "len": length}
 
     def _pick_read(self):
         path = self._some("file")

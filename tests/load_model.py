@@ -104,14 +104,29 @@ class Model:
     def _do_mkfifo(self, op, _result):
         self._add(op["path"], Node("fifo", op["mode"]))
 
+    def effect(self, op: dict) -> tuple[int, bytes]:
+        """(position, bytes) that a write, a fallocate or a copy stores into the file that it names."""
+        size, pos = len(self.find(op["path"]).data), op["pos"]
+        if op["op"] == "write":
+            return size if op["how"] == "append" else pos, content(op["seed"], op["len"])
+        if op["op"] == "copy":
+            return pos, bytes(self.find(op["src"]).data[op["from"]:op["from"] + op["len"]])
+        if op["mode"] == "allocate":
+            return size, bytes(max(0, pos + op["len"] - size))
+        if op["mode"] == "zero":
+            return pos, bytes(op["len"])
+        inside = 0 if op["mode"] == "keep" else max(0, min(op["len"], size - pos))
+        return min(pos, size), bytes(inside)
+
     def _do_write(self, op, _result):
         node = self.find(op["path"])
-        pos = len(node.data) if op["how"] == "append" else op["pos"]
-        data = content(op["seed"], op["len"])
+        pos, data = self.effect(op)
         if pos > len(node.data):
             node.data.extend(bytes(pos - len(node.data)))
         node.data[pos:pos + len(data)] = data
         node.touched()
+
+    _do_fallocate = _do_copy = _do_write
 
     def _do_truncate(self, op, _result):
         node = self.find(op["path"])
@@ -240,26 +255,32 @@ def look(full: str) -> Found:
     return item
 
 
-def torn_write(op: dict | None, old: Node, actual: bytes) -> bool:
-    """True if *actual* can be what the unfinished write *op* left of *old*.
+STORES = ("write", "fallocate", "copy")
+
+
+def torn_write(op: dict | None, old: Node, actual: bytes, effect: tuple[int, bytes] | None = None) -> bool:
+    """True if *actual* can be what the unfinished store *op* (one of STORES) left of *old*.
 
     Within the old size each byte of the written range is old or new: a copy in
     place was cut. Beyond it: the kernel's FUSE client sends a buffered write in
     several requests, cut after a page that it holds only in part, so the file
     may have grown to a page boundary within the write; then all bytes up to
-    there are new, because each request stores data before size.
+    there are new, because each request stores data before size. A copy may end
+    anywhere: copy_file_range goes piece by piece. *effect*: what Model.effect says
+    (needed for all but writes).
     """
-    if not op or op["op"] != "write":
+    if not op or op["op"] not in STORES:
         return False
     size = len(old.data)
-    pos = size if op["how"] == "append" else op["pos"]
-    new = content(op["seed"], op["len"])
+    if effect is None:
+        effect = size if op["how"] == "append" else op["pos"], content(op["seed"], op["len"])
+    pos, new = effect
     end = min(pos + len(new), len(actual))
     if len(actual) == size:
         middle = zip(actual[pos:end], old.data[pos:end], new, strict=False)
         return (actual[:pos] == old.data[:pos] and actual[max(pos, end):] == old.data[max(pos, end):]
                 and all(byte in (before, after) for byte, before, after in middle))
-    split = op["how"] not in ("direct", "mmap") and len(actual) % 4096 == 0
+    split = op["op"] == "copy" or (op.get("how") not in ("direct", "mmap") and len(actual) % 4096 == 0)
     if not split or not max(size, pos) < len(actual) < pos + len(new):
         return False
     head = bytes(old.data[:pos]).ljust(pos, b"\0")
@@ -269,13 +290,15 @@ def torn_write(op: dict | None, old: Node, actual: bytes) -> bool:
 def diff(model: Model, found: dict[str, Found], inflight: dict | None = None) -> list[str]:
     """How the real tree differs from the model, one sentence each; empty where it agrees.
 
-    *inflight*: an unfinished write, whose file may be torn as ``torn_write`` allows.
+    *inflight*: an unfinished store, whose file may be torn as ``torn_write`` allows.
     """
     wanted = dict(model.walk())
     complaints = [f"{path}: missing ({wanted[path].kind})" for path in wanted if path not in found]
     complaints += [f"{path}: there, but should not be ({found[path].kind})"
                    for path in found if path not in wanted]
-    torn = model.find(inflight["path"]) if inflight and inflight["op"] == "write" else None
+    stores = inflight and inflight["op"] in STORES
+    torn = model.find(inflight["path"]) if stores else None
+    effect = model.effect(inflight) if stores else None
     inode_of: dict[int, tuple[int, str]] = {}
     owner_of: dict[int, tuple[int, str]] = {}
     for path, node in wanted.items():
@@ -283,7 +306,7 @@ def diff(model: Model, found: dict[str, Found], inflight: dict | None = None) ->
             continue
         item = found[path]
         loose = inflight if node is torn else None
-        complaints += [f"{path}: {text}" for text in _diff_node(node, item, loose)]
+        complaints += [f"{path}: {text}" for text in _diff_node(node, item, loose, effect)]
         ino, other = inode_of.setdefault(id(node), (item.ino, path))
         if ino != item.ino:
             complaints.append(f"{path}: not the same inode as its hard link {other}")
@@ -293,7 +316,7 @@ def diff(model: Model, found: dict[str, Found], inflight: dict | None = None) ->
     return complaints
 
 
-def _diff_node(node: Node, item: Found, inflight: dict | None):
+def _diff_node(node: Node, item: Found, inflight: dict | None, effect: tuple[int, bytes] | None):
     if item.kind != node.kind:
         yield f"is a {item.kind}, should be a {node.kind}"
         return
@@ -305,7 +328,7 @@ def _diff_node(node: Node, item: Found, inflight: dict | None):
         yield f"target {item.target!r}, should be {node.target!r}"
     if item.xattrs != node.xattrs:
         yield f"xattrs {_short(item.xattrs)}, should be {_short(node.xattrs)}"
-    if node.kind != "file" or (inflight and torn_write(inflight, node, item.data)):
+    if node.kind != "file" or (inflight and torn_write(inflight, node, item.data, effect)):
         return
     if item.size != len(item.data):
         yield f"st_size {item.size}, but {len(item.data)} bytes can be read"

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from unittest import mock
 
 from daxfs.errors import CorruptError
+from daxfs.meta import attr, file, fs, mkfs, namespace, xattr
 from daxfs.meta import dir as directory
-from daxfs.meta import file, fs, mkfs, namespace, xattr
 from daxfs.region import Region, create_file
 
 MIB = 1 << 20
@@ -130,6 +130,22 @@ def attributes(mounted) -> None:
     xattr.put(mounted, lookup(mounted, b"/dir").ino, ACL_DEFAULT, ACL)
 
 
+FLAGS = {b"/file": 0x300, b"/dir": 0xF00, b"/fifo": 0x400}  # set by `flags`; what is made in /dir has them
+
+
+def flags(mounted) -> None:
+    """Users' flags, and a change of the label that a power failure cut short: the superblock is torn."""
+    for path, bits in FLAGS.items():
+        attr.set_flags(mounted, lookup(mounted, path).ino, bits)
+    namespace.create(mounted, lookup(mounted, b"/dir").ino, b"heir", 0o100644, CREDS)
+    namespace.create(mounted, lookup(mounted, b"/dir").ino, b"link", 0o120777, CREDS, target=b"heir")
+    mounted.unmount()
+    old = bytes(mounted.mem[:4096])
+    mounted.change_superblock(label=b"cut short")
+    mounted.region.store(0, old[:64])
+    mounted.region.store(4096 + 96, b"\1")
+
+
 def lookup(mounted, path: bytes):
     """The inode of an absolute path."""
     inode = mounted.inodes.read(1)
@@ -139,10 +155,10 @@ def lookup(mounted, path: bytes):
     return inode
 
 
-def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), **options) -> str:
+def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), flagged=False, **options) -> str:
     """Format *path* (and *more* sources) and fill it; unmounted cleanly.
 
-    *orphan*: the daemon was killed instead, with an unlinked file in use.
+    *orphan*: the daemon was killed instead, with an unlinked file in use. *flagged*: as `flags` does.
     """
     for source in (path, *more):
         create_file(source, size)
@@ -155,6 +171,8 @@ def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), **optio
             write(mounted, ino, 0, content(9000, 5))
             mounted.open(ino)
             namespace.unlink(mounted, 1, b"orphan")
+        elif flagged:
+            flags(mounted)
         else:
             mounted.unmount()
     return path

@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--replay-kill", choices=("mixed", "always", "never"), default="mixed",
                         help="kill again while the mount replays the journal")
     parser.add_argument("--transport", choices=(*TRANSPORTS, "all"),
-                        help="mount with it (all: those of this host, in turns); default: what mount.daxfs takes")
+                        help="mount with it; all: in turns with those of this host")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy region and logs of failed rounds here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary here too")
     return parser.parse_args()

@@ -20,7 +20,7 @@ from rich.text import Text
 from daxfs import _flush
 from daxfs.cli import common
 from daxfs.cli.stat import console
-from daxfs.fuse import control, mountinfo
+from daxfs.fuse import control, mountinfo, transports
 
 CAP_SYS_ADMIN = 21
 # What mount.daxfs negotiates as root beyond libfuse, and the kernel that it came with.
@@ -74,15 +74,13 @@ def admin(root: Path) -> Finding:
 
 def kernel(root: Path) -> Finding:
     text = _read(root / "proc/sys/kernel/osrelease") or platform.release()
-    version = tuple(int(part) for part in re.findall(r"\d+", text)[:2])
-    good = version >= (5, 4)
+    good = transports.kernel_version(root) >= (5, 4)
     return Finding("kernel", good, text, "FUSE as libfuse 3.14 and later expects it",
                    "" if good else "5.4 or later is needed")
 
 
 def passthrough(root: Path) -> Finding:
-    text = _read(root / "proc/sys/kernel/osrelease") or platform.release()
-    version = tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+    version = transports.kernel_version(root)
     why = "direct mappings of files; not used by this version"
     if version >= (6, 9):
         return Finding("FUSE passthrough", True, f"kernel {'.'.join(map(str, version))} has it", why)
@@ -101,23 +99,33 @@ def fuse_init(root: Path) -> Finding:
                     return Finding(name, True, f"{mount.mountpoint}: {' '.join(facts['init'])}", why)
                 value = f"{mount.mountpoint}: mounted by {facts['mounted_by']}"
                 return Finding(name, None, value, why, "mount as root")
-    text = _read(root / "proc/sys/kernel/osrelease") or platform.release()
-    version = tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+    version = transports.kernel_version(root)
     have = [name for name, since in INIT_FEATURES.items() if version >= since]
     whole = len(have) == len(INIT_FEATURES)
     value = f"nothing is mounted; kernel {'.'.join(map(str, version))} has {' '.join(have)}"
     return Finding(name, True if whole else None, value, why)
 
 
-def fuse_uring(root: Path) -> Finding:
-    why = "the fast transport; not used by this version"
-    value = _read(root / "sys/module/fuse/parameters/enable_uring")
-    if not value:
-        return Finding("FUSE over io_uring", None, "not in this kernel, it came with 6.14", why)
-    if value in ("Y", "1"):
-        return Finding("FUSE over io_uring", True, "enabled", why)
-    return Finding("FUSE over io_uring", None, "there, but off", why,
-                   "echo Y > /sys/module/fuse/parameters/enable_uring")
+_TRANSPORTS = {
+    "uring": "requests answered natively on the CPU that made them; transport=auto takes it first",
+    "dev": "requests answered natively by threads that read /dev/fuse; transport=auto takes it next",
+}
+
+
+def transport_rows(root: Path) -> list[Finding]:
+    """The native transports; transport=pyfuse3 works wherever FUSE does."""
+    host = transports.look(root=root)
+    out = []
+    for kind, why in _TRANSPORTS.items():
+        reason = transports.reasons(host)[kind]
+        name = f"transport={kind}"
+        if reason is not None:
+            out.append(Finding(name, None, reason.why, why, reason.todo))
+        elif kind == "uring" and host.enable_uring is None:
+            out.append(Finding(name, None, "not known before fuse is loaded", why, "modprobe fuse"))
+        else:
+            out.append(Finding(name, True, "works", why))
+    return out
 
 
 def cpu(root: Path) -> Finding:
@@ -199,7 +207,7 @@ def tools(root: Path) -> list[Finding]:
             _tool("blkid", "util-linux", "mkfs.daxfs refuses to overwrite what blkid knows")]
 
 
-PROBES = (kernel, fuse_device, fusermount, admin, allow_other, passthrough, fuse_init, fuse_uring, cpu,
+PROBES = (kernel, fuse_device, fusermount, admin, allow_other, passthrough, fuse_init, transport_rows, cpu,
           tmpfs_huge, hugetlb, map_sync, pmem, tools)
 
 

@@ -14,8 +14,8 @@ from daxfs.cli import common
 
 PROG = "daxfs"
 # Loaded when called: `daxfs stat` shall not pay for what the others import.
-SUBCOMMANDS = {"quickstart": "quickstart", "info": "info", "stat": "stat", "doctor": "doctor",
-               "install-links": "links"}  # fmt: skip
+SUBCOMMANDS = {"quickstart": "quickstart", "info": "info", "stat": "stat", "trace": "trace",
+               "doctor": "doctor", "install-links": "links"}  # fmt: skip
 
 
 class Subcommands(click.Group):

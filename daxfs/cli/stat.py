@@ -59,6 +59,8 @@ def console() -> Console:
 def render(facts: dict, before: dict | None = None, seconds: float = 0) -> Group:
     """The whole report. With *before*, the last reply, operations show how many there were in a second."""
     parts = [head(facts), operations(facts, before, seconds)]
+    if facts["transport"]["kind"] != "pyfuse3":
+        parts.append(answered(facts))
     if facts["faults"]["faults"]:
         parts.append(faults(facts["faults"]))
     parts.append(layers(facts))
@@ -84,8 +86,11 @@ def head(facts: dict) -> Table:
         ("mounted on", facts["mountpoint"]),
         ("daemon", f"pid {facts['pid']}, up {show_uptime(facts['uptime_ns'])}"),
         ("granularity", f"{facts['granularity']}{safety}"),
+        ("transport", show_transport(facts["transport"])),
         ("options", facts["options"].replace(",", ", ")),
     ]
+    if facts["shut_down"]:
+        rows.append(("shut down", "all requests answer EIO until it is unmounted"))
     recording = facts["recording"]
     if recording:
         ended = f"; ended: {recording['error']}" if recording["error"] else ""
@@ -94,6 +99,16 @@ def head(facts: dict) -> Table:
     for name, value in rows:
         table.add_row(Text(name, "bold"), Text(value))
     return table
+
+
+def show_transport(transport: dict) -> str:
+    """``uring, 2 queues``; where there is a better one also why it is not used."""
+    count = f"{transport['queues']} queues" if "queues" in transport else f"{transport['threads']} threads"
+    parts = [transport["kind"], count.removesuffix("s") if count.startswith("1 ") else count]
+    if transport.get("malformed"):
+        parts.append(f"{transport['malformed']} malformed requests")
+    why = transport["why_not_better"]
+    return ", ".join(parts) + (f" ({why})" if why else "")
 
 
 def show_uptime(ns: int) -> str:
@@ -114,9 +129,20 @@ def operations(facts: dict, before: dict | None, seconds: float) -> Table:
         per_second = [f"{(one['count'] - old['count']) / seconds:.0f}" if seconds else "-"] if rate else []
         table.add_row(
             name, str(one["count"]), *per_second, str(one["errors"] or "-"),
-            show_time(one["total_ns"] / max(one["count"], 1)), show_time(one["p50_ns"]),
-            show_time(one["p99_ns"]), show_time(one["total_ns"]),
+            *((show_time(one["total_ns"] / one["count"]), show_time(one["p50_ns"]), show_time(one["p99_ns"]),
+               show_time(one["total_ns"])) if one["total_ns"] else "----"),
         )
+    return table
+
+
+def answered(facts: dict) -> Table:
+    """Who answered: native threads, pyfuse3 behind the relay, or calls into Python."""
+    table = _grid("answered", ">served natively", ">relayed to pyfuse3", ">called in Python")
+    busiest = sorted(facts["operations"].items(), key=lambda item: -item[1]["count"])
+    for name, one in busiest:
+        row = [one[kind] for kind in ("served", "relayed", "called")]
+        if any(row):  # a part of an IOCTL is no request by itself
+            table.add_row(name, *(str(count or "-") for count in row))
     return table
 
 

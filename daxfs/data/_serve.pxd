@@ -71,8 +71,21 @@ cdef extern from "daxfs/native/serve.h" nogil:
     size_t serve_arg_size(uint32_t opcode)
     void serve_counts_add(serve_counts *sum, const serve_counts *c)
 
-# What one or more threads counted (serve_counts_add) as Server.counts has it.
-cdef dict served(const serve_counts *c)
+cdef extern from "daxfs/native/serve_fuzz.h" nogil:
+    enum: FUZZ_MESSAGE, FUZZ_VERDICTS
+    struct fuzzing "serve_fuzz":
+        const char **message
+        const size_t *size
+        size_t n
+        uint64_t random
+        char *sample
+        size_t sample_cap, sample_used
+        uint64_t *verdict
+        uint64_t refused
+        int wrong
+        char *last
+        size_t last_size
+    uint64_t serve_fuzz(server *s, serve_counts *c, fuzzing *z, uint64_t count)
 
 @cython.no_gc_clear
 cdef class Server:
@@ -80,4 +93,6 @@ cdef class Server:
     cdef serve_counts c          # of feed
     cdef readonly DaxIo dax
     cdef dict maps               # fh: FileMap of each open file
-    cdef object hook             # keeps fault_ctx alive
+    cdef object faults           # keeps s.fault_ctx alive
+    # {"operations": {name: latency.Operation}, "relayed": {name: n}, "malformed": n} of *n* threads
+    cdef dict summed(self, const serve_counts **all, int n)

@@ -2,16 +2,15 @@
 """L3: native service of requests (native/serve.h), as Python makes, sets and feeds it.
 
 `Server` owns what the threads of the transport share: open handles, and the limits within which
-requests may be answered without the metadata thread. `feed` gives it one request as raw bytes, `fuzz` many that
-are broken: for tests, without a mount.
+requests may be answered without the metadata thread. `feed` gives it one request as raw bytes, `fuzz` many
+broken ones: for tests, without a mount.
 
 Metadata thread: open, close, the limits. `feed` and `counts`: one thread at a time; both are not the
 transport's. No method may be called while a FileMap lock is held.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EBADF
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from daxfs._iomap cimport FileMap
@@ -23,6 +22,9 @@ WRITE, DIRECT, DSYNC, NOATIME, DIRECTORY = (
     SERVE_WRITE, SERVE_DIRECT, SERVE_DSYNC, SERVE_NOATIME, SERVE_DIRECTORY)
 VERDICTS = ("done", "relay", "call", "forget", "interrupt", "drop")
 ATIME_POLICIES = ("noatime", "relatime", "strictatime")
+WRONG = ("", "no such verdict", "no errno, or one without an answer", "a reply of the wrong length",
+         "wrong pieces",
+         "a refused request stored something", "the region is still entered", "no memory")
 HEADER = 40
 OPCODES = {
     1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir",
@@ -40,15 +42,14 @@ cdef int64_t _test_time(server *s) noexcept nogil:
     return s.test_time
 
 
-cdef dict served(const serve_counts *c):
-    out = {}
-    for op in range(WIRE_OPCODES):
-        if not c.count[op]:
-            continue
-        each = Operation()
-        each.count, each.errors, each.total_ns = c.count[op], c.errors[op], c.total_ns[op]
-        each.buckets = [c.bucket[op][n] for n in range(SERVE_BUCKETS)]
-        out[OPCODES.get(op, "unknown")] = each
+cdef str _name(int op):
+    return OPCODES.get(op, "unknown")
+
+
+cdef object _operation(const serve_counts *c, int op):
+    out = Operation()
+    out.count, out.errors, out.total_ns = c.count[op], c.errors[op], c.total_ns[op]
+    out.buckets = [c.bucket[op][n] for n in range(SERVE_BUCKETS)]
     return out
 
 
@@ -184,17 +185,16 @@ cdef class Server:
         else:
             self.s.test_time, self.s.now = time, _test_time
 
-    def set_fault_hook(self, source):
-        """Page fills and write-backs are told to ``source.hook``: addresses of a C function and its context.
+    def set_fault_hook(self, faults):
+        """Page fills and write-backs are told to *faults* (fault.CachedFaults), or to nobody (None).
 
-        *source*: fault._decision.CachedFaults (or None: to nobody). Before the first request of another thread.
+        Before the first request of another thread.
         """
         cdef uintptr_t function = 0, context = 0
-        if source is not None:
-            function, context = source.hook
-        self.s.fault_ctx = <void *>context
-        self.s.fault = <serve_fault>function
-        self.hook = source
+        if faults is not None:
+            function, context = faults.hook
+        self.s.fault, self.s.fault_ctx = <serve_fault>function, <void *>context
+        self.faults = faults
 
     # -- requests --------------------------------------------------------------------------
 
@@ -231,12 +231,67 @@ cdef class Server:
             free(r.buf)
 
     def counts(self):
-        """{"operations": {name: as Stats.snapshot has them}, "relayed": {name: n}, "malformed": n} of feed."""
+        """What `feed` counted, as `summed` has it."""
+        cdef const serve_counts *all[1]
+        all[0] = &self.c
+        return self.summed(all, 1)
+
+    cdef dict summed(self, const serve_counts **all, int n):
+        cdef serve_counts total
+        memset(&total, 0, sizeof(total))
+        for i in range(n):
+            serve_counts_add(&total, all[i])
         return {
-            "operations": {name: each.snapshot() for name, each in served(&self.c).items()},
-            "relayed": {OPCODES[op]: self.c.relayed[op] for op in OPCODES if self.c.relayed[op]},
-            "malformed": self.c.malformed,
+            "operations": {_name(op): _operation(&total, op) for op in range(WIRE_OPCODES)
+                           if total.count[op]},
+            "relayed": {_name(op): total.relayed[op] for op in range(WIRE_OPCODES) if total.relayed[op]},
+            "malformed": total.malformed,
         }
+
+    def fuzz(self, list corpus not None, uint64_t seed, uint64_t count, size_t room=0):
+        """Feed *count* mutations of messages of *corpus* (list of bytes), the same for each *seed* (not 0).
+
+        {"done", "verdicts": {name: n}, "refused", "seed": to go on with, "samples": messages that were passed
+        on, up to *room* bytes of them, "wrong": None or (what, message)}. Nobody else may serve meanwhile.
+        """
+        cdef fuzzing *z = <fuzzing *>calloc(1, sizeof(fuzzing))
+        cdef const char **message = <const char **>calloc(len(corpus), sizeof(char *))
+        cdef size_t *size = <size_t *>calloc(len(corpus), sizeof(size_t))
+        cdef char *sample = <char *>malloc(room + 1)
+        cdef uint64_t done
+        cdef size_t i
+        try:
+            if not z or not message or not size or not sample:
+                raise MemoryError
+            if not corpus or not seed:
+                raise UsageError("fuzz: no corpus, or seed 0")
+            for i in range(len(corpus)):
+                message[i], size[i] = PyBytes_AS_STRING(<bytes?>corpus[i]), len(corpus[i])
+            z.message, z.size, z.n, z.random = message, size, len(corpus), seed
+            z.sample, z.sample_cap = sample, room
+            with nogil:
+                done = serve_fuzz(&self.s, &self.c, z, count)
+            return {
+                "done": done, "refused": z.refused, "seed": z.random,
+                "verdicts": {name: z.verdict[n] for n, name in enumerate(VERDICTS)},
+                "samples": _samples(z.sample[:z.sample_used]),
+                "wrong": (WRONG[z.wrong], z.last[:z.last_size]) if z.wrong else None,
+            }
+        finally:
+            free(z)
+            free(message)
+            free(size)
+            free(sample)
+
+
+def _samples(bytes raw):
+    """The messages in *raw*, each behind its length."""
+    out, at = [], 0
+    while at < len(raw):
+        size = int.from_bytes(raw[at : at + 4], "little")
+        out.append(raw[at + 4 : at + 4 + size])
+        at += 4 + size
+    return out
 
 
 cdef bytes _reply(server *s, serve_reply *r):

@@ -25,6 +25,7 @@ class Transport:
     threads: int
     ended: str | None
     pending: int
+    channels: int
     def __init__(
         self,
         server: Server,

@@ -12,14 +12,11 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport ECONNABORTED, EIO, ENODEV
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
 
 import os
 
 from daxfs.data._dax_io cimport iovec
-from daxfs.data._serve cimport (
-    Server, serve_counts, serve_counts_add, serve_msg, served, server, wire_in,
-)
+from daxfs.data._serve cimport Server, serve_counts, serve_msg, server, wire_in
 
 from daxfs.errors import fail
 
@@ -176,10 +173,9 @@ cdef class Transport:
         return self.t.npending
 
     def pump(self):
-        """Hand on what pyfuse3 has answered. After each step of the trio loop that may have run a handler."""
-        if self.t.npending:
-            with nogil:
-                transport_pump(&self.t)
+        """Hand on what pyfuse3 has written. After each step of the trio loop, which may have run a handler."""
+        with nogil:
+            transport_pump(&self.t)
 
     def next_call(self):
         """The oldest request that Python has to answer (a `Call`), or None."""
@@ -195,14 +191,18 @@ cdef class Transport:
         call.data = PyMemoryView_FromMemory(<char *>p.msg.data, p.msg.data_len, PyBUF_READ)
         return call
 
+    @property
+    def channels(self):
+        """Threads that take requests: of uring one for each queue, and one that reads the descriptor."""
+        return self.t.nchannels
+
     def counts(self):
         """What the threads answered and passed on, summed up, as `Server.counts` has it."""
-        cdef serve_counts total
+        cdef const serve_counts *all[512]
         cdef int i
-        memset(&total, 0, sizeof(total))
         for i in range(self.t.nchannels):
-            serve_counts_add(&total, &self.t.channel[i].counts)
-        return served(&total)
+            all[i] = &self.t.channel[i].counts
+        return self.server.summed(all, self.t.nchannels)
 
     def trace(self, bint on):
         """Begin or end to keep an event for each request and reply."""

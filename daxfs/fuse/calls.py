@@ -10,9 +10,9 @@ else runs in the loop. A request that is short, or speaks of a handle that is no
 gets an errno and changes nothing.
 
 Interruption: ``call.interrupted`` turns true at any time, once the kernel says that a signal waits for the
-caller. COPY_FILE_RANGE alone looks at it, between two pieces, and answers with what it has copied, or EINTR
-where that is nothing. All others run from start to end in one step of the loop, as they do in file systems
-on disk: a signal makes them neither shorter nor undone.
+caller. COPY_FILE_RANGE looks at it between two pieces, and answers with what it has copied, or EINTR
+where that is nothing; FITRIM between two steps, and answers EINTR. All others run from start to end in one
+step of the loop, as they do in file systems on disk: a signal makes them neither shorter nor undone.
 """
 
 import errno
@@ -23,6 +23,7 @@ from pyfuse3 import FUSEError
 from ..errors import fail
 from ..layout import MAX_FILE_SIZE
 from . import wire
+from .ioctl import run_ioctl
 
 MAX_READ = 65535 << 12  # the largest that the kernel can be set to ask for (fs.fuse.max_pages_limit)
 _COPY_MAX = 0x7FFFF000  # the reply to COPY_FILE_RANGE has 32 bits; as much as one read or write may do
@@ -154,6 +155,7 @@ CALLS = {
     wire.FSYNC: _fsync,
     wire.READDIR: _readdir,
     wire.FSYNCDIR: _fsyncdir,
+    wire.IOCTL: run_ioctl,
     wire.FALLOCATE: _fallocate,
     wire.LSEEK: _lseek,
     wire.COPY_FILE_RANGE: _copy_file_range,
@@ -163,7 +165,7 @@ CALLS = {
     wire.COPY_FILE_RANGE_64: _copy_file_range_64,
 }
 
-LONG = frozenset((wire.COPY_FILE_RANGE, wire.COPY_FILE_RANGE_64))  # suspend themselves: others go on beside
+LONG = frozenset((wire.COPY_FILE_RANGE, wire.COPY_FILE_RANGE_64, wire.IOCTL))  # suspend: others run beside
 
 
 async def run(ops, call):

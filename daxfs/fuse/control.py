@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The control socket of a mount: one JSON line asked, one JSON line answered.
+"""The control socket of a mount: one JSON line asked, one answered, or many until the asker leaves.
 
 A mount is found by its device number, so that any path on it will do. The socket answers the mount's
 owner and root, whom the kernel names (SO_PEERCRED). Limits: the server half runs in the trio thread and
@@ -71,7 +71,11 @@ def _remove_stale(directory: str) -> None:
 
 
 class Listener:
-    """The server's end. *handler*: request dict to reply dict; an OSError from it is the reply's error."""
+    """The server's end.
+
+    *handler*: request dict to reply dict, or to an async generator of dicts, which are sent until the asker
+    leaves; an OSError from it is the reply's error.
+    """
 
     def __init__(self, device: int, handler):
         directory = _own_directory()
@@ -106,14 +110,41 @@ class Listener:
     async def _answer(self, stream) -> None:
         import trio
 
-        with trio.move_on_after(10):
-            try:
-                async with stream:
-                    await stream.send_all(await self._reply(stream))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # the asker has left
+        try:
+            async with stream:
+                reply = None
+                with trio.move_on_after(10):
+                    reply = await self._reply(stream)
+                    if isinstance(reply, dict):
+                        await stream.send_all(_line(reply))
+                if reply is not None and not isinstance(reply, dict):
+                    await self._stream(stream, reply)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the asker has left
 
-    async def _reply(self, stream) -> bytes:
+    async def _stream(self, stream, events) -> None:
+        """Send what *events* yields until the asker leaves. A slow one is waited for in this task alone."""
+        import trio
+
+        async def watch(scope) -> None:
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while await stream.receive_some(LIMIT):
+                    pass  # nothing more is asked on this connection
+            scope.cancel()
+
+        async with contextlib.aclosing(events), trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery.cancel_scope)
+            try:
+                async for part in events:
+                    await stream.send_all(_line(part))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            except Exception as exc:
+                log.error("a stream on the control socket failed: %s: %s", type(exc).__name__, exc,
+                          exc_info=log.isEnabledFor(logging.DEBUG))
+            nursery.cancel_scope.cancel()
+
+    async def _reply(self, stream):
         _, uid, _ = _PEERCRED.unpack(
             stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
         # A stranger's request is read too, and refused then: one that is still being sent when the
@@ -123,22 +154,22 @@ class Listener:
             part = await stream.receive_some(LIMIT)
             text += part
             if not part or len(text) > LIMIT:
-                return _line({"error": "not a request: no line of JSON", "errno": errno.EINVAL})
+                return {"error": "not a request: no line of JSON", "errno": errno.EINVAL}
         if uid not in (0, os.getuid()):
-            return _line({"error": "only root and the mount's owner may ask", "errno": errno.EPERM})
+            return {"error": "only root and the mount's owner may ask", "errno": errno.EPERM}
         try:
             request = json.loads(text)
             if not isinstance(request, dict):
                 raise ValueError("not an object")
-            return _line(self.handler(request))
+            return self.handler(request)
         except ValueError as exc:
-            return _line({"error": f"not a request: {exc}", "errno": errno.EINVAL})
+            return {"error": f"not a request: {exc}", "errno": errno.EINVAL}
         except OSError as exc:
-            return _line({"error": str(exc), "errno": exc.errno or errno.EIO})
+            return {"error": str(exc), "errno": exc.errno or errno.EIO}
         except Exception as exc:
             log.error("a request on the control socket failed: %s: %s", type(exc).__name__, exc,
                       exc_info=log.isEnabledFor(logging.DEBUG))
-            return _line({"error": f"internal error: {type(exc).__name__}: {exc}", "errno": errno.EIO})
+            return {"error": f"internal error: {type(exc).__name__}: {exc}", "errno": errno.EIO}
 
     def close(self) -> None:
         """Remove the socket, if it is still ours (a newer mount may have the number)."""
@@ -153,9 +184,14 @@ def _line(reply: dict) -> bytes:
 
 
 def ask_path(path: str, request: dict, timeout: float = 10) -> dict:
-    """Ask the daemon behind the mount that *path* lies on. DaxfsError where it is no daxfs mount.
+    """Ask the daemon behind the mount that *path* lies on. DaxfsError where it is no daxfs mount."""
+    return ask_mount(mount_of(path), request, timeout)
 
-    The stat() below is answered by that daemon; where it is dead this says so.
+
+def mount_of(path: str) -> mountinfo.Mount:
+    """The daxfs mount that *path* lies on; DaxfsError where there is none.
+
+    The stat() below is answered by its daemon; where it is dead this says so.
     """
     try:
         device = os.stat(path).st_dev
@@ -166,47 +202,71 @@ def ask_path(path: str, request: dict, timeout: float = 10) -> dict:
     mount = mountinfo.mount_of_device(device)
     if mount is None or mount.fstype not in mountinfo.TYPES:
         raise DaxfsError(f"{path}: not on a daxfs mount", errno.EINVAL)
-    return ask_mount(mount, request, timeout)
+    return mount
 
 
 def ask_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10) -> dict:
     """The reply of the daemon of *mount*; its error as DaxfsError."""
-    name, killed = socket_name(mount.device), False
-    for directory in directories(mount.owner):
+    with _asked(mount, request, timeout) as (_, file):
+        return _answered(mount, file)
+
+
+def follow_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10):
+    """What the daemon of *mount* says, reply by reply, until it ends. *timeout* is for the first one."""
+    with _asked(mount, request, timeout) as (sock, file):
+        yield _answered(mount, file)
+        sock.settimeout(None)
+        for text in file:
+            if text.endswith(b"\n"):  # else the daemon was killed in the middle of it
+                yield json.loads(text)
+
+
+@contextlib.contextmanager
+def _asked(mount: mountinfo.Mount, request: dict, timeout: float):
+    """A connection to the daemon of *mount*, and a file to read what it says to *request*."""
+    with _connected(mount, timeout) as sock, sock.makefile("rb") as file:
         try:
-            reply = _exchange(os.path.join(directory, name), mount.owner, request, timeout)
-        except FileNotFoundError:
-            continue
-        except ConnectionRefusedError:
-            killed = True
-            continue
+            sock.sendall(_line(request))
+            yield sock, file
         except TimeoutError:
             raise DaxfsError(f"{mount.mountpoint}: no answer in {timeout:g} s", errno.ETIMEDOUT) from None
-        except PermissionError:
-            raise DaxfsError(f"{mount.mountpoint}: only root and the mount's owner may ask",
-                             errno.EPERM) from None
-        if "error" in reply:
-            raise DaxfsError(f"{mount.mountpoint}: {reply['error']}", reply.get("errno", errno.EIO))
-        return reply
+
+
+def _answered(mount: mountinfo.Mount, file) -> dict:
+    text = file.readline()
+    if not text.endswith(b"\n"):
+        raise DaxfsError(f"{mount.mountpoint}: the daemon ended before it answered", errno.ECONNRESET)
+    reply = json.loads(text)
+    if "error" in reply:
+        raise DaxfsError(f"{mount.mountpoint}: {reply['error']}", reply.get("errno", errno.EIO))
+    return reply
+
+
+def _connected(mount: mountinfo.Mount, timeout: float) -> socket.socket:
+    """A socket on which the daemon of *mount* listens, and nobody else. DaxfsError."""
+    name, killed = socket_name(mount.device), False
+    for directory in directories(mount.owner):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(os.path.join(directory, name))
+            _, uid, _ = _PEERCRED.unpack(
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+            if uid in (0, mount.owner):
+                return sock
+            problem: OSError = PermissionError("somebody else answers")
+        except OSError as exc:
+            problem = exc
+        sock.close()
+        if isinstance(problem, PermissionError):
+            raise DaxfsError(f"{mount.mountpoint}: only root and the mount's owner may ask", errno.EPERM)
+        if not isinstance(problem, FileNotFoundError | ConnectionRefusedError):
+            raise DaxfsError(f"{mount.mountpoint}: {problem}", problem.errno or errno.ETIMEDOUT)
+        killed = killed or isinstance(problem, ConnectionRefusedError)
     if killed:
         raise DaxfsError(f"{mount.mountpoint}: the daemon is gone; umount {mount.mountpoint}", errno.ENOTCONN)
     raise DaxfsError(f"{mount.mountpoint}: no control socket {name} in {', '.join(directories(mount.owner))}",
                      errno.ENOENT)
-
-
-def _exchange(path: str, owner: int, request: dict, timeout: float) -> dict:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(timeout)
-        sock.connect(path)
-        _, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
-        if uid not in (0, owner):
-            raise PermissionError(errno.EPERM, "somebody else answers", path)
-        sock.sendall(_line(request))
-        with sock.makefile("rb") as file:
-            text = file.readline()
-    if not text.endswith(b"\n"):
-        raise DaxfsError("the daemon ended before it answered", errno.ECONNRESET)
-    return json.loads(text)
 
 
 def live_mounts() -> list[mountinfo.Mount]:

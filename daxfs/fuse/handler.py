@@ -2,8 +2,8 @@
 """What stands between a request and the synchronous method that answers it: `handler`.
 
 It counts, times and maps errors: an OSError to its errno, anything else to EIO with a log line (an exception
-that is no FUSEError would end pyfuse3's loop). The one suspension point is before a retry after ENOSPC,
-outside any transaction. FUSEError appears in this file alone.
+that is no FUSEError would end pyfuse3's loop). After a shutdown it answers EIO itself. The one suspension
+point is before a retry after ENOSPC, outside any transaction. FUSEError appears in this file alone.
 """
 
 import errno
@@ -18,16 +18,23 @@ from pyfuse3 import FUSEError
 log = logging.getLogger(__name__)
 
 ENOSPC_RETRIES = 20
+# What close(2), df and umount need; every other request answers EIO after a shutdown.
+AFTER_SHUTDOWN = frozenset(("release", "releasedir", "flush", "statfs", "shutdown"))
 
 
 def handler(method):
     """A coroutine that answers requests from a synchronous method of Operations."""
     name = method.__name__
+    goes_on = name in AFTER_SHUTDOWN
 
     @functools.wraps(method)
     async def run(self, *args):
         counter = self.counters[name]
         start = perf_counter_ns()
+        if self.fs.shut and not goes_on:
+            counter.errors += 1
+            counter.add(0)
+            raise FUSEError(errno.EIO)
         try:
             return method(self, *args)
         except OSError as error:

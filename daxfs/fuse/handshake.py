@@ -15,6 +15,7 @@ it is done inside a request: `hand_over` sends one made-up FORGET, whose handler
 waits finds a descriptor that epoll does not know yet, and trio adds it.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -25,8 +26,8 @@ import struct
 import trio
 
 from daxfs.errors import SourceError
-from daxfs.fuse import mountinfo
-from daxfs.fuse.options import SUBTYPE, MountConfig
+from daxfs.fuse import fusermount, mountinfo
+from daxfs.fuse.options import SUBTYPE, MountConfig, fuse_arguments
 
 DEVICE = "/dev/fuse"
 SWITCH = "DAXFS_HANDSHAKE"  # "libfuse" in the environment: leave mount and INIT to libfuse (for tests)
@@ -36,7 +37,8 @@ IN_HEADER, OUT_HEADER = struct.Struct("=IIQQIIII"), struct.Struct("=IiQ")
 _WORD = struct.Struct("=I")
 _IN_FLAGS, _IN_FLAGS2 = IN_HEADER.size + 12, IN_HEADER.size + 16
 _OUT_FLAGS, _OUT_FLAGS2 = OUT_HEADER.size + 12, OUT_HEADER.size + 32
-_OUT_SIZES, _SIZES = OUT_HEADER.size + 16, struct.Struct("=HHIIH")  # background, congestion, max_write, ., pages
+# max_background, congestion_threshold, max_write, time_gran, max_pages
+_OUT_SIZES, _SIZES = OUT_HEADER.size + 16, struct.Struct("=HHIIH")
 FORGET, INIT = 2, 26
 INIT_EXT = 1 << 30
 FEATURES = {
@@ -74,8 +76,8 @@ _MS = {"suid": (2, False), "dev": (4, False), "exec": (8, False), "sync": (16, T
 _MS_RDONLY, _MS_NOATIME, _MS_NODIRATIME, _MNT_DETACH = 1, 1024, 2048, 2
 _DEFAULTS = {"suid": False, "dev": False, "exec": True}  # as libfuse has them
 _SNDBUFFORCE, _RCVBUFFORCE = 32, 33  # SO_*; Python has no names for them
-_FOR_LIBFUSE = ("allow_root", "auto_unmount")  # libfuse's own emulations
-# What mount(8) says. EPERM, EACCES and EINVAL are no errors yet: libfuse, with fusermount3, may be let.
+# What mount(8) says. EPERM and EACCES are no errors yet: fusermount3 may be let. Nor is EINVAL: libfuse knows
+# options that we don't.
 _REFUSED = {
     errno.ENOENT: "mount point does not exist",
     errno.ENOTDIR: "mount point is not a directory",
@@ -151,11 +153,8 @@ def patched(reply: bytes, offer: int, wanted: int = WANTED, pages: int = 0) -> t
 
 
 def mount_arguments(config: MountConfig, fd: int) -> tuple[bytes, int, bytes]:
-    """(source, flags, data) for mount(2). Unusable for options that are libfuse's own."""
+    """(source, flags, data) for mount(2)."""
     flags = _DEFAULTS | config.flags
-    for name in _FOR_LIBFUSE:
-        if flags.get(name) and not (name == "allow_root" and flags.get("allow_other")):
-            raise Unusable(f"{name} is done by libfuse")
     bits = sum(bit for name, (bit, value) in _MS.items() if flags.get(name, not value) is value)
     bits |= _MS_RDONLY if config.readonly else 0
     bits |= _MS_NOATIME if config.atime == "noatime" else 0
@@ -165,17 +164,44 @@ def mount_arguments(config: MountConfig, fd: int) -> tuple[bytes, int, bytes]:
     return os.fsencode(config.fsname or ",".join(config.sources)), bits, data.encode()
 
 
-def _mount(config: MountConfig, mountpoint: str, fd: int) -> None:
-    """mount(2). Unusable, or SourceError in the words of mount(8)."""
+def _mount(config: MountConfig, mountpoint: str) -> tuple[int, tuple]:
+    """A mounted /dev/fuse descriptor: by mount(2), or by fusermount3 where that is needed or alone allowed.
+
+    With it (whether it was fusermount3, its Keepalive or None).
+
+    Unusable, or SourceError in the words of mount(8) or of fusermount3.
+    """
+    if config.flags.get("allow_root") and not config.flags.get("allow_other"):
+        raise Unusable("allow_root is done by libfuse")
+    device = None
+    if not config.flags.get("auto_unmount"):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    if device is not None:
+        try:
+            _mount_2(config, mountpoint, device)
+            return device, (False, None)
+        except PermissionError:
+            os.close(device)
+        except BaseException:
+            os.close(device)
+            raise
+    device, keepalive = fusermount.mount(mountpoint, fuse_arguments(config))
+    return device, (True, keepalive)
+
+
+def _mount_2(config: MountConfig, mountpoint: str, fd: int) -> None:
+    """mount(2). PermissionError, Unusable, or SourceError in the words of mount(8)."""
     source, bits, data = mount_arguments(config, fd)
     libc = ctypes.CDLL(None, use_errno=True)
     fstype = f"fuse.{SUBTYPE}".encode()
     if libc.mount(source, os.fsencode(mountpoint), fstype, ctypes.c_ulong(bits), data) == 0:
         return
     code = ctypes.get_errno()
-    if code in (errno.EPERM, errno.EACCES, errno.EINVAL):
-        why = ", CAP_SYS_ADMIN is missing" if code == errno.EPERM else ""
-        raise Unusable(f"mount(2): {os.strerror(code)}{why}")
+    if code in (errno.EPERM, errno.EACCES):
+        raise PermissionError(code, os.strerror(code))
+    if code == errno.EINVAL:
+        raise Unusable(f"mount(2): {os.strerror(code)}")
     raise SourceError(f"{mountpoint}: {_REFUSED.get(code) or os.strerror(code)}", code)
 
 
@@ -196,15 +222,16 @@ class Link:
     From the reply to INIT on: ``flags``, the features that were agreed on, ``transport``, ``pages``.
     """
 
-    def __init__(self, mountpoint: str, device: int):
+    def __init__(self, mountpoint: str, device: int, by: tuple):
         self.mountpoint = mountpoint
         self.flags = 0
         self.fuse: int | None = device
+        self.by_fusermount, self.keepalive = by  # keepalive: of auto_unmount
         self._taken = trio.Event()
         self._theirs, self.ours = (None, None)
         self.transport = "pyfuse3"
         self.pages = 32  # of the largest request
-        self._mounted = False
+        self._mounted = True
         self._number: int | None = None  # st_dev of the mount, once it was seen
 
     @classmethod
@@ -212,17 +239,11 @@ class Link:
         """Mount. Unusable where libfuse has to do it, SourceError where it can't be done."""
         if os.environ.get(SWITCH) == "libfuse":
             raise Unusable(f"{SWITCH}=libfuse in the environment")
-        try:
-            device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as exc:
-            raise Unusable(f"{DEVICE}: {exc.strerror}") from exc  # libfuse says it better, or has fusermount3
-        link = cls(mountpoint, device)
+        link = cls(mountpoint, *_mount(config, mountpoint))
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             _widen(ours, theirs)
             link.ours, link._theirs = ours, theirs.detach()
-            _mount(config, mountpoint, device)
-            link._mounted = True
             mount = mountinfo.mount_at(mountpoint)
             if mount is None or mount.fstype not in mountinfo.TYPES:
                 link._mounted = False
@@ -301,7 +322,14 @@ class Link:
             os.close(self._theirs)
         self._theirs = None
         if there:
-            ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(self.mountpoint), _MNT_DETACH)
+            self._unmount()
+        if self.keepalive is not None:
+            self.keepalive.close()
+
+    def _unmount(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(self.mountpoint), _MNT_DETACH) and ctypes.get_errno() == errno.EPERM:
+            fusermount.unmount(self.mountpoint)
 
     def _is_mounted(self, aborted: bool) -> bool:
         """True while the uppermost mount at the mount point is ours.

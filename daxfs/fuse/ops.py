@@ -22,6 +22,7 @@ from ..meta.file import killed_privileges
 from ..meta.namespace import Creds
 from .handler import group_check, handler
 from .handshake import FEATURES, HANDOFF_NODE
+from .ops_ioctl import IoctlOperations
 from .ops_more import MoreOperations
 from .stats import Stats
 
@@ -54,7 +55,7 @@ class Handles(dict):
         raise fail(errno.EBADF)
 
 
-class Operations(MoreOperations, pyfuse3.Operations):
+class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
     """One mount. *fs*: meta.fs.FileSystem; *files*: data.file_io.FileIo; *faults*: CachedFaults."""
 
     supports_dot_lookup = True
@@ -253,6 +254,8 @@ class Operations(MoreOperations, pyfuse3.Operations):
         if self.sync:
             flags |= os.O_DSYNC
         handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None, self.direct)
+        if self.fs.inodes.flags(ino) & L.FLAG_SYNC:
+            handle.dsync = handle.osync = True  # the kernel, which knows nothing of the flag, sends no FSYNC
         # A read that must move the access time has to arrive here, so the cache is dropped before it.
         keep = not attr.atime_due(self.fs, ino)
         return FileInfo(fh=self._new_handle(handle, flags), direct_io=handle.direct, keep_cache=keep)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Handlers for what pyfuse3 does not know. They are called by calls.py with requests that it took apart.
 
-Like those in ops.py they translate and return. *ctx*: the request's
-``uid``, ``gid`` and ``pid``.
+Like those in ops.py they translate and return. *ctx*: the request's ``uid``, ``gid`` and ``pid``.
 What comes of it in the kernel (6.18): of a STATX reply it keeps the basic fields and the time of birth; the
 attributes (STATX_ATTR_DAX and others) and their mask it drops. SYNCFS it sends for virtiofs and fuseblk.
 """
@@ -10,12 +9,15 @@ attributes (STATX_ATTR_DAX and others) and their mask it drops. SYNCFS it sends 
 import errno
 import os
 
+from .. import layout as L
 from ..data import ranges
 from ..errors import fail
 from ..meta import attr, namespace
 from ..meta.namespace import Creds
 from . import wire
 from .handler import group_check, handler
+
+_STATX_ATTRS = {L.FLAG_DAX: 0x200000, L.FLAG_NODUMP: 0x40}  # linux/stat.h
 
 
 class MoreOperations:
@@ -71,7 +73,8 @@ class MoreOperations:
     def statx(self, ino):
         """(EntryAttributes, time of birth, STATX_ATTR_* that are set, those that could be)."""
         inode = self.fs.inodes.read(ino)
-        return self.entry(inode), inode.btime, 0, 0
+        attributes = sum(bit for flag, bit in _STATX_ATTRS.items() if inode.flags & flag)
+        return self.entry(inode), inode.btime, attributes, sum(_STATX_ATTRS.values())
 
     @handler
     def tmpfile(self, parent, mode, flags, umask, ctx):

@@ -21,12 +21,14 @@ from daxfs._record import Recorder
 from daxfs.errors import UsageError
 from daxfs.fuse import facts
 from daxfs.meta import superblock
+from daxfs.meta.namespace import RENAME_WHITEOUT
 
 log = logging.getLogger("daxfs.record")
 _text = json.encoder.encode_basestring_ascii
 
 # Handlers that store nothing and give back nothing: they would only make the log longer.
-QUIET = frozenset(("lookup", "getattr", "statx", "statfs", "getxattr", "listxattr", "flush", "lseek"))
+QUIET = frozenset(("lookup", "getattr", "statx", "statfs", "getxattr", "listxattr", "flush", "lseek",
+                   "get_flags", "get_label", "trim", "trim_step"))  # fmt: skip
 
 
 def _json(facts: dict) -> str:
@@ -75,7 +77,8 @@ BEGIN = {
     "unlink": lambda ops, parent, name, ctx: _entry(parent, name),
     "rmdir": lambda ops, parent, name, ctx: _entry(parent, name),
     "rename": lambda ops, parent, name, new_parent, new_name, flags, ctx: _entry(
-        parent, name, new_parent=new_parent, new_name=_name(new_name), flags=flags),
+        parent, name, new_parent=new_parent, new_name=_name(new_name), flags=flags,
+        **(_caller(ctx) if flags & RENAME_WHITEOUT else {})),
     "open": lambda ops, ino, flags, ctx: {"ino": ino, "flags": flags},
     "create": lambda ops, parent, name, mode, flags, ctx: _entry(parent, name, ctx, mode=mode, flags=flags),
     "read": lambda ops, fh, pos, size: _on_handle(ops, fh, pos=pos, size=size),
@@ -97,6 +100,9 @@ BEGIN = {
     "syncfs": lambda ops: {},
     "setxattr": lambda ops, ino, name, value, ctx: {"ino": ino, "name": _name(name), **_sum(value)},
     "removexattr": lambda ops, ino, name, ctx: {"ino": ino, "name": _name(name)},
+    "set_flags": lambda ops, ino, flags: {"ino": ino, "flags": flags},
+    "set_label": lambda ops, label: {"label": _name(label)},
+    "shutdown": lambda ops, mode: {"mode": mode},
 }  # fmt: skip
 
 
@@ -123,6 +129,7 @@ class Recording:
 
     def __init__(self, region, config, mountpoint: str):
         _check_place(config, mountpoint)
+        superblock.settle(region)
         sb = superblock.read(region)  # no log is replaced for a source that is none
         info = {
             "program": f"daxfs {daxfs.__version__}",
@@ -158,6 +165,7 @@ class Recording:
             if name not in QUIET:
                 method = self._recorded(getattr(type(operations), name).__wrapped__, BEGIN.get(name))
                 setattr(operations, name, handler(method).__get__(operations))
+        operations.trims = False  # it changes bytes by no store; the log would not be whole
         forget = operations.forget_one
         operations.forget_one = lambda ino, count: self.run(
             {"op": "forget", "ino": ino, "count": count}, forget, ino, count)

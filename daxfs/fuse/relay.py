@@ -2,8 +2,10 @@
 """The trio side of a native transport: requests that Python answers without pyfuse3, and its end.
 
 The native threads queue a request that they leave to us (`Transport.next_call`); calls.run decodes it and
-runs the same handler that pyfuse3 would. Replies of pyfuse3 itself are handed on here too. Limits: the trio thread; a call runs to its end before the next one
-begins, but for those that say themselves that they take long (calls.LONG).
+runs the same handler that pyfuse3 would. Replies of pyfuse3 itself are handed on here too.
+
+Limits: the trio thread; a call runs to its end before the next one begins, but for those that say themselves
+that they take long (calls.LONG).
 """
 
 import errno
@@ -52,6 +54,7 @@ class Relay:
                         nursery.start_soon(self.answer, call)
                     else:
                         await self.answer(call)
+            nursery.cancel_scope.cancel()  # nobody waits for the long ones any more
 
     async def answer(self, call) -> None:
         """Run one call and reply to it, whatever happens: nobody else will."""

@@ -9,6 +9,7 @@ touches a path on its own mount after that: nobody would answer.
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
@@ -20,11 +21,12 @@ import trio
 
 from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
 from daxfs.errors import DaxfsError, SourceError, UsageError, fail
-from daxfs.fuse import control, facts, handshake, mountinfo, transports
+from daxfs.fuse import calls, control, facts, handshake, mountinfo, transports, wire
 from daxfs.fuse.ops import handler, make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
 from daxfs.fuse.recording import Recording
 from daxfs.fuse.relay import Relay
+from daxfs.fuse.tracing import HandlerTrace, Tracer
 from daxfs.layout import ROOT_INO
 from daxfs.meta import attr
 from daxfs.meta import fs as metafs
@@ -114,7 +116,10 @@ class Session:
             self.recording.cover(self.operations, handler)
             self.operations.recorded = True
         self.operations.tell_limits()
+        self.tracer = Tracer(HandlerTrace(self.operations))
         self._connect()
+        self.operations.notify = pyfuse3.invalidate_inode
+        self.operations.kernel_sync = functools.partial(_sync, self.mountpoint)
         try:
             self.mount = mountinfo.mount_at(self.mountpoint)
             if self.mount is None or self.mount.fstype not in mountinfo.TYPES:
@@ -208,6 +213,9 @@ class Session:
             transports.thread_count(self.config.threads),
             FOPEN_PARALLEL_DIRECT_WRITES if operations.direct else 0)
         self.native.start()
+        self.tracer = Tracer(self.native)
+        operations.stats.native = self.native
+        operations.stats.called = {wire.OPCODES[opcode].lower() for opcode in calls.CALLS}
 
     def _native_ended(self, why: str) -> None:
         """The kernel's side is gone: "umount", "abort", or an error."""
@@ -234,8 +242,10 @@ class Session:
             await _sync(self.mountpoint)
             pyfuse3.terminate()
 
-    def answer(self, request: dict) -> dict:
+    def answer(self, request: dict):
         """The control socket's requests. DaxfsError for one that is unknown or refused."""
+        if request.get("get") == "trace":
+            return self.tracer.watch()
         if request.get("get") == "stat":
             return self.describe() | self.operations.stats.snapshot()
         if request.get("get") == "info":
@@ -257,15 +267,29 @@ class Session:
             "emulated": region["emulated"],
             "safety": region["safety"],
             "readonly": self.fs.readonly,
+            "shut_down": self.fs.shut,
             "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
-            "mounted_by": f"libfuse: {self.link_why}" if self.link_why else "daxfs",
-            "transport": {
-                "kind": self.transport, "why_not_better": self.transport_why,
-                "threads": self.native.threads if self.native else 1},
+            "mounted_by": self._mounted_by(),
+            "transport": self._describe_transport(),
             "recording": self.recording.describe() if self.recording else None,
             "region": region,
         }
+
+    def _mounted_by(self) -> str:
+        if self.link is None:
+            return f"libfuse: {self.link_why}"
+        return "fusermount3" if self.link.by_fusermount else "daxfs"
+
+    def _describe_transport(self) -> dict:
+        """threads: those that take requests. queues: of uring. waiting: requests for Python."""
+        out = {"kind": self.transport, "why_not_better": self.transport_why, "threads": 1}
+        if self.native is not None:
+            out["threads"] = self.native.channels
+            out |= {"waiting": self.native.pending, "malformed": self.native.counts()["malformed"]}
+        if self.transport == "uring":
+            out["queues"] = out["threads"] - 1  # the first reads what still comes through read(2)
+        return out
 
     def _remount(self, wish: dict) -> dict:
         """Change ro/rw and the policies for times. EROFS: the region was opened read-only."""
@@ -341,7 +365,8 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
     log.info("%s: ended by %s", session.mountpoint, session.ended_by)
     if session.ended_by != "umount" and session.ended_by not in signal.Signals.__members__:
         why = "the connection was aborted" if session.ended_by == ABORT else session.ended_by
-        raise DaxfsError(f"{session.mountpoint}: {why}; all that had been written is durable", errno.ECONNABORTED)
+        raise DaxfsError(f"{session.mountpoint}: {why}; all that had been written is durable",
+                         errno.ECONNABORTED)
     return session.ended_by
 
 

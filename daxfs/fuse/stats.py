@@ -5,7 +5,46 @@ One thread writes (the trio loop); a snapshot is made in the same thread. What a
 operations has is said in data/latency.py.
 """
 
+from collections import Counter
+
 from ..data.latency import Operation
+
+# Requests whose handler has another name than theirs.
+_HANDLERS = {"rename2": "rename", "readdirplus": "readdir", "readdir": "readdir_plain",
+             "copy_file_range_64": "copy_file_range", "batch_forget": "forget"}  # fmt: skip
+
+
+def handler_name(request: str) -> str:
+    """The row in which a request is counted, e.g. rename for rename2."""
+    return _HANDLERS.get(request, request)
+
+
+def merged(handlers: dict[str, Operation], native: dict, called: set[str]) -> dict:
+    """One snapshot for each operation, of what handlers (Python) and native threads answered together.
+
+    *native*: as Transport.counts has it; *called*: requests that it leaves to Python, not to pyfuse3. Each
+    row also has how many were ``served`` natively, ``relayed`` to pyfuse3, and ``called``. What is relayed
+    and has no handler (FORGET) has a count, but no latencies.
+    """
+    found, how = {name: Operation() for name in handlers}, {}
+    for name, one in handlers.items():
+        found[name].merge(one)
+    for request, one in native["operations"].items():
+        name = handler_name(request)
+        found.setdefault(name, Operation()).merge(one)
+        how.setdefault(name, Counter())["served"] += one.count
+    for request, count in native["relayed"].items():
+        kind = "called" if request in called else "relayed"
+        how.setdefault(handler_name(request), Counter())[kind] += count
+    out = {}
+    for name in sorted(found.keys() | how.keys()):
+        answered = {kind: how.get(name, {}).get(kind, 0) for kind in ("served", "relayed", "called")}
+        snapshot = found.get(name, Operation()).snapshot() | answered
+        if name not in handlers:
+            snapshot["count"] = sum(answered.values())
+        if snapshot["count"]:
+            out[name] = snapshot
+    return out
 
 
 class Stats:
@@ -14,10 +53,17 @@ class Stats:
     def __init__(self, fs, files, faults):
         self.fs, self.files, self.faults = fs, files, faults
         self.operations: dict[str, Operation] = {}
+        self.native = None  # a started Transport
+        self.called: set[str] = set()  # requests that it leaves to Python, not to pyfuse3
         self.started = fs.clock()
 
     def operation(self, name: str) -> Operation:
         return self.operations.setdefault(name, Operation())
+
+    def _operations(self) -> dict:
+        if self.native is None:
+            return {k: v.snapshot() for k, v in sorted(self.operations.items()) if v.count}
+        return merged(self.operations, self.native.counts(), self.called)
 
     def snapshot(self) -> dict:
         """Plain values, for JSON."""
@@ -25,7 +71,7 @@ class Stats:
         journal = fs.journal
         return {
             "uptime_ns": fs.clock() - self.started,
-            "operations": {k: v.snapshot() for k, v in sorted(self.operations.items()) if v.count},
+            "operations": self._operations(),
             "faults": self.faults.snapshot(),
             "flush": {"kind": region.flush.kind, "nt_kind": region.flush.nt, **region.flush.counters()},
             "tracker": self.files.snapshot(),

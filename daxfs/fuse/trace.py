@@ -18,17 +18,17 @@ from daxfs.fuse.trace_fields import (
     NAMES,
     NOTES,
     NOTIFICATIONS,
-    OPCODES,
     REPLIES,
     REQUESTS,
     SETXATTR_EXT,
     SHOW,
 )
+from daxfs.fuse.wire import OPCODES
 
 # ns since the epoch, kind, opcode, unique, nodeid, uid, gid, pid, error, len, how, latency in ns, body.
-HEAD = struct.Struct("<QIIQQIIIiIIQB")
-BODY = 144  # of the beginning of a message, without its header; the record ends at a multiple of 8
-RECORD = struct.Struct(f"{HEAD.format}{BODY}s7x")
+HEAD = struct.Struct("<QIIQQIIIiIIQB7x")
+BODY = 144  # of a message without its header; no reply but data and listings is longer
+RECORD = struct.Struct(f"{HEAD.format}{BODY}s")
 REQUEST, REPLY, LOST, NOTIFICATION = range(4)
 HOW = ("served", "relayed", "called", "")
 IN_HEADER, OUT_HEADER = 40, 16
@@ -44,6 +44,11 @@ _ENTRY_OUT = 128
 _SETATTR = {"mode": 0, "uid": 1, "gid": 2, "size": 3, "atime": 4, "mtime": 5, "fh": 6, "lock_owner": 9,
             "ctime": 10}  # fmt: skip
 _NOW = {"atime": 7, "mtime": 8}
+
+
+def lost(count: int) -> bytes:
+    """The record that says that *count* others could not be kept."""
+    return RECORD.pack(time.time_ns(), LOST, 0, count, 0, 0, 0, 0, 0, 0, 3, 0, 0, b"")
 
 
 class Word(str):
@@ -79,7 +84,8 @@ def _shown(text: str, found: dict) -> dict:
     for name, _, show, optional in _layout(text):
         if name not in found or show == "-" or (optional and not found[name]):
             continue
-        out[name] = Word(SHOW[show](found[name])) if show else found[name]
+        value = SHOW[show](found[name]) if show else found[name]
+        out[name] = Word(value) if isinstance(value, str) else value
     return out
 
 
@@ -195,7 +201,7 @@ class Decoder:
         self._pending: dict[int, tuple] = {}  # unique -> (op, ns, ino, arguments)
 
     def event(self, record: bytes) -> dict:
-        """One record. *kind*, *time_ns*, and what the kind has; see `line` and docs/trace.md."""
+        """One record. *kind*, *time_ns*, and what the kind has; see `line` and docs/transport.md."""
         if len(record) < HEAD.size:
             return {"kind": "unreadable", "bytes": len(record)}
         ns, kind, opcode, unique, *rest = HEAD.unpack_from(record)

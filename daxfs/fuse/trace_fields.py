@@ -8,17 +8,8 @@ number is shown (a key of SHOW, ``-`` for never); ``?`` leaves the field out whe
 
 import os
 
-OPCODES = {
-    1: "LOOKUP", 2: "FORGET", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD",
-    9: "MKDIR", 10: "UNLINK", 11: "RMDIR", 12: "RENAME", 13: "LINK", 14: "OPEN", 15: "READ", 16: "WRITE",
-    17: "STATFS", 18: "RELEASE", 20: "FSYNC", 21: "SETXATTR", 22: "GETXATTR", 23: "LISTXATTR",
-    24: "REMOVEXATTR", 25: "FLUSH", 26: "INIT", 27: "OPENDIR", 28: "READDIR", 29: "RELEASEDIR",
-    30: "FSYNCDIR", 31: "GETLK", 32: "SETLK", 33: "SETLKW", 34: "ACCESS", 35: "CREATE", 36: "INTERRUPT",
-    37: "BMAP", 38: "DESTROY", 39: "IOCTL", 40: "POLL", 41: "NOTIFY_REPLY", 42: "BATCH_FORGET",
-    43: "FALLOCATE", 44: "READDIRPLUS", 45: "RENAME2", 46: "LSEEK", 47: "COPY_FILE_RANGE",
-    48: "SETUPMAPPING", 49: "REMOVEMAPPING", 50: "SYNCFS", 51: "TMPFILE", 52: "STATX",
-    53: "COPY_FILE_RANGE_64",
-}  # fmt: skip
+from daxfs.fuse.wire import OPCODES
+
 NUMBERS = {name: number for number, name in OPCODES.items()}
 NOTIFICATIONS = {1: "POLL", 2: "INVAL_INODE", 3: "INVAL_ENTRY", 4: "STORE", 5: "RETRIEVE", 6: "DELETE",
                  7: "RESEND", 8: "INC_EPOCH", 9: "PRUNE"}  # fmt: skip
@@ -93,10 +84,12 @@ SHOW = {
     **{name: lambda value, known=known: flags(value, known) for name, known in _FLAGS.items()},
     **{name: lambda value, known=known: known.get(value, hex(value)) for name, known in _VALUES.items()},
 }  # fmt: skip
+ANY_SIZE = 0xFFFFFFFF  # stands where it is not known how much was asked for
+SHOW["size"] = lambda value: "any" if value == ANY_SIZE else value
 SHOW["access"] = lambda value: flags(value, _FLAGS["access"], "F_OK")
 
-_RW = "fh:Q offset:Q size:I read_flags:I:read? lock_owner:Q:hex? flags:I:O pad:I:-"
-_RELEASE = "fh:Q flags:I:O release_flags:I:release? lock_owner:Q:hex?"
+_RW = "fh:Q offset:Q size:I:size read_flags:I:read? lock_owner:Q:hex? flags:I:O? pad:I:-"
+_RELEASE = "fh:Q flags:I:O? release_flags:I:release? lock_owner:Q:hex?"
 _FSYNC = "fh:Q fsync_flags:I:fsync? pad:I:-"
 _OPENING = "flags:I:O open_flags:I:open?"
 _CREATE = "flags:I:O mode:I:mode umask:I:octal open_flags:I:open?"
@@ -109,9 +102,9 @@ REQUESTS = {
                "mtimensec:I:- ctimensec:I:- mode:I:mode pad:I:- uid:I gid:I pad:I:-",
     "MKNOD": "mode:I:mode rdev:I:hex? umask:I:octal pad:I:-", "MKDIR": "mode:I:mode umask:I:octal",
     "RENAME": "newdir:Q", "LINK": "oldino:Q", "OPEN": _OPENING, "READ": _RW,
-    "WRITE": "fh:Q offset:Q size:I write_flags:I:write? lock_owner:Q:hex? flags:I:O pad:I:-",
+    "WRITE": "fh:Q offset:Q size:I write_flags:I:write? lock_owner:Q:hex? flags:I:O? pad:I:-",
     "RELEASE": _RELEASE, "FSYNC": _FSYNC, "SETXATTR": "size:I flags:I:setxattr?",
-    "GETXATTR": "size:I pad:I:-", "LISTXATTR": "size:I pad:I:-",
+    "GETXATTR": "size:I:size pad:I:-", "LISTXATTR": "size:I:size pad:I:-",
     "FLUSH": "fh:Q pad:I:- pad:I:- lock_owner:Q:hex?",
     "INIT": "major:I minor:I max_readahead:I flags:I:hex flags2:I:hex", "OPENDIR": _OPENING, "READDIR": _RW,
     "RELEASEDIR": _RELEASE, "FSYNCDIR": _FSYNC,
@@ -141,7 +134,7 @@ _ATTR = ("ino:Q size:Q blocks:Q atime:q mtime:q ctime:q atimensec:I:- mtimensec:
 # Behind a name: the inode's number is said once, its times are GETATTR's to tell.
 _BRIEF = _ATTR.replace("ino:Q", "ino:Q:-").replace("time:q", "time:q:-")
 _ENTRY = f"nodeid:Q generation:Q? entry_valid:Q attr_valid:Q pad:I:- pad:I:- {_BRIEF}"
-_OPENED = "fh:Q open_flags:I:fopen backing_id:i?"
+_OPENED = "fh:Q open_flags:I:fopen? backing_id:i?"
 # Layouts of replies, as far as they are no data.
 REPLIES = {
     **dict.fromkeys(("LOOKUP", "SYMLINK", "MKNOD", "MKDIR", "LINK"), _ENTRY),

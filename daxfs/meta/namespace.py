@@ -128,7 +128,7 @@ def tmpfile(fs, parent: int, mode: int, creds: Creds, linkable: bool = True):
 
 
 def _new_inode(tx, fs, dir_inode, mode: int, creds: Creds, now: int):
-    """A new inode as it comes out of directory *dir_inode*: owner, group, mode, ACLs, times; no link yet."""
+    """A new inode as directory *dir_inode* makes it: owner, group, mode, flags, ACLs, times; no link yet."""
     gid = creds.gid
     if dir_inode.mode & S_ISGID:
         gid = dir_inode.gid

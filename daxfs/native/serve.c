@@ -162,6 +162,8 @@ struct inode {
 };
 _Static_assert(sizeof(struct inode) == 256, "layout.INODE");
 _Static_assert(offsetof(struct inode, ino) == 72 && offsetof(struct inode, blocks) == 128, "layout.INODE");
+_Static_assert(offsetof(struct inode, flags) == INODE_FLAGS_AT, "layout.INODE");
+_Static_assert(offsetof(struct inode, ctime) == INODE_CTIME_AT, "layout.INODE");
 
 #define INODE_BYTES sizeof(struct inode)
 #define INODE_TRIES 100

@@ -22,6 +22,12 @@
 #define SEEK_TO_DATA 3u
 #define SEEK_TO_HOLE 4u
 
+/* Flags that only a record changes, under the exclusive lock: an ordinary load under either lock. */
+static uint32_t inode_flags(const struct filemap *f)
+{
+	return *(const uint32_t *)(f->inode + INODE_FLAGS_AT);
+}
+
 static uint32_t state_of(const struct filemap *f)
 {
 	return __atomic_load_n(&f->state, __ATOMIC_RELAXED);
@@ -71,13 +77,13 @@ static int64_t time_of(const struct filemap *f, size_t at)
 	return __atomic_load_n((const int64_t *)(f->inode + at), __ATOMIC_RELAXED);
 }
 
-/* Would a read have to change the access time (meta/attr.py atime_due)? */
+/* Would a read have to change the access time (meta/attr.py atime_due)? Lock held. */
 static int atime_due(struct server *s, const struct serve_handle *h, int64_t now)
 {
 	int policy = __atomic_load_n(&s->limits.atime, __ATOMIC_RELAXED);
 	int64_t atime, age;
 
-	if (!policy || h->flags & SERVE_NOATIME)
+	if (!policy || h->flags & SERVE_NOATIME || inode_flags(h->f) & INODE_FLAG_NOATIME)
 		return 0;
 	if (policy == 2)
 		return 1;
@@ -216,6 +222,9 @@ static int write_is_ours(const struct serve_handle *h, uint64_t pos, uint64_t si
 
 	*append = pos + size > f->size;
 	if (!(state & FILEMAP_PLAIN) || pos > f->size || !dax_covered(f, pos, size))
+		return 0;
+	/* What a truncation left behind is freed before the file grows over it. */
+	if (*append && inode_flags(f) & INODE_FLAG_TRUNCATING)
 		return 0;
 	/* A record that replay would apply holds another size; and what O_DSYNC asks for is then settle's. */
 	return !(state & FILEMAP_UNSETTLED) || !(*append || h->flags & SERVE_DSYNC);

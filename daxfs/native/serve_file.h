@@ -36,10 +36,10 @@ static inline enum serve_verdict serve_answer(struct serve_reply *r, const void 
 	return SERVE_DONE;
 }
 
-/* The words of an inode that change in place (daxfs/layout.py INODE); a test compares. */
+/* Of the inode on media (daxfs/layout.py INODE): the words that change in place, and flags. */
 enum {
-	INODE_SIZE_AT = 0, INODE_ATIME_AT = 8, INODE_MTIME_AT = 16, INODE_CTIME_AT = 24,
-	INODE_HOT_BYTES = 64,
+	INODE_SIZE_AT = 0, INODE_ATIME_AT = 8, INODE_MTIME_AT = 16, INODE_CTIME_AT = 24, INODE_HOT_BYTES = 64,
+	INODE_FLAGS_AT = 100, INODE_FLAG_TRUNCATING = 1 << 0, INODE_FLAG_NOATIME = 1 << 10,
 };
 
 #endif

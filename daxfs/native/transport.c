@@ -75,14 +75,14 @@ static void trace_head(struct trace_event *e, const struct wire_in *head)
 	e->pid = head->pid;
 }
 
-static void trace_request(struct transport *t, const struct serve_msg *m, int how)
+static void trace_request(struct transport *t, const struct serve_msg *m)
 {
 	struct iovec body[2] = {{(void *)m->arg, m->arg_len}, {(void *)m->data, m->data_len}};
 	struct trace_event e;
 
 	trace_head(&e, m->head);
 	e.len = m->head->len;
-	e.how = how;
+	e.how = HOW_NOT_KNOWN;
 	trace_put(t, &e, body, 2);
 }
 
@@ -206,7 +206,9 @@ static void interrupt(struct transport *t, const struct serve_msg *m)
 static int pair_send(struct transport *t, const struct serve_msg *m)
 {
 	struct iovec iov[3] = {
-		{(void *)m->head, sizeof(*m->head)}, {(void *)m->arg, m->arg_len}, {(void *)m->data, m->data_len},
+		{(void *)m->head, sizeof(*m->head)},
+		{(void *)m->arg, m->arg_len},
+		{(void *)m->data, m->data_len},
 	};
 	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 3};
 
@@ -217,7 +219,8 @@ static int pair_send(struct transport *t, const struct serve_msg *m)
 	return 0;
 }
 
-static int relay(struct transport *t, struct channel *ch, void *place, const struct serve_msg *m, uint64_t start)
+static int relay(struct transport *t, struct channel *ch, void *place, const struct serve_msg *m,
+		 uint64_t start)
 {
 	struct pending *p = pending_new(ch, place, m, HOW_RELAYED, start);
 	uint64_t unique = m->head->unique;
@@ -239,7 +242,8 @@ static int relay(struct transport *t, struct channel *ch, void *place, const str
 	return rc == -EMSGSIZE ? -E2BIG : -EIO;
 }
 
-static int call(struct transport *t, struct channel *ch, void *place, const struct serve_msg *m, uint64_t start)
+static int call(struct transport *t, struct channel *ch, void *place, const struct serve_msg *m,
+		uint64_t start)
 {
 	struct pending *p = pending_new(ch, place, m, HOW_CALLED, start);
 	int first;
@@ -260,11 +264,13 @@ static int call(struct transport *t, struct channel *ch, void *place, const stru
 enum serve_verdict transport_handle(struct transport *t, struct channel *ch, void *place,
 				    const struct serve_msg *m, struct serve_reply *r, uint64_t start)
 {
-	enum serve_verdict verdict = serve(t->server, &ch->counts, m, r);
+	enum serve_verdict verdict;
 	int rc = 0;
 
-	if (is_tracing(t) && verdict != SERVE_DROP)
-		trace_request(t, m, verdict == SERVE_CALL ? HOW_CALLED : verdict == SERVE_DONE ? HOW_SERVED : HOW_RELAYED);
+	/* Before it is answered: the reply may be put together where the request's data are (uring). */
+	if (is_tracing(t))
+		trace_request(t, m);
+	verdict = serve(t->server, &ch->counts, m, r);
 	switch (verdict) {
 	case SERVE_RELAY:
 		rc = relay(t, ch, place, m, start);
@@ -387,7 +393,8 @@ void transport_pump(struct transport *t)
 
 /* ---- beginning and end ---- */
 
-int transport_init(struct transport *t, struct server *s, int kind, int fuse_fd, int pair_fd, size_t max_payload)
+int transport_init(struct transport *t, struct server *s, int kind, int fuse_fd, int pair_fd,
+		   size_t max_payload)
 {
 	memset(t, 0, sizeof(*t));
 	t->server = s;

@@ -21,7 +21,7 @@
 #include "daxfs/native/serve.h"
 
 enum transport_kind { TRANSPORT_DEV = 1, TRANSPORT_URING = 2 };
-enum transport_how { HOW_SERVED = 0, HOW_RELAYED = 1, HOW_CALLED = 2 };
+enum transport_how { HOW_SERVED = 0, HOW_RELAYED = 1, HOW_CALLED = 2, HOW_NOT_KNOWN = 3 };
 
 struct transport;
 struct channel;
@@ -30,7 +30,7 @@ struct channel;
 struct pending {
 	struct wire_in head;
 	struct channel *ch;
-	void *place;			/* dev: the buffer that holds a called request; uring: the ring entry */
+	void *place;			/* dev: the buffer of a called request; uring: the ring entry */
 	struct serve_msg msg;		/* of a call: points into place */
 	uint64_t start;			/* ns, CLOCK_MONOTONIC */
 	int how;
@@ -51,7 +51,7 @@ struct channel {
 };
 
 #define PENDING_BUCKETS 1024
-#define TRACE_BODY 112
+#define TRACE_BODY 144			/* the reply to CREATE: all but data and listings fits */
 #define TRACE_SLOTS 8192
 
 /* One line of `daxfs trace` (daxfs/fuse/trace.py takes it apart). */
@@ -66,6 +66,7 @@ struct trace_event {
 	uint8_t body_len, pad[7];
 	uint8_t body[TRACE_BODY];	/* the fixed struct and what follows; of a reply its payload */
 };
+_Static_assert(sizeof(struct trace_event) == 72 + TRACE_BODY, "what trace.py takes apart");
 
 struct transport {
 	struct server *server;
@@ -92,7 +93,8 @@ struct transport {
 	uint64_t trace_head, trace_tail, trace_lost;
 };
 
-int transport_init(struct transport *t, struct server *s, int kind, int fuse_fd, int pair_fd, size_t max_payload);
+int transport_init(struct transport *t, struct server *s, int kind, int fuse_fd, int pair_fd,
+		   size_t max_payload);
 /* Begin to answer, with `threads` readers (dev). 0, or -errno with every thread ended again. */
 int transport_start(struct transport *t, int threads);	/* threads: of dev */
 /* End and join all threads; requests that nobody answered are left to the kernel. May be called twice. */
@@ -115,7 +117,7 @@ int transport_trace_read(struct transport *t, struct trace_event *out);
 
 uint64_t transport_now(void);
 /* What came of a request: SERVE_DONE (r is the reply, to be sent by the channel, then transport_sent()),
- * SERVE_RELAY, SERVE_CALL (it is pending; `place` belongs to it until its reply), anything else: nothing to do.
+ * SERVE_RELAY, SERVE_CALL (it is pending; `place` belongs to it until its reply), else: nothing to do.
  * SERVE_RELAY needs `place` only where the reply does (uring). */
 enum serve_verdict transport_handle(struct transport *t, struct channel *ch, void *place,
 				    const struct serve_msg *m, struct serve_reply *r, uint64_t start);

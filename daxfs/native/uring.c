@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * Channels over io_uring: for every possible CPU a ring with its own thread, pinned to that CPU, and RING_DEPTH
- * entries. An entry is registered once; then each COMMIT_AND_FETCH hands in a reply and asks for the next
- * request. Only the thread that made a ring may use it (SINGLE_ISSUER), so a reply that somebody else has put
- * together is handed to that thread: list `replies`, then the ring's event descriptor.
+ * Channels over io_uring: for every possible CPU a ring with its own thread, pinned to that CPU, and
+ * RING_DEPTH entries. An entry is registered once; then each COMMIT_AND_FETCH hands in a reply and asks for
+ * the next request. Only the thread that made a ring may use it (SINGLE_ISSUER), so a reply that somebody else
+ * has put together is handed to that thread: list `replies`, then the ring's event descriptor.
  *
  * FORGET and INTERRUPT, and all requests before the last queue is registered, still come through read(2):
  * channel 0 is a dev channel.
@@ -55,6 +55,7 @@ struct ring_queue {
 	uint64_t event_word;
 	struct io_uring ring;
 	int ring_there;
+	int fixed;			/* the mount's descriptor is registered with the ring, as file 0 */
 	struct ring_entry *entry;
 	char *payloads;
 	int live;			/* entries that the kernel has or that are being answered */
@@ -103,7 +104,8 @@ static void queue_cmd(struct ring_queue *q, struct ring_entry *e, uint32_t op)
 
 	memset(sqe, 0, 128);
 	sqe->opcode = IORING_OP_URING_CMD;
-	sqe->fd = q->ch.t->fuse_fd;
+	sqe->fd = q->fixed ? 0 : q->ch.t->fuse_fd;
+	sqe->flags = q->fixed ? IOSQE_FIXED_FILE : 0;
 	sqe->cmd_op = op;
 	if (op == CMD_REGISTER) {
 		cmd.commit_id = 0;
@@ -204,7 +206,7 @@ static void entry_request(struct ring_queue *q, struct ring_entry *e)
 	verdict = transport_handle(t, &q->ch, e, &m, &r, start);
 	if (verdict == SERVE_RELAY || verdict == SERVE_CALL)
 		return;
-	if (verdict != SERVE_DONE) {	/* FORGET, INTERRUPT, rubbish: never here, but an entry must go back */
+	if (verdict != SERVE_DONE) {	/* FORGET, INTERRUPT: never here, but an entry must go back */
 		entry_reply(e, head.unique, -EINVAL, 0);
 	} else {
 		entry_reply(e, head.unique, r.error, r.error ? 0 : r.len);
@@ -262,6 +264,9 @@ static int queue_setup(struct ring_queue *q)
 	if (rc)
 		return rc;
 	q->ring_there = 1;
+	/* Both only save looking a descriptor up for each request; without them everything works too. */
+	q->fixed = !io_uring_register_files(&q->ring, &q->ch.t->fuse_fd, 1);
+	io_uring_register_ring_fd(&q->ring);
 	for (i = 0; i < RING_DEPTH; i++)
 		queue_cmd(q, &q->entry[i], CMD_REGISTER);
 	q->live = RING_DEPTH;
@@ -315,7 +320,8 @@ static int queue_add(struct transport *t, int qid)
 	if (posix_memalign((void **)&q->entry, 64, RING_DEPTH * sizeof(*q->entry)))
 		q->entry = NULL;
 	/* Anonymous memory: what no large request ever touches is never there. */
-	q->payloads = mmap(NULL, RING_DEPTH * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	q->payloads = mmap(NULL, RING_DEPTH * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			   -1, 0);
 	if (q->event_fd < 0 || !q->entry || q->payloads == MAP_FAILED)
 		return -ENOMEM;
 	memset(q->entry, 0, RING_DEPTH * sizeof(*q->entry));

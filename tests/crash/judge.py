@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from daxfs._iomap import MAPPED
+from daxfs.layout import FLAG_PREALLOC
 from daxfs.meta import namespace, xattr
 
 from .content import mixed, padded
 from .model import Model
-from .node import DIR, LNK, REG
+from .node import DIR, LNK, REG, USER_FLAGS
 from .tree import ROOT, show
 
 PAGE = 4096
@@ -77,7 +78,7 @@ class Image:
         end, spare = -(-inode.size // PAGE), 0
         for pgoff, pages, _, kind, _ in self.fs.node(ino).map.extents():
             spare += max(pgoff + pages - max(pgoff, end), 0) if kind == MAPPED else 0
-        if (spare or inode.flags) and ino not in self.fs.preallocated:
+        if (spare or inode.flags & FLAG_PREALLOC) and ino not in self.fs.preallocated:
             self.complaints.append(f"inode {ino}: {spare} pages behind its end, flags {inode.flags:#x}")
         return spare
 
@@ -156,6 +157,7 @@ class _Side:
             ("uid", inode.uid, node.uid),
             ("gid", inode.gid, node.gid),
             ("rdev", inode.rdev, node.rdev),
+            ("flags", inode.flags & USER_FLAGS, node.flags),
             ("btime", inode.btime, node.btime),
         ]
         for name, has, due in pairs:

@@ -9,7 +9,7 @@ operations are drawn blindly and mostly fail, as they should. Small enough for a
 
 import random
 
-from .node import DIR, FIFO, LNK, REG
+from .node import CHR, DIR, FIFO, LNK, REG
 from .workloads import HAVE_FALLOCATE, LAZY, POLICIES, Sequence, started
 
 SETUP = "tree"
@@ -19,6 +19,7 @@ PLACES = (0, 1, 8, 100, 4088, 4090, 4096, 8192, 10000, 16384)
 KINDS = {
     **{"create": 12, "fill": 3, "mkdir": 5, "mknod": 1, "symlink": 3, "link": 5, "rename": 10, "exchange": 3},
     **{"unlink": 5, "rmdir": 2, "open": 2, "open_unlink": 2, "close": 2, "evict": 1},
+    **{"whiteout": 2, "tmpfile": 2, "link_held": 3, "copy": 5},
     **{"write": 14, "append": 10, "interleave": 3, "truncate": 6, "open_trunc": 1, "msync": 3},
     **{"read": 3, "list": 2, "readlink": 1, "chmod": 2, "chown": 2, "utimens": 2, "utimens_same": 1},
     **{"setxattr": 6, "removexattr": 2, "fsync": 4, "fdatasync": 1, "fsyncdir": 2, "sync": 1},
@@ -80,7 +81,9 @@ class Drawer:
             return self.new(), "t" * rng.choice((1, 96, 97, 1000))
         if kind == "link":
             return self.old(), self.new()
-        if kind == "rename":
+        if kind == "link_held":
+            return (self.new(),)
+        if kind in ("rename", "whiteout"):
             return self.old(), self.new() if rng.random() < 0.7 else self.old()
         if kind == "exchange":
             return self.old(), self.old()
@@ -89,7 +92,7 @@ class Drawer:
         if kind in ("open", "open_unlink", "read", "open_trunc", "fsync", "fdatasync"):
             return (self.old(REG),)
         if kind in ("unlink", "readlink"):
-            return (self.old(LNK) if kind == "readlink" else self.old(REG, LNK, FIFO),)
+            return (self.old(LNK) if kind == "readlink" else self.old(REG, LNK, FIFO, CHR),)
         if kind == "utimens_same":
             return (self.old(),)
         return ()
@@ -111,6 +114,13 @@ class Drawer:
         parent = self.rng.choice(self.paths(DIR))
         stem = f"{parent}/f{self.noise()}" if parent else f"f{self.noise()}"
         return [("create", f"{stem}-{n}" + "m" * 240) for n in range(self.rng.choice((5, 20)))]
+
+    def _tmpfile(self):
+        return [("tmpfile", self.rng.choice(self.paths(DIR)), self.rng.choice(SIZES), self.noise())]
+
+    def _copy(self):
+        places = self.rng.choices(PLACES, k=2)
+        return [("copy", self.old(REG), places[0], self.old(REG), places[1], self.rng.choice(SIZES))]
 
     def _truncate(self):
         return [("truncate", self.old(REG), self.rng.choice(PLACES) + self.rng.choice((0, 0, 5000)))]

@@ -9,8 +9,8 @@ operation may have stored before it was decided.
 
 import errno
 
-from .content import PAGE, noise
-from .node import DIR, LNK, REG, Node, Policy
+from .content import PAGE, noise, page_range
+from .node import DIR, LNK, NOATIME, REG, Node, Policy
 from .tree import Tree, fail
 
 __all__ = ["Model", "Policy"]
@@ -26,6 +26,9 @@ class Model(Tree):
     def _open(self, path):
         self.held += (self._file(path),)
 
+    def _tmpfile(self, path, length, seed):
+        self._store(self._tmpfile_in(path), 0, noise(length, seed))
+
     def _open_unlink(self, path):
         self._open(path)
         self._unlink(path)
@@ -37,6 +40,7 @@ class Model(Tree):
         for number in sorted(set(held)):
             self._last_close(number)
             self._reap(number)
+        self.nameless = frozenset()
 
     def _last_close(self, number: int) -> None:
         if self.policy.write == "cached" and number not in self.held:
@@ -49,7 +53,7 @@ class Model(Tree):
     def restarted(self) -> "Model":
         """What holds after a crash and the next mount: nobody has a file open."""
         out = self.clone()
-        out.held = ()
+        out.held, out.nameless = (), frozenset()
         for number in self.held:
             out._reap(number)
         return out
@@ -83,6 +87,11 @@ class Model(Tree):
         node = self.nodes[self.find(path)]
         self._utimens(path, node.atime[0], node.mtime[0])
 
+    def _chattr(self, path, flags):
+        if self.nodes[self.find(path)].kind not in (REG, DIR):
+            raise fail(errno.ENOTTY)
+        self._with_ctime(path).flags = flags
+
     def _may_have_xattrs(self, path):
         if self.nodes[self.find(path)].kind not in (REG, DIR):
             raise fail(errno.EPERM)
@@ -109,6 +118,8 @@ class Model(Tree):
         """relatime, as mount(8) has it."""
         node = self.nodes[number]
         atime = node.atime[0]
+        if node.flags & NOATIME:
+            return
         if atime <= node.mtime[0] or atime <= node.ctime[0] or self.now - atime >= DAY:
             self._touch(number, "atime")
 
@@ -189,6 +200,39 @@ class Model(Tree):
         node.content, self.stored[number] = node.content.fallocate(mode, pos, length)
         node.mtime = node.ctime = (self.now,)
         self._last_close(number)
+
+    def _copy(self, path, pos, other, to, length):
+        """copy_file_range: data as a write has them, a hole as a hole or as a larger size."""
+        number, target = self._file(path), self._file(other)
+        source = self.nodes[number].content
+        length = min(length, max(source.size - pos, 0))
+        if number == target and abs(pos - to) < length:
+            raise fail(errno.EINVAL)
+        if to < self.nodes[target].content.size:  # a hole over data and behind the end at once: two records
+            length = min(length, self.nodes[target].content.size - to)
+        if length:
+            end = pos
+            while end < pos + length and (end // PAGE in source.written) == (pos // PAGE in source.written):
+                end = (end // PAGE + 1) * PAGE
+            length = min(end - pos, length)
+            if pos // PAGE in source.written:
+                self._store(target, to, source.bytes(pos, pos + length))
+            else:
+                self._copy_hole(target, to, to + length)
+            self._accessed(number)
+        self._last_close(target)
+        self._last_close(number)
+
+    def _copy_hole(self, number: int, to: int, end: int) -> None:
+        content = self.nodes[number].content
+        if to < content.size and not content.written.isdisjoint(page_range(to, end)):
+            node = self.edit(number)
+            node.content, self.stored[number] = content.fallocate(3, to, end - to)
+            node.mtime = node.ctime = (self.now,)
+        elif end > content.size:
+            self._resize(number, end)
+        else:
+            self._touch(number, "mtime", "ctime")
 
     # -- making durable ----------------------------------------------------------------------
 

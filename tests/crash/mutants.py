@@ -370,6 +370,10 @@ SPACE = (
 _NEXT = "    with fs.begin() as tx:\n"  # the next transaction of the same function
 _NEW_INO = "meta.fs:FileSystem.new_ino"
 _ZEROS = "        tx.zero(table.place(ino), (limit - ino) * L.INODE_SIZE)\n"
+_LATE = edit("meta.namespace:_move", "        if whiteout",
+             _NEXT + "        old_dir, new_dir = tx.inode(parent), tx.inode(new_parent)\n"
+             "        edit = tx.inode(inode.ino)\n"
+             "        if whiteout")
 TORN = (
     Mutant(
         "unlink: the name first, the link count later",
@@ -391,15 +395,8 @@ TORN = (
         (("link", "a", "n"),),
         "link-count: inode 2: 3 links, has 2",
     ),
-    Mutant(
-        "rename: link, then unlink",
-        edit("meta.namespace:_move", "        directory.remove(",
-             _NEXT + "        old_dir, new_dir = tx.inode(parent), tx.inode(new_parent)\n"
-             "        edit = tx.inode(inode.ino)\n"
-             "        directory.remove("),
-        (("rename", "a", "n"),),
-        "link-count: inode 2: 2 links, has 3",
-    ),
+    Mutant("rename: link, then unlink", _LATE, (("rename", "a", "n"),), "inode 2: 2 links, has 3"),
+    Mutant("whiteout: a record of its own", _LATE, (("whiteout", "a", "n"),), "inode 2: 2 links, has 3"),
     Mutant(
         "exchange: one name after the other",
         edit("meta.namespace:_exchange", "        directory.change(tx, fs, new_node",

@@ -7,7 +7,8 @@ from .content import PAGE, Content
 
 XATTR_HEAD, XATTR_ENTRY = 64, 8  # docs/on-media.md
 INLINE_TARGET = 96
-DIR, REG, LNK, FIFO = 0o040000, 0o100000, 0o120000, 0o010000
+DIR, REG, LNK, FIFO, CHR = 0o040000, 0o100000, 0o120000, 0o010000, 0o020000
+NOATIME, USER_FLAGS, ANY_TYPE = 0x400, 0xFFFFFF00, 0x600  # docs/on-media.md
 
 
 class Policy(NamedTuple):
@@ -23,7 +24,7 @@ class Node:
     """An inode. Times are tuples, now first. ``added``: bytes of all names ever put in."""
 
     __slots__ = (
-        *("kind", "is_dir", "mode", "uid", "gid", "nlink", "rdev", "target", "xattrs"),
+        *("kind", "is_dir", "mode", "uid", "gid", "nlink", "rdev", "target", "flags", "xattrs"),
         *("atime", "mtime", "ctime", "btime"),
         *("content", "names", "parent", "added"),
     )
@@ -35,6 +36,7 @@ class Node:
         self.nlink = 2 if self.is_dir else 1
         self.atime = self.mtime = self.ctime = (now,)
         self.btime = now
+        self.flags = 0  # those of users
         self.xattrs: dict[str, bytes] = {}
         self.names: dict[bytes, int] | None = {} if self.is_dir else None
         self.parent = self.added = 0

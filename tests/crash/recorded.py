@@ -151,11 +151,11 @@ class Player:
 
     def _note_sync(self, op: Operation) -> None:
         ino = op.begin.get("ino")
-        if op.name == "write" and not self.lasting:
+        if op.name in ("write", "copy_file_range") and not self.lasting:
             self.unsynced.add(ino)
         elif op.name == "fsync" and "errno" not in op.result:
             self.unsynced.discard(ino)
-        elif op.name == "unmount":
+        elif op.name in ("unmount", "syncfs"):
             self.unsynced.clear()
 
     def _live(self, first: int, last: int) -> None:

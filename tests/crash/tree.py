@@ -10,7 +10,7 @@ import errno
 import re
 
 from .content import Stored
-from .node import DIR, FIFO, LNK, REG, Node, Policy
+from .node import ANY_TYPE, CHR, DIR, FIFO, LNK, REG, USER_FLAGS, Node, Policy
 
 STEP = 1000  # ns that the clock moves with each operation; it stands during one
 ROOT = 1
@@ -39,6 +39,7 @@ class Tree:
         self.nodes: dict[int, Node] = {ROOT: root}
         self.next = ROOT + 1
         self.held: tuple[int, ...] = ()  # handles that stay open, oldest first
+        self.nameless: frozenset[int] = frozenset()  # made without a name (O_TMPFILE), and none given yet
         self._begin()
 
     def _begin(self) -> None:
@@ -137,18 +138,24 @@ class Tree:
         parent, name = self.place(path)
         if not name or name in self.nodes[parent].names:
             raise fail(errno.EEXIST)
+        number = self._born(parent, mode, rdev, target)
+        if self.nodes[number].is_dir:
+            self.nodes[number].parent = parent
+            self.edit(parent).nlink += 1
+        self._enter(parent, name, number)
+
+    def _born(self, parent: int, mode: int, rdev: int = 0, target: str = "") -> int:
+        """The number of a new inode with what it has from its directory."""
         within = self.nodes[parent]
         node = Node(mode, self.now, rdev=rdev, target=target.encode())
+        node.flags = within.flags & (USER_FLAGS if node.kind in (REG, DIR) else ANY_TYPE)
         if within.mode & SETGID:  # the group is inherited, by directories the bit as well
             node.gid = within.gid
             node.mode |= SETGID if node.is_dir else 0
-        if node.is_dir:
-            node.parent = parent
-            self.edit(parent).nlink += 1
         number, self.next = self.next, self.next + 1
         self.nodes[number] = node
         self._own.add(number)
-        self._enter(parent, name, number)
+        return number
 
     def _create(self, path):
         self._make(path, REG | 0o644)
@@ -162,13 +169,33 @@ class Tree:
     def _symlink(self, path, target):
         self._make(path, LNK | 0o777, target=target)
 
+    def _tmpfile_in(self, path) -> int:
+        parent = self.find(path)
+        if not self.nodes[parent].is_dir:
+            raise fail(errno.ENOTDIR)
+        number = self._born(parent, REG | 0o644)
+        self.nodes[number].nlink = 0
+        self.held += (number,)
+        self.nameless |= {number}
+        return number
+
+    def _link_held(self, new):
+        if not self.held:
+            raise fail(errno.EBADF)
+        self._link_to(self.held[-1], new)
+
     def _link(self, path, new):
-        number = self.find(path)
+        self._link_to(self.find(path), new)
+
+    def _link_to(self, number: int, new: str) -> None:
         parent, name = self.place(new)
         if not name or name in self.nodes[parent].names:
             raise fail(errno.EEXIST)
         if self.nodes[number].is_dir:
             raise fail(errno.EPERM)
+        if not self.nodes[number].nlink and number not in self.nameless:
+            raise fail(errno.ENOENT)
+        self.nameless -= {number}
         node = self.edit(number)
         node.nlink += 1
         node.ctime = (self.now,)
@@ -222,7 +249,10 @@ class Tree:
         number = self.find(old)
         return parent, name, number, to, to_name, self.nodes[to].names.get(to_name, 0)
 
-    def _rename(self, old, new):
+    def _whiteout(self, old, new):
+        self._rename(old, new, whiteout=True)
+
+    def _rename(self, old, new, whiteout=False):
         parent, name, number, to, to_name, over = self._both(old, new)
         node, is_dir = self.nodes[number], self.nodes[number].is_dir
         if is_dir and self._above(number, to):
@@ -241,7 +271,10 @@ class Tree:
             self.nodes[to].names[to_name] = number
         else:
             self._enter(to, to_name, number)
-        self._remove(parent, name)
+        if whiteout:
+            self._changed(parent).names[name] = self._born(parent, CHR)
+        else:
+            self._remove(parent, name)
         node = self.edit(number)
         node.ctime = (self.now,)
         if is_dir:

@@ -7,16 +7,20 @@ the kernel refuses before it asks. Operations never follow a symlink. The clock 
 operation and moves `STEP` from one to the next, so that a `Model` knows every time exactly.
 
     create|mkdir|mknod P   symlink P TARGET   link P NEW   rename P NEW   exchange P Q   unlink P   rmdir P
+    whiteout P NEW   (a rename that leaves a whiteout at P)
     open P   open_unlink P   close   evict   (handles that stay open until close; evict drops the caches)
+    tmpfile D LEN SEED   link_held NEW   (O_TMPFILE with data, stays open; a name for the newest handle)
     read P   list P   readlink P   chmod P MODE   chown P UID GID   utimens P ATIME MTIME (ns, None: leave)
-    utimens_same P   setxattr P NAME LEN SEED   removexattr P NAME
+    utimens_same P   chattr P FLAGS (of layout.py)   setxattr P NAME LEN SEED   removexattr P NAME
     write P POS LEN SEED   append P LEN SEED   msync P POS LEN SEED   truncate P SIZE   open_trunc P
-    fallocate P MODE POS LEN   fsync P   fdatasync P   fsyncdir P   sync
+    fallocate P MODE POS LEN   copy P POS Q TO LEN   (copy_file_range, its first piece)
+    fsync P   fdatasync P   fsyncdir P   sync
 """
 
 import errno
 import struct
 
+from daxfs.data import ranges
 from daxfs.data._serve import Server
 from daxfs.data.file_io import FileIo
 from daxfs.meta import attr, file, namespace, xattr
@@ -252,6 +256,9 @@ class Vfs:
             del self.names[parent, name]
         self.names[to, to_name] = inode.ino
 
+    def _whiteout(self, old, new):
+        self._rename(old, new, namespace.RENAME_WHITEOUT)
+
     def _exchange(self, old, new):
         self._rename(old, new, namespace.RENAME_EXCHANGE)
 
@@ -268,6 +275,23 @@ class Vfs:
     def _open_unlink(self, path):
         self._open(path)
         self._unlink(path)
+
+    def _tmpfile(self, path, length, seed):
+        inode = self._find(path)
+        if inode.mode & S_IFMT != S_IFDIR:
+            raise fail(errno.ENOTDIR)
+        ino = namespace.tmpfile(self.fs, inode.ino, 0o644, ROOT).ino
+        self.held.append(self._opened(ino))
+        self.fs.remember(ino)
+        self.known[ino] = 1
+        self.io.write(self.held[-1], 0, noise(length, seed))
+
+    def _link_held(self, new):
+        if not self.held:
+            raise fail(errno.EBADF)
+        ino = self.held[-1].ino
+        parent, name = self._new(new)
+        self._told(parent, name, namespace.link(self.fs, ino, parent, name))
 
     def _close(self):
         if not self.held:
@@ -297,6 +321,12 @@ class Vfs:
     def _utimens_same(self, path):
         inode = self._find(path)
         self._setattr(path, atime=inode.atime, mtime=inode.mtime)
+
+    def _chattr(self, path, flags):
+        inode = self._find(path)
+        if inode.mode & S_IFMT not in (S_IFREG, S_IFDIR):
+            raise fail(errno.ENOTTY)
+        attr.set_flags(self.fs, inode.ino, flags)
 
     def _xattrs_of(self, path):
         """user. attributes are for files and directories, says the kernel."""
@@ -387,6 +417,26 @@ class Vfs:
                 raise fail(errno.EOPNOTSUPP)
         finally:
             self.io.release(node)
+
+    def _copy(self, path, pos, other, to, length):
+        source = self._opened(self._file(path).ino)
+        try:
+            target = self._opened(self._file(other).ino)
+        except OSError:
+            self.io.release(source)
+            raise
+        try:
+            length = min(length, max(source.map.size - pos, 0))
+            if source is target and abs(pos - to) < length:
+                raise fail(errno.EINVAL)
+            if to < target.map.size:  # a hole over data and behind the end at once would be two records
+                length = min(length, target.map.size - to)
+            if length:
+                ranges.copy_piece(self.io, source, pos, target, to, length)
+                attr.touch_read(self.fs, source.ino)
+        finally:
+            self.io.release(target)
+            self.io.release(source)
 
     def _fsync(self, path):
         node = self._opened(self._file(path).ino)

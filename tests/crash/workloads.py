@@ -120,6 +120,12 @@ NAMES = (
     ("unlink", "n"),
     ("rmdir", "e"),
     ("rmdir", "n"),
+    ("whiteout", "a", "n"),
+    ("whiteout", "d/c", "b"),
+    ("whiteout", "e", "d/n"),
+    ("tmpfile", "d", 5000, 51),
+    ("link_held", "n"),
+    ("link_held", "d/n"),
     ("open_unlink", "b"),
     ("close",),
     ("evict",),
@@ -138,6 +144,9 @@ ATTRIBUTES = (
     ("utimens", "a", OLD, OLD + 1),
     ("utimens", "b", None, OLD),
     ("utimens_same", "a"),
+    ("chattr", "a", 0x100),
+    ("chattr", "d", 0xF00),
+    ("chattr", "s", 0x200),
 )
 DATA = (
     ("write", "a", 4096 + 8, 16, 30),  # in a page
@@ -189,7 +198,13 @@ FALLOCATE = tuple(
         ("a", 0x11, 8000, 8000),
     )
 )
-VOCABULARY = NAMES + ATTRIBUTES + DATA + SYNCS + (FALLOCATE if HAVE_FALLOCATE else ())
+COPIES = (
+    ("copy", "a", 100, "d/c", 7, 3000),  # over written blocks
+    ("copy", "a", 4096, "b", 8192, 5000),  # behind the end
+    ("copy", "a", 8192, "a", 0, 3000),  # in one file; on "holes" a hole over data
+    ("copy", "a", 8192, "b", 12000, 100),  # on "holes" a hole behind the end
+)
+VOCABULARY = NAMES + ATTRIBUTES + DATA + SYNCS + COPIES + (FALLOCATE if HAVE_FALLOCATE else ())
 OPEN_FIRST = (("open", "a"), ("open", "b"))  # else every write would be the last close, too
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Make the frozen images of the current format revision: run once for a new FORMAT_REV, then keep them.
 
-    python tests/images/make_images.py [DIRECTORY]
+    python tests/images/make_images.py [DIRECTORY [SUFFIX]]
 
-revN.xz was unmounted, revN-killed.xz was left by a daemon that was killed (records to replay, an orphan);
+revN.xz was unmounted, revN-killed.xz was left by a daemon that was killed (records to replay, an orphan),
+revN-flags.xz has users' flags (compat 1) and a torn superblock (`populate.flags`); SUFFIX: that one alone;
 the .json.xz beside each says what is to be found on it. Fixed UUIDs, clock and content.
 """
 
@@ -57,7 +58,9 @@ def main() -> None:
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
     name = f"rev{layout.FORMAT_REV}"
     with tempfile.TemporaryDirectory() as work:
-        for suffix, options in (("", {}), ("-killed", {"orphan": True})):
+        for suffix, options in (("", {}), ("-killed", {"orphan": True}), ("-flags", {"flagged": True})):
+            if sys.argv[2:] not in ([], [suffix]):
+                continue
             path = populate.make(f"{work}/{name}{suffix}", size=8 * populate.MIB, **options)
             packed = lzma.compress(Path(path).read_bytes(), preset=9)
             (target / f"{name}{suffix}.xz").write_bytes(packed)

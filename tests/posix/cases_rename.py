@@ -5,7 +5,7 @@ import os
 import stat
 
 from .context import NOBODY, Context, same
-from .native import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from .native import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 from .table import case
 
 KINDS = ("file", "dir", "full", "symlink", "fifo", "sock", "chr")
@@ -364,3 +364,52 @@ def sticky_unlink(c: Context):
     got = [c.as_nobody(lambda n=n: os.unlink(f"d/{n}")) for n in ("mine", "roots", "other")]
     got += [c.as_nobody(lambda n=n: os.rmdir(f"d/{n}-dir")) for n in ("mine", "roots", "other")]
     return same(got, [None, "EPERM", "EPERM"] * 2)
+
+
+# whiteouts
+
+
+@case("rename", ("file", "dir", "full", "symlink", "fifo"))
+def whiteout(c: Context, kind: str):
+    """RENAME_WHITEOUT leaves a character device 0/0 without permissions at the old name."""
+    old, new = c.thing(kind), c.path()
+    number = os.lstat(old).st_ino
+    renameat2(old, new, RENAME_WHITEOUT)
+    left = os.lstat(old)
+    same((left.st_mode, left.st_rdev, left.st_nlink), (stat.S_IFCHR, 0, 1))
+    same((os.lstat(new).st_ino, left.st_ino != number), (number, True))
+    os.unlink(old)
+    return same((os.path.lexists(old), os.path.lexists(new)), (False, True))
+
+
+@case("rename")
+def whiteout_over_and_flags(c: Context):
+    """Over a name; with NOREPLACE; not with EXCHANGE; of two names of one file nothing."""
+    one, two, three = c.file(b"1"), c.file(b"2"), c.file(b"3")
+    renameat2(one, two, RENAME_WHITEOUT)
+    got = [c.data(two), stat.S_ISCHR(os.lstat(one).st_mode)]
+    got.append(c.errno_of(renameat2, two, three, RENAME_WHITEOUT | RENAME_NOREPLACE))
+    got.append(c.errno_of(renameat2, two, three, RENAME_WHITEOUT | RENAME_EXCHANGE))
+    renameat2(two, c.path(), RENAME_WHITEOUT | RENAME_NOREPLACE)
+    got.append(stat.S_ISCHR(os.lstat(two).st_mode))
+    os.link(three, "other")
+    renameat2(three, "other", RENAME_WHITEOUT)
+    got.append(os.stat(three).st_nlink)
+    return same(got, [b"1", True, "EEXIST", "EINVAL", True, 2])
+
+
+@case("rename")
+def whiteout_of_nobody(c: Context):
+    """Needs no privilege, belongs to who renamed, with the group of a setgid directory."""
+    top = c.dir(0o777)
+    os.chown(top, 0, 77)
+    os.chmod(top, 0o2777)
+
+    def move():
+        with open(f"{top}/a", "x"):
+            pass
+        renameat2(f"{top}/a", f"{top}/b", RENAME_WHITEOUT)
+
+    c.as_nobody(move)
+    s = os.lstat(f"{top}/a")
+    return same((s.st_uid, s.st_gid, sorted(os.listdir(top))), (NOBODY, 77, ["a", "b"]))

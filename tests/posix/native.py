@@ -11,8 +11,9 @@ import os
 import struct
 
 AT_FDCWD = -100
-AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW = 0x100, 0x400
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = 0x100, 0x400, 0x1000
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
+STATX_BTIME = 0x800
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 IN_CREATE, IN_DELETE, IN_MODIFY, IN_ATTRIB = 0x100, 0x200, 0x2, 0x4
 IN_MOVED_FROM, IN_MOVED_TO, IN_CLOSE_WRITE, IN_DELETE_SELF = 0x40, 0x80, 0x8, 0x400
@@ -54,6 +55,21 @@ def link_descriptor(fd: int, new: str) -> None:
     """Give an open file one more name (os.link does not follow the symlink in /proc)."""
     old = f"/proc/self/fd/{fd}".encode()
     _check(_libc.linkat(AT_FDCWD, old, AT_FDCWD, os.fsencode(new), AT_SYMLINK_FOLLOW))
+
+
+def link_empty_path(fd: int, new: str) -> None:
+    """Give an open file a name without a path to it; needs CAP_DAC_READ_SEARCH."""
+    _check(_libc.linkat(fd, b"", AT_FDCWD, os.fsencode(new), AT_EMPTY_PATH))
+
+
+def birth_time(path: str) -> int | None:
+    """Time of birth in nanoseconds by statx(2), None where the file system tells none."""
+    room = ctypes.create_string_buffer(256)
+    _check(_libc.statx(AT_FDCWD, os.fsencode(path), AT_SYMLINK_NOFOLLOW, 0xFFF, room))
+    if not struct.unpack_from("=I", room.raw)[0] & STATX_BTIME:
+        return None
+    seconds, ns = struct.unpack_from("=qI", room.raw, 80)
+    return seconds * 10**9 + ns
 
 
 def utimensat(path: str, atime: tuple[int, int], mtime: tuple[int, int], follow: bool = True) -> None:

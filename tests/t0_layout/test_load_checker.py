@@ -207,6 +207,41 @@ def test_torn_write_split_by_the_kernel():
     assert not torn_write({**op, "how": "direct"}, node, head + new[:96])
 
 
+def model_of(**files):
+    model = Model()
+    for path, data in files.items():
+        model.apply({"op": "create", "path": path, "mode": 0o644})
+        model.find(path).data[:] = data
+    return model
+
+
+def test_what_fallocate_does_to_the_bytes():
+    for mode, pos, length, want in (("allocate", 50, 10, b"a" * 100),
+                                    ("allocate", 90, 20, b"a" * 100 + bytes(10)),
+                                    ("keep", 90, 20, b"a" * 100), ("punch", 90, 20, b"a" * 90 + bytes(10)),
+                                    ("punch", 200, 20, b"a" * 100), ("zero", 90, 20, b"a" * 90 + bytes(20)),
+                                    ("zero", 200, 5, b"a" * 100 + bytes(105)),
+                                    ("zero_keep", 90, 20, b"a" * 90 + bytes(10))):
+        model = model_of(f=b"a" * 100)
+        model.apply({"op": "fallocate", "path": "f", "mode": mode, "pos": pos, "len": length})
+        assert bytes(model.find("f").data) == want, (mode, pos, length)
+
+
+def test_torn_fallocate_and_copy():
+    model = model_of(f=b"a" * 100, g=b"g" * 9000)
+    node = model.find("f")
+    zero = {"op": "fallocate", "path": "f", "mode": "zero", "pos": 50, "len": 100}
+    assert torn_write(zero, node, b"a" * 60 + bytes(40), model.effect(zero))
+    assert not torn_write(zero, node, b"a" * 40 + bytes(60), model.effect(zero))
+    assert not torn_write(zero, node, b"a" * 60 + bytes(80), model.effect(zero))
+    punch = {**zero, "mode": "punch"}
+    assert not torn_write(punch, node, b"a" * 50 + bytes(51), model.effect(punch))
+    copy = {"op": "copy", "src": "g", "path": "f", "from": 10, "pos": 200, "len": 5000}
+    assert torn_write(copy, node, b"a" * 100 + bytes(100) + b"g" * 77, model.effect(copy))
+    assert not torn_write(copy, node, b"a" * 100 + bytes(101) + b"g" * 77, model.effect(copy))
+    assert not torn_write(copy, node, b"a" * 100 + bytes(100), model.effect(copy))
+
+
 def test_same_seed_gives_the_same_load(tmp_path):
     logs = []
     for name in ("one", "two"):

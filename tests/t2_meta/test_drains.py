@@ -83,7 +83,7 @@ simple("last close of an O_TMPFILE file", nameless, lambda fs, node: fs.release(
 simple("chmod", make, lambda fs, ino: attr.setattr(fs, ino, {"mode": 0o600}))
 simple("chown", make, lambda fs, ino: attr.setattr(fs, ino, {"uid": 1, "gid": 2}))
 simple("utimens", make, lambda fs, ino: attr.setattr(fs, ino, {"atime": 1, "mtime": 2}))
-simple("flags of an inode, the first of the region", make, lambda fs, ino: attr.set_flags(fs, ino, L.FLAG_DAX))
+simple("flags of an inode, the first of the region", make, lambda fs, ino: attr.set_flags(fs, ino, 0x100))
 simple("flags of an inode", flagged, lambda fs, ino: attr.set_flags(fs, ino, L.FLAG_NODUMP))
 simple("label", nothing, lambda fs, _: fs.change_superblock(label=b"a new one"))
 simple("setxattr", make, lambda fs, ino: xattr.put(fs, ino, b"user.a", b"1"))

@@ -2,13 +2,20 @@
 """Flags that users set on inodes: stored in one record, handed down, honoured, known to fsck."""
 
 import errno
+import json
+import lzma
 
+import populate
 import pytest
+from images import make_images
 
 from daxfs import layout as L
 from daxfs.meta import attr, file
+from daxfs.meta import fs as meta_fs
 from daxfs.meta import namespace as ns
+from daxfs.meta.check import check_region
 from daxfs.pfn import PAGE_SIZE
+from daxfs.region import Region
 
 ROOT = L.ROOT_INO
 TYPES = {"file": 0o100644, "dir": 0o040755, "symlink": 0o120777, "fifo": 0o010600, "device": 0o020600}
@@ -110,6 +117,23 @@ def test_noatime(small_fs):
     attr.set_flags(small_fs, ino, 0)
     attr.touch_read(small_fs, ino)
     assert small_fs.inodes.read(ino).atime > before
+
+
+def test_the_frozen_image(tmp_path):
+    """An image of the first version that had flags: all of them, a torn superblock that mount mends."""
+    path = make_images.unpack("rev1-flags", str(tmp_path / "image"))
+    want = json.loads(lzma.decompress((make_images.HERE / "rev1-flags.json.xz").read_bytes()))
+    with Region.open([path], "rw") as region:
+        report = check_region(region, mend=True)
+        assert not report.problems and report.notes
+        fs = meta_fs.mount(region)
+        assert fs.sb.label == b"cut short" and fs.sb.compat == L.COMPAT_FLAGS
+        assert make_images.describe(populate.tree(fs)) == want
+        assert populate.lookup(fs, b"/file").flags == L.FLAG_DAX | L.FLAG_NODUMP
+        assert populate.lookup(fs, b"/dir").flags == L.FLAGS_USER
+        assert populate.lookup(fs, b"/fifo").flags == L.FLAG_NOATIME
+        assert populate.lookup(fs, b"/dir/heir").flags == L.FLAGS_USER
+        assert populate.lookup(fs, b"/dir/link").flags == L.FLAG_NODUMP | L.FLAG_NOATIME
 
 
 @pytest.mark.parametrize("ino", [0, 60, 1 << 40])

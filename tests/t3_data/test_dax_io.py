@@ -277,6 +277,29 @@ def test_pieces_are_the_file_without_a_copy(rig):
     rig.check()
 
 
+def test_a_thread_that_holds_the_lock_keeps_it(rig):
+    """Metadata operations hold it exclusively from start to end: what they call must not give it back."""
+    f, dax, data = rig.f, rig.dax, b"z" * 100
+    f.lock()
+    other = threading.Thread(target=lambda: (f.lock(), f.unlock()))
+    other.start()
+    for n, call in enumerate((
+        lambda: dax.read(f, 0, 100),
+        lambda: dax.read(f, 16 * PAGE, 20000),
+        lambda: dax.scatter(f, 0, PAGE),
+        lambda: dax.pieces(f, 0, PAGE),
+        lambda: dax.write(f, 0, data),
+        lambda: dax.fill(f, 0, data, [(0, 1, 10, MAPPED)], []),
+        lambda: dax.writeback(f),
+    )):  # fmt: skip
+        call()
+        other.join(0.05)
+        assert other.is_alive(), f"call {n} gave the lock away"
+    f.unlock()
+    other.join(10)
+    assert not other.is_alive()
+
+
 def test_a_file_that_is_cut_while_it_is_read(rig):
     """The size counts under the lock: no bytes from behind the end, and less is answered."""
     f, dax, stop, wrong = rig.f, rig.dax, threading.Event(), []

@@ -4,6 +4,8 @@
 import errno
 import os
 import random
+import shutil
+import subprocess
 
 import datakit
 import pytest
@@ -279,6 +281,29 @@ def test_punch_of_sources():
         os.close(fd)
     with pytest.raises(SourceError, match="space back"):
         source_of(fd, "file").punch(0, PAGE)
+
+
+def test_punch_of_a_block_device(tmp_path):
+    """A loop device discards: its file gets the hole; the mapping goes on over it."""
+    if os.geteuid() or not shutil.which("losetup"):
+        pytest.skip("no root or no losetup")
+    image = create_file(str(tmp_path / "h4-image"), 8 * MIB)
+    done = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        with Region.open([device]) as region:
+            region.nt_fill(0, 7, 8 * MIB)
+            # Order: the bytes before the hole.
+            region.drain()
+            assert region.punch(512, 1024) == 1024
+            assert os.stat(image).st_blocks * 512 < 5 * MIB
+            assert not any(region.mem[2 * MIB : 6 * MIB]) and set(region.mem[6 * MIB :]) == {7}
+            region.store(3 * MIB, b"again")
+            assert bytes(region.mem[3 * MIB : 3 * MIB + 5]) == b"again"
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
 
 
 def events(io, *calls) -> list:

@@ -14,6 +14,7 @@ import pytest
 import trio
 from callkit import ROOT, Call, user
 
+from daxfs import layout as L
 from daxfs._iomap import HOLE, MAPPED, UNWRITTEN
 from daxfs.fuse import calls, wire
 from daxfs.fuse.ops import Operations
@@ -188,13 +189,16 @@ def test_statx(bench):
     assert len(out) == 288
     (mask, blksize, attributes, nlink, uid, gid, mode, number, size, blocks, known) = struct.unpack_from(
         "=IIQIIIH2xQQQQ", out, 32)
-    assert (mask, blksize, attributes, known) == (0xFFF, 4096, 0, 0)
+    assert (mask, blksize, attributes, known) == (0xFFF, 4096, 0, 0x200040)
     assert (nlink, uid, gid, mode) == (1, 5, 6, inode.mode)
     assert (number, size, blocks) == (ino, 5000, 16)
     times = struct.unpack_from("=qI4xqI4xqI4xqI4x", out, 32 + 64)
     assert [times[n] * 10**9 + times[n + 1] for n in (0, 2, 4, 6)] == [
         inode.atime, inode.btime, inode.ctime, inode.mtime]  # fmt: skip
     assert inode.btime < inode.mtime
+    attr.set_flags(bench.fs, ino, L.FLAG_DAX | L.FLAG_NOATIME)
+    out = bench.call(STATX, ino, "IIQII", 0, 0, 0, 0, 0xFFF)
+    assert struct.unpack_from("=8xQ", out, 32)[0] == 0x200000
     device = bench.ask("mknod", 1, b"dev", stat.S_IFCHR | 0o600, os.makedev(300, 70000), ROOT).st_ino
     out = bench.call(STATX, device, "IIQII", 0, 0, 0, 0, 0xFFF)
     assert struct.unpack_from("=II", out, 32 + 128) == (300, 70000)

@@ -131,10 +131,9 @@ def test_mount_arguments(text, bits, data):
     assert handshake.mount_arguments(config, 9) == (b"a b,c\\d", bits, expected)
 
 
-@pytest.mark.parametrize("text", ["allow_root", "auto_unmount"])
-def test_what_libfuse_has_to_do(text):
-    with pytest.raises(handshake.Unusable, match=text):
-        handshake.mount_arguments(options.parse(text), 9)
+def test_allow_root_is_left_to_libfuse():
+    with pytest.raises(handshake.Unusable, match="allow_root"):
+        handshake.Link.open(options.parse("allow_root"), "/nonexistent")
 
 
 def test_a_mount_that_fails_leaves_nothing(tmp_path):

@@ -3,25 +3,30 @@
 
 import ctypes
 import errno
+import fcntl
 import inspect
 import json
 import os
 import shutil
 import signal
+import struct
 from collections import Counter
 
+import datakit
 import mounts
 import numpy as np
 import pytest
 
 from daxfs.fuse import recording
 from daxfs.fuse.ops import Operations
+from daxfs.fuse.ops_ioctl import IoctlOperations
 from daxfs.fuse.ops_more import MoreOperations
 from daxfs.testing import log
 
 pytestmark = pytest.mark.mount
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+FS_IOC_SETFLAGS, FS_NODUMP_FL, FS_IOC_SETFSLABEL = 0x40086602, 0x40, 0x41009432
 FIO = ["--fallocate=none", "--rw=randwrite", "--size=3m", "--bs=4k", "--end_fsync=1", "--verify=crc32c",
        "--verify_fatal=1", "--verify_state_save=0"]  # fmt: skip
 ENGINES = (["psync"], ["libaio", "--direct=1", "--iodepth=8"], ["mmap"])
@@ -123,12 +128,27 @@ def everything(root):
         os.rmdir(root / "fifo")
 
 
-@pytest.mark.parametrize("options", ["", "write=cached,strictatime", "drain=fsync,lazytime", "flush=clflush"])
+def what_native_transports_carry(root):
+    """Besides all that pyfuse3 does."""
+    with open(root / "more", "w+b") as file, open(root / "copy", "wb") as copy:
+        os.posix_fallocate(file.fileno(), 0, 20000)
+        os.copy_file_range(file.fileno(), copy.fileno(), 9000)
+        fcntl.ioctl(file, FS_IOC_SETFLAGS, struct.pack("i", FS_NODUMP_FL))
+        fcntl.ioctl(file, FS_IOC_SETFSLABEL, b"recorded".ljust(256, b"\0"))
+    os.close(os.open(root, os.O_TMPFILE | os.O_RDWR))
+
+
+@pytest.mark.parametrize(
+    "options", ["", "transport=pyfuse3", "write=cached,strictatime", "drain=fsync,lazytime", "flush=clflush"]
+)
 def test_the_log_makes_the_region(region_factory, path, options):
     """Nothing is missing: what the log says, put over its image, is the region to the byte."""
     region = region_factory(options=",".join(filter(None, (options, f"record={path}"))))
     region.mount()
     everything(region.path)
+    native = region.stat()["transport"]["kind"] != "pyfuse3"
+    if native:
+        what_native_transports_carry(region.path)
     if shutil.which("fio"):
         for engine, *more in ENGINES:
             where = f"--directory={region.path}"
@@ -142,8 +162,8 @@ def test_the_log_makes_the_region(region_factory, path, options):
     assert counted["error"] is None and counted["path"] == path and counted["events"] > 500
     assert unlike(region, got) == []
     found = operations(got.events)
-    # pyfuse3 carries none of ops_more.py's.
-    expected = set(recording.BEGIN) - set(vars(MoreOperations)) | {"mount", "unmount", "forget"}
+    missing = {"syncfs", "shutdown"} if native else set(vars(MoreOperations)) | set(vars(IoctlOperations))
+    expected = set(recording.BEGIN) - missing | {"mount", "unmount", "forget"}
     assert {one.name for one in found.values()} == expected
     assert all(one.end is not None for one in found.values())
     assert not os.stat(path).st_mode & 0o077
@@ -341,7 +361,9 @@ def test_without_a_recording_the_handlers_are_the_class_ones():
         def operation(self, name):
             return None
 
-    operations = Operations(None, None, None, Nothing())
+    with datakit.Kit() as kit:
+        io = kit.io()
+        operations = Operations(io.fs, io, None, Nothing())
     assert not set(vars(operations)) & ({*recording.BEGIN, "forget_one"})
 
 

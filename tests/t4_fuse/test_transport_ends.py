@@ -131,8 +131,8 @@ def test_an_abort_ends_it_with_a_status_of_its_own_and_leaves_no_mount(daemon):
     check_content(one.region)
 
 
-def test_many_mounts_leave_no_descriptor_thread_or_connection(daemon):
-    """In one process: the next mount of the same daemon binary begins with what the last one left, nothing."""
+def test_no_connection_is_left(daemon):
+    """The kernel's connection of the mount goes with the daemon."""
     one = daemon()
     connections = connection_of(one.region).parent
     before = set(os.listdir(connections))

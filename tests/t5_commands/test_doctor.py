@@ -3,12 +3,14 @@
 
 import json
 import os
+from pathlib import Path
 
 import mounts
 import pytest
 
 from daxfs import _flush
 from daxfs.cli import common, doctor, quickstart
+from daxfs.fuse import transports
 
 MOUNTINFO = """\
 20 1 0:20 / / rw - ext4 /dev/vda rw
@@ -49,12 +51,33 @@ def test_kernel_versions(tmp_path, release, works, direct):
     assert doctor.kernel(tmp_path).ok is works and doctor.passthrough(tmp_path).ok is direct
 
 
-@pytest.mark.parametrize(("value", "ok"), [("Y\n", True), ("N\n", None), (None, None)])
-def test_fuse_uring(tmp_path, value, ok):
+@pytest.mark.parametrize(
+    ("release", "value", "ok", "told", "todo"),
+    [
+        ("6.18.1", "Y\n", True, "works", ""), ("6.18.1", "N\n", None, "switched off", "echo Y >"),
+        ("6.18.1", None, None, "not known", "modprobe fuse"), ("6.8.0", None, None, "came with 6.14", ""),
+    ],
+)  # fmt: skip
+def test_transports(tmp_path, monkeypatch, release, value, ok, told, todo):
+    monkeypatch.setattr(transports, "_native", lambda: ("uring", "dev"))
+    write(tmp_path, "proc/sys/kernel/osrelease", release)
+    write(tmp_path, "dev/fuse")
     if value:
         write(tmp_path, "sys/module/fuse/parameters/enable_uring", value)
-    found = doctor.fuse_uring(tmp_path)
-    assert found.ok is ok and bool(found.todo) is (value == "N\n")
+    uring, dev = doctor.transport_rows(tmp_path)
+    assert uring.ok is ok and told in uring.value and todo in uring.todo and bool(todo) is bool(uring.todo)
+    assert (dev.name, dev.ok) == ("transport=dev", True)
+    (tmp_path / "dev/fuse").unlink()
+    assert doctor.transport_rows(tmp_path)[1].ok is None
+
+
+def test_this_host_and_the_mount_agree():
+    """What the doctor calls working is what transport=auto takes."""
+    if transports.look().enable_uring is None:
+        pytest.skip("the fuse module is not loaded")
+    rows = {one.name.removeprefix("transport="): one.ok for one in doctor.transport_rows(Path("/"))}
+    found = transports.probe()
+    assert rows == {kind: found[kind] is None or None for kind in ("uring", "dev")}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from daxfs import layout
 from daxfs.cli import stat
-from daxfs.fuse import control
+from daxfs.data.latency import Operation
+from daxfs.fuse import control, ops, ops_ioctl, stats, transports, wire
 
 
 def daxfs(*args, status=0):
@@ -138,6 +139,83 @@ def test_stat_tables_fit_80_columns(mount_factory):
     for word in ("create", "p99", "tracker", "journal", "space", "not power-fail safe", str(region.pid)):
         assert word in text, word
     assert "…" not in text  # nothing was cut
+
+
+def counted(*ns, errors=0):
+    out = Operation()
+    for each in ns:
+        out.add(each)
+    out.errors = errors
+    return out
+
+
+def test_native_counters_and_those_of_handlers_become_one_row():
+    handlers = {"write": counted(100_000, 100_000), "rename": counted(5000), "fallocate": counted(7000),
+                "readdir": counted(10), "readdir_plain": counted(20), "mkdir": counted()}
+    native = {"operations": {"write": counted(900, 900, 900, errors=1), "flush": counted(300)},
+              "relayed": {"write": 2, "rename2": 1, "fallocate": 1, "readdirplus": 1, "readdir": 1,
+                          "forget": 9, "batch_forget": 1}, "malformed": 0}
+    found = stats.merged(handlers, native, {"write", "fallocate", "readdir"})
+    how = {name: tuple(row[kind] for kind in ("count", "served", "relayed", "called"))
+           for name, row in found.items()}
+    assert how == {
+        "write": (5, 3, 0, 2), "flush": (1, 1, 0, 0), "rename": (1, 0, 1, 0), "fallocate": (1, 0, 0, 1),
+        "readdir": (1, 0, 1, 0), "readdir_plain": (1, 0, 0, 1), "forget": (10, 0, 10, 0),
+    }  # fmt: skip
+    write = found["write"]
+    assert write["errors"] == 1 and write["total_ns"] == 202_700 and sum(write["histogram"]) == 5
+    assert write["p50_ns"] == 1024 and write["p99_ns"] == 131072
+    assert handlers["write"].count == 2  # what is added up is a copy
+    nothing = {"operations": {}, "relayed": {}, "malformed": 0}
+    assert stats.merged(handlers, nothing, set())["write"]["count"] == 2
+
+
+def test_the_name_of_every_request_is_a_row():
+    """That of its handler, where there is one; IOCTL alone has several."""
+    rows = {stats.handler_name(name.lower()) for name in wire.OPCODES.values()}
+    handlers = {name for name in dir(ops.Operations) if hasattr(getattr(ops.Operations, name), "is_handler")}
+    assert handlers - set(vars(ops_ioctl.IoctlOperations)) <= rows
+
+
+@pytest.mark.parametrize(
+    ("transport", "text"),
+    [
+        ({"kind": "uring", "queues": 2, "threads": 3, "why_not_better": ""}, "uring, 2 queues"),
+        ({"kind": "uring", "queues": 1, "threads": 2, "why_not_better": "", "malformed": 4},
+         "uring, 1 queue, 4 malformed requests"),
+        ({"kind": "dev", "threads": 8, "why_not_better": "uring: off"}, "dev, 8 threads (uring: off)"),
+        ({"kind": "pyfuse3", "threads": 1, "why_not_better": "asked for"}, "pyfuse3, 1 thread (asked for)"),
+    ],
+)
+def test_transport_in_a_line(transport, text):
+    assert stat.show_transport(transport) == text
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("kind", [
+    pytest.param(kind, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
+    for kind, reason in transports.probe().items()])
+def test_stat_of_each_transport(region_factory, kind):
+    region = region_factory(options=f"transport={kind}").mount()
+    with open(region.path / "file", "wb", buffering=0) as file:
+        file.write(bytes(4096))
+        os.pwrite(file.fileno(), bytes(4096), 0)
+    os.rename(region.path / "file", region.path / "new")
+    facts = region.stat()
+    transport, write, rename = facts["transport"], facts["operations"]["write"], facts["operations"]["rename"]
+    assert transport["kind"] == kind and transport["threads"] >= 1
+    assert bool(transport["why_not_better"]) is (kind != "uring")
+    assert write["count"] == 2 and sum(write["histogram"]) == 2 and rename["count"] == 1
+    text = daxfs("stat", region.path).stdout
+    assert re.search(rf"transport +{kind}, [0-9]+ (thread|queue)", text)
+    assert max(len(line) for line in text.splitlines()) <= 80 and "…" not in text
+    if kind == "pyfuse3":
+        assert "served" not in write and "served natively" not in text
+        return
+    assert write["served"] + write["called"] == 2 and write["served"] >= 1 and write["relayed"] == 0
+    assert (rename["served"], rename["relayed"], rename["called"]) == (0, 1, 0)
+    assert transport["malformed"] == 0 and transport["waiting"] >= 0
+    assert re.search(r"^rename +- +1 +-$", text, re.MULTILINE)
 
 
 @pytest.mark.mount

@@ -49,6 +49,7 @@ class Report:
         self.columns = columns
         self.args = args
         self.rows: list[dict] = []
+        self.samples: dict = {}  # of a benchmark that keeps them: for --json
 
     def add(self, what: str, values: list, measured: float | None = None, limit: float | None = None,
             at_least: bool = False) -> None:
@@ -72,7 +73,8 @@ class Report:
         if self.args.json:
             options = {key: str(value) for key, value in vars(self.args).items()}
             self.args.json.write_text(json.dumps(
-                {"title": self.title, "host": facts, "options": options, "rows": self.rows}, indent=1) + "\n")
+                {"title": self.title, "host": facts, "options": options, "rows": self.rows,
+                 "samples": self.samples}, indent=1) + "\n")
         return 1 if any(row["ok"] is False for row in self.rows) else 0
 
 

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""daxfs trace: every request of the kernel and every reply, in words, as they happen.
+
+Limits: asks the daemon over its control socket and takes the records apart here, so that the daemon is held
+up as little as can be.
+"""
+
+import base64
+import errno
+import json
+import os
+import sys
+
+import click
+
+from daxfs.errors import DaxfsError, UsageError
+from daxfs.fuse import control, mountinfo, trace
+
+
+@click.command("trace", short_help="Requests and replies of a mount, in words.")
+@click.argument("directory", metavar="DIR", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="A JSON object on each line.")
+def command(directory, as_json):
+    """Print every request to the daemon of the mount at DIR, and every reply,
+    until Ctrl-C or unmounted.
+    """
+    mount = control.mount_of(directory)
+    _check_output(mount)
+    show = json.dumps if as_json else trace.line
+    try:
+        for batch in events(control.follow_mount(mount, {"get": "trace"})):
+            sys.stdout.write("".join(f"{show(event)}\n" for event in batch))
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 0  # the way to end it
+    now = mountinfo.mount_of_device(mount.device)
+    if now is not None and now.mountpoint == mount.mountpoint:
+        raise DaxfsError(f"{mount.mountpoint}: the daemon is gone; umount {mount.mountpoint}", errno.ENOTCONN)
+    return 0
+
+
+def _check_output(mount: mountinfo.Mount) -> None:
+    """UsageError where each line that is printed would make two more."""
+    if os.fstat(sys.stdout.fileno()).st_dev == mount.device:
+        raise UsageError("the output lies on the mount that is traced")
+
+
+def events(parts):
+    """Lists of events from what the daemon sends."""
+    decoder = trace.Decoder()
+    for part in parts:
+        if "records" in part:
+            raw, size = base64.b64decode(part["records"]), part["size"]
+            yield [decoder.event(raw[at : at + size]) for at in range(0, len(raw), size)]
+        elif "lost" in part:
+            yield [{"kind": "lost", "time_ns": part["time_ns"], "count": part["lost"]}]
