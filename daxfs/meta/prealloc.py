@@ -39,7 +39,7 @@ def chunk(fs, node, pos: int, length: int, last: int) -> int:
     if not pos <= size < pos + length or node.appends < STREAM or not node.opens or length >= LARGE:
         return 0
     kind, _, room, _, _ = node.map.lookup(last)
-    if kind != extent.HOLE or not sensible(fs):
+    if kind != extent.HOLE or fs.alloc.free_pages < LOW or not sensible(fs):
         return 0
     pages = min(node.ahead, fs.alloc.free_pages // SHARE, room, (L.MAX_FILE_SIZE >> PAGE_SHIFT) - last)
     return max(((last + pages) & -FIRST) - last, 0)

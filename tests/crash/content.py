@@ -13,6 +13,7 @@ import numpy as np
 
 PAGE = 4096
 _NONE = np.zeros(0, np.uint8)
+AROUND = 64  # pages of an aligned piece (docs/durability.md)
 SLOTS_INLINE, SLOTS_BLOCK = 6, 252  # extents in the inode, and in one extent block
 
 
@@ -97,6 +98,19 @@ class Content:
                     out.append((first, last))
         return tuple(out)
 
+    def _around(self, pages: frozenset, size: int) -> set:
+        """Unwritten pages beside *pages* that a write into these makes written zeros, in a file of *size*."""
+        out, first, last = set(), min(pages), max(pages) + 1
+        if first in self.unwritten:
+            while first % AROUND and first - 1 in self.unwritten:
+                first -= 1
+                out.add(first)
+        if last - 1 in self.unwritten:
+            while last % AROUND and last in self.unwritten and last * PAGE < size:
+                out.add(last)
+                last += 1
+        return out
+
     def _resized(self, size: int) -> tuple:
         """(data, older) cut or filled with zeros to *size*; zeros behind the old end are durable."""
         data = padded(self.data, min(size, self.size))
@@ -135,9 +149,15 @@ class Content:
             older = _cut(older[:1], ranges) + older[1:]
         pages = frozenset(page_range(pos, end))
         record = end > self.size or not pages <= self.written
+        pages |= self._around(pages, size)
         out = self._with(size=size, data=data, older=tuple(older), written=self.written | pages,
                          unwritten=self.unwritten - pages)  # fmt: skip
         return out, Stored(ranges, record, record and lasting)
+
+    def may_grow_in_place(self, pos: int, end: int, opened: bool) -> bool:
+        """True for an append into written pages; an open file may have such behind its end (a chunk)."""
+        pages = frozenset(page_range(pos, end))
+        return pos <= self.size < end and (opened or pages <= self.written)
 
     def truncate(self, size: int) -> "Content":
         """ftruncate(2). What fallocate put behind the end stays where the file grows, and goes where not."""

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from daxfs._iomap import MAPPED
+from daxfs.layout import FLAG_PREALLOC
 from daxfs.meta import namespace, xattr
 
 from .content import mixed, padded
@@ -23,12 +25,16 @@ PAGE = 4096
 
 
 class Found(NamedTuple):
-    """One inode as the file system shows it. ``data``: padded bytes of a regular file, else None."""
+    """One inode as the file system shows it. ``data``: padded bytes of a regular file, else None.
+
+    ``spare``: preallocated pages behind its end, as an open file may have them.
+    """
 
     inode: tuple
     target: bytes
     xattrs: dict
     data: np.ndarray | None
+    spare: int = 0
 
 
 class Image:
@@ -57,15 +63,24 @@ class Image:
         kind = inode.mode & 0o170000
         target = namespace.readlink(fs, ino) if kind == LNK else b""
         xattrs = xattr.load(fs, inode) if inode.xattr_pfn else {}
-        data = None
+        data, spare = None, 0
         if kind == REG:
+            spare = self._spare(ino, inode)
             raw = self.io.read(fs.node(ino), 0, inode.size, noatime=True)
             data = padded(np.frombuffer(raw, np.uint8), inode.size)
             if len(raw) != inode.size:
                 self.complaints.append(f"inode {ino}: {len(raw)} bytes were read of {inode.size}")
             del raw
             fs.drop_unused(ino)
-        return Found(inode, target, xattrs, data)
+        return Found(inode, target, xattrs, data, spare)
+
+    def _spare(self, ino: int, inode) -> int:
+        end, spare = -(-inode.size // PAGE), 0
+        for pgoff, pages, _, kind, _ in self.fs.node(ino).map.extents():
+            spare += max(pgoff + pages - max(pgoff, end), 0) if kind == MAPPED else 0
+        if (spare or inode.flags & FLAG_PREALLOC) and ino not in self.fs.preallocated:
+            self.complaints.append(f"inode {ino}: {spare} pages behind its end, flags {inode.flags:#x}")
+        return spare
 
     def _list(self, path: str, ino: int, todo: list) -> None:
         fs = self.fs
@@ -175,9 +190,10 @@ class _Side:
 
     def _size(self, path: str, node, found: Found) -> None:
         inode, (least, most) = found.inode, node.space()
-        if not least <= inode.blocks <= most:
+        pages = inode.blocks - found.spare
+        if not least <= pages <= most:
             due = f"{least} to {most}" if most > least else str(least)
-            self.out.append(f"{path}: has {inode.blocks} pages, should have {due}")
+            self.out.append(f"{path}: has {pages} pages, should have {due}")
         if node.is_dir:
             if inode.size % PAGE or inode.size // PAGE > inode.blocks or bool(inode.size) != bool(node.added):
                 self.out.append(f"{path}: a directory of {inode.size} bytes in {inode.blocks} pages")

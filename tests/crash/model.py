@@ -146,6 +146,9 @@ class Model(Tree):
             return
         node = self.edit(number)
         lasting = self.policy.write == "nt" and self.policy.drain == "write"
+        if node.content.may_grow_in_place(pos, pos + len(data), number in self.held):
+            # Size and times are stored in place, durable when it returns. The size decides.
+            self.in_place |= {(number, "mtime"), (number, "ctime")}
         node.content, self.stored[number] = node.content.write(pos, data, lasting)
         if self.stored[number].record:
             node.mtime = node.ctime = (self.now,)

@@ -7,14 +7,16 @@ Left out, because no power failure can tell them from the original:
   no transaction takes pages after it has given some back, so nobody can have them in between;
 * `Journal.replay` without its look for a gap, `Journal.pending` without its bound of one lap: both are
   there for damaged media;
-* `DaxIo.writeback` that clears its marks before its drain: in one thread no store can come in between.
+* `DaxIo.writeback` that clears its marks before its drain: in one thread no store can come in between;
+* a chunk behind the end of a file that is not zeroed: recovery frees it before anybody can look
+  (tests/t3_data/test_prealloc.py looks before).
 """
 
 
 from . import edges
 from .model import Policy
 from .plant import Mutant, edit, gone, lame, table
-from .workloads import LAZY, LONG, SETUPS
+from .workloads import LAZY, LONG, NATIVE, SETUPS
 
 SYNC = ("sync",)
 CREATE = (("create", "n"),)
@@ -25,11 +27,12 @@ LAP = tuple(("setxattr", "x", "user.one", 60000, seed) for seed in range(5))
 NT_FSYNC, CACHED = Policy("nt", "fsync"), Policy("cached", "write")
 LOST = "(missing|torn|partly) "  # a store of which not all has reached the media
 
-# "pages": two files in single pages.
+# "pages": two files in single pages. "third": the next append of a gets a chunk.
 OWN_SETUPS = {
     **SETUPS,
     "pages": SETUPS["tree"]
     + tuple(("write", name, 4096 * n, 4096, n) for n in range(3, 10) for name in ("a", "b")),
+    "third": SETUPS["stream"][:-1],
 }
 
 # -- the journal -----------------------------------------------------------------------------
@@ -267,6 +270,68 @@ FSYNC = (
     ),
 )
 
+# -- appends in place and preallocation --------------------------------------------------------
+
+_IN_PLACE = "data.file_io:FileIo._append"
+_APPEND = (("append", "a", 3000, 70),)  # into the chunk
+_FILL = "    try:\n        self.dax.fill(node.map, pos, data, pieces, ())\n"
+APPENDS = (
+    Mutant(
+        "an append in place, its data not drained before its size",
+        lame(("fill",), "drain"),
+        _APPEND,
+        r"nor as after: a: \d+ words", LOST + r".*nt_store.*\n.*file_io.py:\d+ _append", setup="stream",
+    ),
+    Mutant(
+        "an append in place, its size before its data",
+        edit(_IN_PLACE, _FILL, "    file.grow(fs, node, end, fs.clock())\n" + _FILL),
+        _APPEND,
+        r"nor as after: a: \d+ words", r"there .*store of 8 .*\n.* grow <", setup="stream",
+    ),
+    Mutant(
+        "an append in place, its size not flushed",
+        edit("meta.file:grow", "region.flush_range(place, L.INODE_HOT)", "pass"),
+        _APPEND,
+        r"a: size is \d+, not \d+", r"missing .*store of 8 .*not flushed\n.* grow <", setup="stream",
+    ),
+    Mutant(
+        "an append in place, its size not drained",
+        gone("meta.file:grow", "that has returned is durable.", "\n    region.drain()"),
+        _APPEND,
+        r"a: size is \d+, not \d+", r"missing .*store of 8 .*, flushed\n.* grow <", setup="stream",
+    ),
+    Mutant(
+        "an append in place over a record that is not settled",
+        edit(_IN_PLACE, "fs.journal.settle()", "pass"),
+        (("utimens_same", "a"), ("truncate", "a", 24000), ("append", "a", 90, 70)),
+        r"a: size is 24000, not 24090", setup="stream",
+    ),
+    Mutant(
+        "a record does not say that it holds the inode",
+        edit("meta.fs:FileSystem.journalled", "node.map.set_state(UNSETTLED)", "pass"),
+        (("truncate", "a", 24000), ("append", "a", 90, 70)),
+        r"a: size is 24000, not 24090", setup="stream",
+    ),
+    Mutant(
+        "a record does not say that it holds the inode, native",
+        edit("meta.fs:FileSystem.journalled", "node.map.set_state(UNSETTLED)", "pass"),
+        (("truncate", "a", 24000), ("append", "a", 90, 70)),
+        r"a: size is 24000, not 24090", setup="stream", policy=NATIVE,
+    ),
+    Mutant(
+        "a chunk without its flag",
+        edit("meta.file:WritePlan.commit", "edit.flags |= L.FLAG_PREALLOC", "pass"),
+        (("append", "a", 4000, 70),),
+        "fsck: extent-beyond-size: inode 2", setup="third", silent=False,
+    ),
+    Mutant(
+        "chunks not given back by recovery",
+        edit("meta.recover:rebuild", "L.FLAG_TRUNCATING | L.FLAG_PREALLOC", "L.FLAG_TRUNCATING"),
+        _APPEND,
+        r"inode 2: \d+ pages behind its end, flags 0x2", setup="stream",
+    ),
+)
+
 # -- space -----------------------------------------------------------------------------------
 
 _FREE = "meta.transaction:Transaction.free"
@@ -450,7 +515,7 @@ RECOVERY = (
     ),
 )
 
-MUTANTS = JOURNAL + DATA + FSYNC + SPACE + TORN + RECOVERY
+MUTANTS = JOURNAL + DATA + FSYNC + APPENDS + SPACE + TORN + RECOVERY
 
 
 def setups() -> dict:

@@ -17,6 +17,7 @@ class Policy(NamedTuple):
     write: str = "nt"
     drain: str = "write"
     lazytime: bool = False
+    native: bool = False  # requests go to native service first
 
 
 class Node:

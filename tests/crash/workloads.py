@@ -23,6 +23,7 @@ HAVE_FALLOCATE = hasattr(FileIo, "fallocate") or hasattr(file, "fallocate")
 DEFAULT = Policy("nt", "write")
 POLICIES = (DEFAULT, Policy("nt", "fsync"), Policy("cached", "write"), Policy("cached", "fsync"))
 LAZY = Policy("nt", "write", lazytime=True)
+NATIVE = Policy("nt", "write", native=True)
 LONG = "t" * 200  # a symlink's target that needs a page
 OLD = 10**15  # a time of long ago: the next read moves the access time
 
@@ -70,6 +71,8 @@ SETUPS = {
         ("open_unlink", "gone"),
         ("sync",),
     ),
+    # a is open and has a chunk of written pages behind its end: the third append of an open file gets one.
+    "stream": SMALL + (("open", "a"),) + tuple(("append", "a", 4000, 60 + n) for n in range(3)),
     # The root's and d's first block are full: the next name needs a block.
     "full": SMALL
     + tuple(("create", f"{n:02}" + "n" * 236) for n in range(14))
@@ -242,6 +245,8 @@ def with_policies(setup: str, ops: tuple):
             yield Sequence(f"{text} [{tag}, open]", setup, OPEN_FIRST + ops, policy)
         elif effect and effect[0]:
             yield Sequence(f"{text} [{tag}]", setup, ops, policy)
+    if effect and any(op[0] in ("write", "append", "msync") for op in ops):
+        yield Sequence(f"{text} [native, open]", setup, OPEN_FIRST + ops, NATIVE)
     if effect and effect[1]:
         yield Sequence(f"{text} [lazytime]", setup, ops, LAZY)
 

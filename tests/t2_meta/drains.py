@@ -47,6 +47,8 @@ TABLE = {
         "zeros behind the old end before the record with the new size",
     ),
     "write that needs blocks, data apart": (1, 1, ""),
+    "append into written pages, data apart": (1, 0, "size and times in place before the reply"),
+    "preallocated pages go back": (1, 1, ""),
     "fallocate": (1, 1, ""),
     "fallocate, keep size": (1, 1, ""),
     "fallocate that grows the file from within a page": (

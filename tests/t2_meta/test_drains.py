@@ -8,7 +8,7 @@ import pytest
 
 from daxfs import layout as L
 from daxfs.errors import DaxfsError
-from daxfs.meta import acl, attr, extent, fallocate, file, xattr
+from daxfs.meta import acl, attr, extent, fallocate, file, prealloc, xattr
 from daxfs.meta import namespace as ns
 from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE
 
@@ -217,6 +217,22 @@ def _(fs):
 def _(fs):
     plan = file.prepare_write(fs, fs.open(make(fs)), 0, 10 * PAGE_SIZE)
     return lambda: plan.commit(fs.clock())
+
+
+@case("append into written pages, data apart")
+def _(fs):
+    node = fs.node(written(fs))
+    fs.journal.settle()
+    return lambda: file.grow(fs, node, 4 * PAGE_SIZE, fs.clock())
+
+
+@case("preallocated pages go back")
+def _(fs):
+    node = fs.open(make(fs))
+    node.appends = prealloc.STREAM
+    file.prepare_write(fs, node, 0, 100).commit(fs.clock())
+    assert fs.preallocated
+    return lambda: prealloc.give_back(fs, node)
 
 
 @case("fsync, inode in no record since the tail")

@@ -20,7 +20,7 @@ from crash.judge import drain_space, judge, space, step
 from crash.longrun import random_long
 from crash.model import Model, Policy
 from crash.tree import show
-from crash.vfs import Vfs, open_io
+from crash.vfs import NativeIo, Vfs, open_io
 
 from daxfs.meta import attr, namespace, xattr
 
@@ -315,8 +315,24 @@ def test_images_are_judged_in_time(world):
 
 def test_policy_is_what_the_data_path_does(maker):
     """Without this a sweep over policies would test one of them five times."""
-    for policy in (*workloads.POLICIES, workloads.LAZY):
+    for policy in (*workloads.POLICIES, workloads.LAZY, workloads.NATIVE):
         world = World(maker, Policy(*policy))
         shown = world.io.snapshot()
-        assert (shown["write"], shown["drain"], world.fs.lazytime) == tuple(policy)
+        native = isinstance(world.io, NativeIo)
+        assert (shown["write"], shown["drain"], world.fs.lazytime, native) == tuple(policy)
         world.close()
+
+
+@pytest.mark.parametrize("policy", [workloads.DEFAULT, workloads.NATIVE])
+def test_the_start_tree_with_a_chunk_has_one_and_appends_into_it_have_no_record(maker, policy):
+    """Without this the sweep would test nothing of preallocation."""
+    world = World(maker, policy, "stream")
+    (node,) = world.vfs.held
+    assert world.fs.preallocated == {node.ino} and node.map.end() > node.map.size // 4096 + 8
+    served, records = getattr(world.io, "served", 0), world.fs.journal.records
+    for seed in range(3):
+        world.do(("append", "a", 3000, seed))
+    assert world.fs.journal.records == records
+    assert not policy.native or world.io.served == served + 3
+    world.killed()
+    world.close()

@@ -33,6 +33,22 @@ def test_a_tenth_of_all_single_operations(tmp_path):
     assert int(images.replace(",", "")) > 2000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("share", range(3))
+def test_operations_beside_preallocated_pages(share):
+    """Each operation on a tree with a chunk, appends through native service too, and some triples."""
+    single = [s for s in workloads.length_one() if s.setup == "stream"]
+    triples = list(workloads.length_three(5, 24, "stream"))
+    assert sum(s.policy.native for s in single) > 10
+    images = 0
+    with Engine(limit=4, nested=2) as engine:
+        for sequence in (single + triples)[share::3]:
+            outcome = engine.run(sequence)
+            assert outcome.violations == [], sequence.name
+            images += outcome.images
+    assert images > 500
+
+
 def test_violation_is_plain_values_and_has_a_minimal_sequence(monkeypatch):
     """The judge wants no name ``n``; an operation that does not make it is left out."""
     def no_n(io, before, after):
