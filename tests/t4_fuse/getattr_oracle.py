@@ -14,14 +14,14 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS / "t3_data"), str(TESTS / "t2_meta")]
 
-import datakit
-import pyfuse3
-import rawmsg as R
-import trio
+import datakit  # noqa: E402
+import pyfuse3  # noqa: E402
+import rawmsg as R  # noqa: E402
+import trio  # noqa: E402
 
-from daxfs import layout as L
-from daxfs.fuse.ops import make_operations
-from daxfs.meta import attr, namespace, prealloc
+from daxfs import layout as L  # noqa: E402
+from daxfs.fuse.ops import make_operations  # noqa: E402
+from daxfs.meta import attr, namespace, prealloc  # noqa: E402
 
 
 class Config:
@@ -32,7 +32,8 @@ class Config:
 
 
 CHANGES = (
-    {}, {"mode": 0o4755}, {"mode": 0o2755}, {"uid": 4294967294, "gid": 65534}, {"atime": -1, "mtime": -(10**9)},
+    {}, {"mode": 0o4755}, {"mode": 0o2755}, {"uid": 4294967294, "gid": 65534},
+    {"atime": -1, "mtime": -(10**9)},
     {"atime": -(1 << 63), "mtime": (1 << 63) - 1}, {"mtime": 1_999_999_999}, {"size": 1 << 44},
 )  # fmt: skip
 

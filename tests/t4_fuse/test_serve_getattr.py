@@ -9,6 +9,7 @@ PROGRAM = Path(__file__).with_name("getattr_oracle.py")
 
 
 def test_replies_are_the_same_bytes():
-    done = subprocess.run([sys.executable, "-P", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-P", PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) == 16
