@@ -52,7 +52,8 @@ class Outcome:
 
     def shown(self) -> str:
         """For the table: operations, or what it is instead."""
-        return str(self.operations) if self.state == "ok" and not self.stressor.startswith("(") else self.state
+        counts = self.state == "ok" and not self.stressor.startswith("(")
+        return str(self.operations) if counts else self.state
 
 
 def stressors() -> list[str]:

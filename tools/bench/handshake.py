@@ -6,7 +6,8 @@ Both are mounted at the same time and measured in turns, a block of 300 sequenti
 writes of 4 KiB on one, then on the other; medians of all blocks. Buffered: the
 kernel asks for security.capability before each write on the mount by libfuse.
 O_DIRECT is there as a control: the same number of requests on both. CPU time is the
-daemon's main thread's (schedstat), which says more than the clock on a busy machine.
+daemon's main thread's (schedstat), which says more than the clock on a busy machine. transport=pyfuse3
+on both: a mount by libfuse has no other.
 Needs root and /dev/fuse.
 """
 
@@ -44,7 +45,7 @@ def mounted(stack: contextlib.ExitStack, maker: str, options: str):
     """A mount made by *maker*, "daxfs" or "libfuse"."""
     from mounts import MountedRegion
     os.environ["DAXFS_HANDSHAKE"] = maker
-    region = stack.enter_context(MountedRegion(64 << 20, options=options)).mount()
+    region = stack.enter_context(MountedRegion(64 << 20, options=options, transport="pyfuse3")).mount()
     if region.stat()["mounted_by"].split(":")[0] != maker:
         raise SystemExit(f"not mounted by {maker}: {region.stat()['mounted_by']}")
     return region

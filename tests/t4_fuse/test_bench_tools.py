@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""The tools that compare the transports, run shortly: they work, say what is missing, leave nothing behind.
+
+What they measure here is no evidence; a missed target (exit status 1) is none of this test's affair.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import loops
+import mounts
+import pytest
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+def tool(name, result, *args):
+    """Run a tool of tools/ with --json; what it wrote there."""
+    proc = subprocess.Popen([sys.executable, TOOLS / name, "--json", result, *args], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = proc.communicate(timeout=240)
+    assert proc.returncode in (0, 1), out + err
+    assert "Traceback" not in err, err
+    # Everything that it mounts has its pid in the name; other programs may mount meanwhile.
+    assert f"-{proc.pid}-" not in Path("/proc/self/mounts").read_text()
+    assert not list(Path("/dev/shm").glob(f"*-{proc.pid}-*"))
+    return json.loads(result.read_text()), out
+
+
+def here():
+    """The transports of this host."""
+    return [name for name in mounts.TRANSPORTS if not mounts.why_no_transport(name)]
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_transport(tmp_path):
+    found, text = tool("bench/transport.py", tmp_path / "result", "--quick")
+    rows = {row["what"]: row for row in found["rows"]}
+    reads = rows["4 KiB read, µs, client on one CPU"]["values"]
+    for name in mounts.TRANSPORTS:
+        if name in here():
+            assert 0.5 < reads[name] < 10_000
+            assert rows[f"  appends / overwrites, {name}"]["measured"] > 0
+        else:
+            assert reads[name] == "missing" and mounts.why_no_transport(name) in text
+    assert rows["  uring / C"]["limit"] is None  # the last one: of the client that is not pinned
+    samples = found["samples"]["4 KiB read, µs, client on one CPU"]
+    assert [len(samples[name]) for name in here()] == [3] * len(here())
+
+
+@pytest.mark.skipif(not shutil.which("xfs_io"), reason="xfs_io is not installed")
+def test_s17(tmp_path):
+    if reason := loops.why_not("ext4"):
+        pytest.skip(reason)
+    found, _ = tool("bench/s17.py", tmp_path / "result", "--turns", "1", "--size", "64")
+    assert "64m" in found["title"]
+    values = {row["what"]: row["values"] for row in found["rows"]}
+    assert all(values[f"daxfs, {name}"]["MiB/s"] > 1 for name in here())
+
+
+@pytest.mark.skipif(not shutil.which("stress-ng"), reason="stress-ng is not installed")
+def test_stress(tmp_path):
+    args = ["--seconds", "1", "--transport", "pyfuse3", "touch", "utime"]
+    found, _ = tool("stress.py", tmp_path / "result", *args)
+    states = {one["stressor"]: one["state"] for one in found}
+    assert states == {"touch": "ok", "utime": "ok", "(fsck)": "ok", "(daemon)": "ok"}
+
+
+def test_kill9_names_what_is_missing():
+    done = mounts.run([sys.executable, TOOLS / "kill9.py", "--rounds", "0", "--transport", "all"])
+    assert all(mounts.why_no_transport(name) in done.stdout
+               for name in mounts.TRANSPORTS if name not in here())
