@@ -173,7 +173,7 @@ cdef class Transport:
         return self.t.npending
 
     def pump(self):
-        """Hand on what pyfuse3 has written. After each step of the trio loop, which may have run a handler."""
+        """Hand on what pyfuse3 has written. After each step of the trio loop: it may have run a handler."""
         with nogil:
             transport_pump(&self.t)
 

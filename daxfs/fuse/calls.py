@@ -143,7 +143,7 @@ async def _statx(ops, call):
 async def _tmpfile(ops, call):
     flags, mode, umask, _ = _unpack(wire.CREATE_IN, call)
     info, entry = await ops.tmpfile(call.nodeid, mode, flags, umask, call)
-    return wire.entry_out(entry), wire.open_out(info)
+    return wire.entry_out(entry), wire.open_out(info, ops.open_flags)
 
 
 async def _syncfs(ops, call):

@@ -72,6 +72,7 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         self.handshake = None  # a handshake.Link where we mounted by ourselves
         self.killpriv = False
         self.recorded = False  # record=: one thread, so that the log has one order of operations
+        self.open_flags = 0  # FOPEN_ flags that pyfuse3 has no names for; of files that calls.py opens
         self.direct = False  # a native transport: all files are opened with direct I/O
         self.server = Server(files.dax)  # numbers of handles, and what native threads may answer
         self.server.set_fault_hook(faults)

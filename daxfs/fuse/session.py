@@ -208,12 +208,13 @@ class Session:
         link, operations = self.link, self.operations
         # S13: read and write always take the direct path; mappings go through the page cache beside it.
         operations.direct = bool(link.flags & handshake.bits("direct_io_allow_mmap"))
+        operations.open_flags = FOPEN_PARALLEL_DIRECT_WRITES if operations.direct else 0
         operations.killpriv = bool(link.flags & handshake.bits("handle_killpriv_v2"))
         operations.server.max_write = link.pages * PAGE_SIZE
         self.native = Transport(
             operations.server, self.transport, link.fuse, link.ours.fileno(), link.pages * PAGE_SIZE,
             transports.thread_count(self.config.threads),
-            FOPEN_PARALLEL_DIRECT_WRITES if operations.direct else 0)
+            operations.open_flags)
         self.native.start()
         self.tracer = Tracer(self.native)
         operations.stats.native = self.native

@@ -76,9 +76,9 @@ def entry_out(entry) -> bytes:
     return head + attr(entry)
 
 
-def open_out(info) -> bytes:
-    """fuse_open_out from a pyfuse3.FileInfo."""
-    return _OPEN.pack(info.fh, sum(bit for name, bit in _OPEN_FLAGS if getattr(info, name)), 0)
+def open_out(info, more: int = 0) -> bytes:
+    """fuse_open_out from a pyfuse3.FileInfo, with *more* of the kernel's FOPEN_ flags."""
+    return _OPEN.pack(info.fh, sum(bit for name, bit in _OPEN_FLAGS if getattr(info, name)) | more, 0)
 
 
 def dirent(name: bytes, ino: int, kind: int, cookie: int) -> bytes:

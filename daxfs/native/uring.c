@@ -2,8 +2,8 @@
  *
  * Channels over io_uring: for every possible CPU a ring with its own thread, pinned to that CPU, and
  * RING_DEPTH entries. An entry is registered once; then each COMMIT_AND_FETCH hands in a reply and asks for
- * the next request. Only the thread that made a ring may use it (SINGLE_ISSUER), so a reply that somebody else
- * has put together is handed to that thread: list `replies`, then the ring's event descriptor.
+ * the next request. Only the thread that made a ring may use it (SINGLE_ISSUER), so a reply that somebody
+ * else has put together is handed to that thread: list `replies`, then the ring's event descriptor.
  *
  * FORGET and INTERRUPT, and all requests before the last queue is registered, still come through read(2):
  * channel 0 is a dev channel.
@@ -324,8 +324,8 @@ static int queue_add(struct transport *t, int qid)
 			   -1, 0);
 	if (q->event_fd < 0 || !q->entry || q->payloads == MAP_FAILED)
 		return -ENOMEM;
-	/* The kernel pins a payload page by page; in huge pages a 1 MiB request costs 10 % less. Where there are
-	 * none this fails and nothing is lost. */
+	/* The kernel pins a payload page by page; in huge pages a 1 MiB request costs 10 % less. Where there
+	 * are none this fails and nothing is lost. */
 	madvise(q->payloads, RING_DEPTH * size, MADV_HUGEPAGE);
 	memset(q->entry, 0, RING_DEPTH * sizeof(*q->entry));
 	for (i = 0; i < RING_DEPTH; i++) {
