@@ -224,12 +224,14 @@ class Bench:
     def idle(self) -> None:
         """CPU that the daemons take while nothing is asked of them."""
         here = {name: place.pid for name, place in self.places.items() if place.pid}
-        time.sleep(1)  # releases of the files above are asynchronous
-        before = {name: ticks(pid) for name, pid in here.items()}
+        time.sleep(3)  # what the jobs above left, releases for one, comes asynchronously
+        before = {name: (ticks(pid), on_cpu(pid)) for name, pid in here.items()}
         time.sleep(self.args.idle)
-        used = {name: ticks(pid) - before[name] for name, pid in here.items()}
+        used = {name: ticks(pid) - before[name][0] for name, pid in here.items()}
+        spent = {name: (on_cpu(pid) - before[name][1]) / 1000 for name, pid in here.items()}
         what = f"idle for {self.args.idle} s, ticks of {1000 // TICK} ms"
         self.row(what, used, [*TRANSPORTS, YARDSTICK])
+        self.row("the same, µs of CPU (schedstat)", spent, [*TRANSPORTS, YARDSTICK])
         for name in TRANSPORTS:
             if name in used:
                 self.report.add(f"  {name}", [used[name] if column == name else "" for column in COLUMNS],
@@ -241,6 +243,12 @@ def ticks(pid: int) -> int:
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rsplit(")", 1)[1].split()
     return int(fields[11]) + int(fields[12])
+
+
+def on_cpu(pid: int) -> int:
+    """Nanoseconds that all threads of a process have run: finer than ticks."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
 def mounted(stack: contextlib.ExitStack, args, name: str) -> Place:
