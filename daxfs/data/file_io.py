@@ -81,7 +81,7 @@ class FileIo:
             self.dax.fill(node.map, pos, data, plan.pieces, plan.fresh)
         except BaseException:
             plan.tx.abort()
-            prealloc.give_back(self.fs, node)  # behind the end there may be data now, where zeros must be
+            prealloc.give_back(self.fs, node)  # who failed keeps nothing
             raise
         plan.commit(self.fs.clock())
         if plan.behind:
@@ -103,6 +103,7 @@ class FileIo:
             # Orders the records that hold this inode before the size in place: replay would undo that.
             fs.journal.settle()
         node.appends += 1
+        file.zero_end(fs, node, end)
         try:
             self.dax.fill(node.map, pos, data, pieces, ())
         except BaseException:

@@ -130,11 +130,14 @@ def drop_privileges(fs, node, in_group, capability: bool) -> None:
 
 
 def note_plain(fs, node) -> None:
-    """Let native threads write to *node* where a write takes nothing away; the next record ends that."""
+    """Let native threads write to *node* where a write takes nothing away; the next record ends that.
+
+    Nor where a truncation has to be finished first: blocks behind the end would be taken for a chunk.
+    """
     if fs.readonly or not node.is_file or node.map.state & PLAIN:
         return
     with node.map:  # so that no record with this inode comes between the look and the flag
-        if fs.inodes.mode(node.ino) & 0o6000:
+        if fs.inodes.mode(node.ino) & 0o6000 or fs.inodes.flags(node.ino) & L.FLAG_TRUNCATING:
             return
         try:
             if not xattr.has_capability(fs, node):

@@ -49,7 +49,7 @@ class WritePlan:
     ``length``: bytes that can be written (less than asked where space runs out).
     ``fresh``: [(pgoff, pages, pfn)] new or unwritten pages, to be filled wholly:
     data where the write covers them, zeros elsewhere. ``spare``: [(pgoff, pages, pfn)] pages beside them that
-    become written too (`prealloc`): zeroed here. ``behind``: some of these lie behind the new end.
+    become written too (`prealloc`): all behind the new end (``behind``), or zeroed here.
     """
 
     __slots__ = ("behind", "first", "fresh", "fs", "last", "length", "node", "pieces", "pos", "spare", "tx")
@@ -113,7 +113,12 @@ class WritePlan:
             self.spare = prealloc.around(self.fs, self.node, self.first, self.last, end)
 
     def _zero_spare(self) -> None:
-        """Durable at the next drain, the one of the data, so before the record that makes them reachable."""
+        """Durable at the next drain, the one of the data, so before the record that makes them reachable.
+
+        Pages behind the end are not reachable: who moves the end fills them (`zero_end`).
+        """
+        if self.behind:
+            return
         for _, pages, pfn in self.spare:
             self.fs.region.nt_fill(pfn << PAGE_SHIFT, 0, pages << PAGE_SHIFT)
 
@@ -154,6 +159,7 @@ def prepare_write(fs, node, pos: int, length: int) -> WritePlan:
         plan = WritePlan(fs, node, pos, min(length, L.MAX_FILE_SIZE - pos))
         try:
             zero_tail(fs, node, pos)
+            zero_end(fs, node, pos + plan.length)
         except BaseException:
             plan.tx.abort()
             raise
@@ -176,6 +182,17 @@ def zero_tail(fs, node, limit: int) -> bool:
         return False
     fs.region.nt_fill((pfn << PAGE_SHIFT) + (size & PAGE_SIZE - 1), 0, end - size)
     return True
+
+
+def zero_end(fs, node, end: int) -> None:
+    """Zero what will stand behind *end*, the new end of file, in a page that was preallocated: it holds anything.
+
+    Nobody reads it, but who maps the page sees it. Durable at the next drain, which comes before the size.
+    Under the file's lock.
+    """
+    stop = prealloc.pages_of(end) << PAGE_SHIFT
+    if end < stop and prealloc.pages_of(node.map.size) << PAGE_SHIFT < stop:
+        fs.region.nt_zero(node.map, end, stop)
 
 
 def grow(fs, node, size: int, now: int) -> None:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Written pages ahead of the writes that will need them, so that those need no record.
 
-Behind the end of a file that is being appended to (*chunk*): free pages, zeroed, mapped as written, in the
-record of an append that needs blocks anyway. The inode carries FLAG_PREALLOC as long as it may have them. An
-append into them is native, or `FileIo`'s, and stores nothing but data, times and size in place. Around a
-write into unwritten pages inside the file: the neighbours become written zeros in the same record.
+Behind the end of a file that is being appended to (*chunk*): free pages, mapped as written, in the record of
+an append that needs blocks anyway. They hold whatever stood there: nothing reaches behind the end of a file,
+and whoever moves the end fills the pages up to it and zeroes the rest of the last one (`file.zero_end`). The
+inode carries FLAG_PREALLOC as long as it may have them. An append into them is native, or `FileIo`'s, and
+stores nothing but data, times and size in place. Around a write into unwritten pages inside the file: the
+neighbours become written zeros in the same record.
 
 A chunk goes back (`give_back`) at the last close, before ENOSPC is answered, before the file grows in
 another way than by an append or fallocate changes its extents, at umount and remount read-only, and, where
@@ -16,9 +18,9 @@ from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from . import extent
 
 STREAM = 3  # which append of an open file is the first to get a chunk: no `echo >>`, no small file does
-FIRST, MOST = 16, 1024  # pages of the first chunk and of the largest one; each has twice those before it
+FIRST, MOST = 16, 16384  # pages of the first chunk and of the largest one; each has twice those before it
+AHEAD = 8  # a chunk is for so many appends of the length that asked for it, if that is more
 SHARE = 16  # a chunk is at most this part of the free pages
-LARGE = 1 << 18  # an append of so many bytes gets none: zeroing first would cost more than its record
 LOW = 256  # free pages below which no file keeps a chunk when something else begins
 AROUND = 64  # pages of the aligned piece around a write into unwritten ones
 
@@ -36,12 +38,14 @@ def pages_of(size: int) -> int:
 def chunk(fs, node, pos: int, length: int, last: int) -> int:
     """Pages that a write of *length* bytes at *pos* shall get behind page *last*, where it ends; often 0."""
     size = node.map.size
-    if not pos <= size < pos + length or node.appends < STREAM or not node.opens or length >= LARGE:
+    if not pos <= size < pos + length or node.appends < STREAM or not node.opens:
         return 0
     kind, _, room, _, _ = node.map.lookup(last)
-    if kind != extent.HOLE or fs.alloc.free_pages < LOW or not sensible(fs):
+    free = fs.alloc.free_pages - pages_of(length) - 1  # the write itself comes first
+    if kind != extent.HOLE or free < LOW or not sensible(fs):
         return 0
-    pages = min(node.ahead, fs.alloc.free_pages // SHARE, room, (L.MAX_FILE_SIZE >> PAGE_SHIFT) - last)
+    want = max(node.ahead, min(AHEAD * pages_of(length), MOST))
+    pages = min(want, free // SHARE, room, (L.MAX_FILE_SIZE >> PAGE_SHIFT) - last)
     return max(((last + pages) & -FIRST) - last, 0)
 
 

@@ -6,10 +6,14 @@
 #include "daxfs/native/daxio.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 #include "daxfs/native/dirty.h"
 
 #define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23		/* Debian 12 has it; older headers don't */
+#endif
 #define IN_PAGE(pos) ((pos) & (PAGE_SIZE - 1))
 
 static const char zeros[PAGE_SIZE] __attribute__((aligned(64)));
@@ -158,6 +162,48 @@ int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size
 			io->ops->nt_store(io->ops, p + IN_PAGE(pos), source, n);
 		else
 			err = store_marked(io, f, &m, pos, p + IN_PAGE(pos), source, n);
+	}
+	range_exit(io->table);
+	return err;
+}
+
+void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size)
+{
+	uint64_t end = pos + size, n;
+	struct iomap m;
+	char *p;
+
+	if (!io->writable || range_enter(io->table))
+		return;
+	for (pos -= IN_PAGE(pos); pos < end; pos += n) {
+		n = piece_at(f, pos, end - pos, &m);
+		p = m.type == IOMAP_MAPPED ? address_of(io, &m) : NULL;
+		/* 5.14 and later; whatever it says, the stores themselves will fault what is missing. */
+		if (p)
+			madvise(p, n, MADV_POPULATE_WRITE);
+	}
+	range_exit(io->table);
+}
+
+int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size)
+{
+	struct iomap m;
+	uint64_t n;
+	char *p;
+	int err;
+
+	if (!io->writable)
+		return -EROFS;
+	err = range_enter(io->table);
+	if (err)
+		return err;
+	for (; size && !err; pos += n, size -= n) {
+		n = piece_at(f, pos, size, &m);
+		p = m.type == IOMAP_MAPPED ? address_of(io, &m) : NULL;
+		if (p)
+			io->ops->nt_fill(io->ops, p + IN_PAGE(pos), 0, n);
+		else if (m.type == IOMAP_MAPPED)
+			err = -EIO;
 	}
 	range_exit(io->table);
 	return err;

@@ -15,8 +15,10 @@
 #include "daxfs/native/serve_file.h"
 
 #define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
+#define PAGES(bytes) (((bytes) + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT)
 #define MAX_FILE_SIZE (UINT64_C(1) << 44)	/* layout.MAX_FILE_SIZE */
 #define PIECES_FROM 16384		/* shorter reads cost less as a copy than a lock kept while the reply is sent */
+#define POPULATE_FROM 65536		/* an append of so many bytes meets pages that nobody has touched */
 #define DAY_NS (INT64_C(86400) * 1000000000)
 #define FALLOCATE_KEEP_SIZE 1u
 #define SEEK_TO_DATA 3u
@@ -271,13 +273,19 @@ static int append(struct server *s, struct serve_handle *h, uint64_t pos, uint64
 	int64_t now = s->now(s), times[2] = {now, now};
 	int err = 0;
 
+	if (size >= POPULATE_FROM)
+		dax_populate(s->io, f, pos, size);
 	if (over)
 		err = dax_copy_in(s->io, f, pos, over, data, s->io->nt);
 	if (!err)
 		err = dax_copy_in(s->io, f, f->size, size - over, data + over, 1);
+	if (!err && PAGES(end) > PAGES(f->size))
+		/* Preallocated pages hold anything: the rest of the last page is seen by who maps it. */
+		err = dax_zero(s->io, f, end, -end & (PAGE_SIZE - 1));
 	if (err)
 		return err;
-	/* Orders the data behind the old end before the size that makes them reachable. */
+	/* Orders the data behind the old end, and zeros behind the new one, before the size that makes them
+	 * reachable. */
 	ops->drain(ops);
 	ops->store(ops, f->inode + INODE_MTIME_AT, times, sizeof(times));
 	ops->store(ops, f->inode + INODE_SIZE_AT, &end, sizeof(end));

@@ -42,7 +42,10 @@ def test_overwrite(kit, write, drain, stored):
 
 @pytest.mark.parametrize("write, drain", POLICIES)
 def test_append(kit, write, drain):
-    """Data, drain; times and size in one line, drain. What lies inside the old size follows the policy."""
+    """Data, drain; times and size in one line, drain. What lies inside the old size follows the policy.
+
+    Where it enters new pages, the rest of the last one is zeroed before that drain.
+    """
     served, f, inode = prepared(kit, write, drain)
     data = place_of(f.node, 0)
     with Recorder(served.fs.region, sites=False) as table:
@@ -56,7 +59,8 @@ def test_append(kit, write, drain):
             ("drain", 0, 0),
         ]  # fmt: skip
         assert f.write(6200, noise(2 * PAGE))[:2] == DONE
-        assert Places(served.fs).shape(calls(table)) == ["data nt_store", "drain", *IN_PLACE, "drain"]
+        shape = Places(served.fs).shape(calls(table))
+        assert shape == ["data nt_store", "data nt_fill", "drain", *IN_PLACE, "drain"]
 
 
 @pytest.mark.parametrize("write, drain", POLICIES)
