@@ -134,8 +134,8 @@ def note_plain(fs, node) -> None:
     if fs.readonly or not node.is_file or node.map.state & PLAIN:
         return
     with node.map:  # so that no record with this inode comes between the look and the flag
-        if fs.inodes.mode(node.ino) & 0o6000 or fs.inodes.flags(node.ino) & L.FLAG_TRUNCATING:
-            return  # (behind the end of a truncated file stand old pages until that is finished)
+        if fs.inodes.mode(node.ino) & 0o6000:
+            return
         try:
             if not xattr.has_capability(fs, node):
                 node.map.set_state(PLAIN)
