@@ -117,9 +117,16 @@ static void cfs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_
 	fuse_reply_err(req, 0);
 }
 
+/* No names to list; without an answer, programs that walk all of / would fail here. */
+static void cfs_readdir(fuse_req_t req, fuse_ino_t ino, size_t length, off_t pos, struct fuse_file_info *info)
+{
+	(void)ino, (void)length, (void)pos, (void)info;
+	fuse_reply_buf(req, NULL, 0);
+}
+
 static const struct fuse_lowlevel_ops operations = {
 	.init = cfs_init, .lookup = cfs_lookup, .getattr = cfs_getattr, .setattr = cfs_setattr, .open = cfs_open,
-	.read = cfs_read, .write = cfs_write, .fsync = cfs_fsync,
+	.read = cfs_read, .write = cfs_write, .fsync = cfs_fsync, .readdir = cfs_readdir,
 };
 
 static int serve(const char *directory)
