@@ -185,7 +185,7 @@ def zero_tail(fs, node, limit: int) -> bool:
 
 
 def zero_end(fs, node, end: int) -> None:
-    """Zero what will stand behind *end*, the new end of file, in a page that was preallocated: it holds anything.
+    """Zero what will stand behind *end*, the new end of file, in a preallocated page: it holds anything.
 
     Nobody reads it, but who maps the page sees it. Durable at the next drain, which comes before the size.
     Under the file's lock.

@@ -55,10 +55,11 @@ int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size
  * -EROFS; -EINVAL where nothing of it does. */
 int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
 		 const char *source);
-/* Shared lock. Have the kernel map the pages of [pos, pos + size) at once: that costs half of what a fault for
- * each page costs where they were never touched, as behind the end of a file. Only a hint. */
+/* Shared lock. Have the kernel map the pages of [pos, pos + size) at once: that costs half of what a fault
+ * for each page costs where they were never touched, as behind the end of a file. Only a hint. */
 void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size);
-/* Zeros over the mapped pages of [pos, pos + size), past the cache; holes and unwritten pages stay. No drain. */
+/* Zeros over the mapped pages of [pos, pos + size), past the cache; holes and unwritten pages stay. No
+ * drain. */
 int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size);
 /* Flush the dirty pages of [first, last), drain, mark them clean; their number, or -errno. After a failed
  * msync the marks stay, and so does ops->error, for whoever takes it (daxfs_flush_take_error). */

@@ -8,8 +8,8 @@ Left out, because no power failure can tell them from the original:
 * `Journal.replay` without its look for a gap, `Journal.pending` without its bound of one lap: both are
   there for damaged media;
 * `DaxIo.writeback` that clears its marks before its drain: in one thread no store can come in between;
-* a chunk behind the end of a file that is not zeroed: recovery frees it before anybody can look
-  (tests/t3_data/test_prealloc.py looks before).
+* an append that does not zero the rest of a preallocated page: nobody reads it, but who maps the file sees
+  it (tests/t3_data/test_prealloc.py looks into the region).
 """
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Mounting, unmounting and killing by the commands; also proves the harness (tests/mounts.py) itself."""
 
+import errno
 import os
 import subprocess
 
@@ -37,7 +38,8 @@ def test_killed_daemon_answers_enotconn(mount_factory):
     with pytest.raises(OSError) as caught:
         os.statvfs(fd)
     os.close(fd)
-    assert caught.value.errno in (103, 107)
+    # With io_uring the kernel may still be taking the dead daemon's queues down: ECANCELED, once.
+    assert caught.value.errno in (errno.ECONNABORTED, errno.ENOTCONN, errno.ECANCELED)
 
 
 def test_pool_directory(mount_factory):
