@@ -16,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTENSIONS = ("daxfs._flush", "daxfs._iomap", "daxfs._record", "daxfs._window", "daxfs.data._dax_io",
-              "daxfs.data._serve", "daxfs.data._tracker", "daxfs.data._transport", "daxfs.fault._decision")  # fmt: skip
+              "daxfs.data._serve", "daxfs.data._tracker", "daxfs.data._transport",
+              "daxfs.fault._decision")  # fmt: skip
 COMMANDS = ("daxfs", "mkfs.daxfs", "fsck.daxfs", "mount.daxfs")
 PAGES = ("man1/daxfs.1", "man8/fsck.daxfs.8", "man8/mkfs.daxfs.8", "man8/mount.daxfs.8")
 
