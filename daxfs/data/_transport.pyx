@@ -44,7 +44,7 @@ cdef extern from "daxfs/native/transport.h" nogil:
     pending *transport_next_call(transport *t)
     void transport_pump(transport *t)
     void transport_reply(transport *t, pending *p, int error, const iovec *iov, int n)
-    void transport_trace(transport *t, int on)
+    int transport_trace(transport *t, int on)
     int transport_trace_read(transport *t, trace_event *out)
     int uring_probe()
 
@@ -205,8 +205,9 @@ cdef class Transport:
         return self.server.summed(all, self.t.nchannels)
 
     def trace(self, bint on):
-        """Begin or end to keep an event for each request and reply."""
-        transport_trace(&self.t, on)
+        """Begin or end to keep an event for each request and reply. MemoryError: no room for them."""
+        if transport_trace(&self.t, on):
+            raise MemoryError
 
     def trace_read(self):
         """The events since the last call, as bytes (daxfs/fuse/trace.py takes them apart)."""

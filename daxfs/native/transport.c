@@ -108,15 +108,19 @@ static int is_tracing(struct transport *t)
 	return __builtin_expect(__atomic_load_n(&t->tracing, __ATOMIC_RELAXED), 0);
 }
 
-void transport_trace(struct transport *t, int on)
+int transport_trace(struct transport *t, int on)
 {
+	int rc;
+
 	pthread_mutex_lock(&t->lock);
 	if (on && !t->trace)
 		t->trace = calloc(TRACE_SLOTS, sizeof(*t->trace));
 	t->trace_tail = t->trace_head;
 	t->trace_lost = 0;
+	rc = on && !t->trace ? -ENOMEM : 0;
 	__atomic_store_n(&t->tracing, on && t->trace, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&t->lock);
+	return rc;
 }
 
 int transport_trace_read(struct transport *t, struct trace_event *out)

@@ -109,7 +109,8 @@ void transport_pump(struct transport *t);
 void transport_reply(struct transport *t, struct pending *p, int error, const struct iovec *iov, int n);
 /* There is nothing more to come, for the reason `error`: told to the trio loop. */
 void transport_end(struct transport *t, int error);
-void transport_trace(struct transport *t, int on);
+/* 0, or -ENOMEM: nothing is kept then. */
+int transport_trace(struct transport *t, int on);
 /* Oldest event into *out: 1; 0: none. Lost ones are told first, as an event of kind 2. */
 int transport_trace_read(struct transport *t, struct trace_event *out);
 

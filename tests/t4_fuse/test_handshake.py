@@ -101,6 +101,22 @@ def test_flags2_of_libfuse_is_kept():
     assert flags == 1 << 30 | 1 << 36 | 1 << 37 and reply == answer(1 << 30, flags2=1 << 5 | 1 << 4)
 
 
+def test_a_native_transport_asks_for_more_of_what_there_is():
+    """Large requests where the kernel has them; 5.15 has no INIT_EXT, and gets nothing of it."""
+    uring = handshake.WANTED_NATIVE | handshake.OVER_IO_URING
+    everything = (1 << 42) - 1
+    reply, flags = handshake.patched(answer(1), everything, uring, 512)
+    assert flags == 1 | uring | 1 << 30
+    assert struct.unpack_from("=HHIIH", reply, 32) == (64, 48, 512 * 4096, 1, 512)
+    assert len(reply) == len(answer(1))
+    old = everything & 0xFFFFFFFF & ~(1 << 30)
+    reply, flags = handshake.patched(answer(1), old, uring, 256)
+    assert flags == 1 | uring & 0xFFFFFFFF and struct.unpack_from("=I", reply, 48) == (0,)
+    older = old & ~handshake.bits("max_pages")
+    reply, _ = handshake.patched(answer(1), older, uring, 32)
+    assert struct.unpack_from("=HHIIH", reply, 32) == (12, 9, 1 << 20, 1, 256), "as libfuse had it"
+
+
 def test_short_replies_and_errors():
     short, flags = handshake.patched(answer(1, size=24), 1 << 6 | 1 << 36 | 1 << 30)
     assert flags == 1 | 1 << 6 and short == answer(1 | 1 << 6, size=24)
