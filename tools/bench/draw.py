@@ -14,7 +14,8 @@ import statistics
 import sys
 from pathlib import Path
 
-COLOURS = {"pyfuse3": "#999999", "dev": "#4477aa", "uring": "#228833", "C": "#ccbb44", "tmpfs": "#ee6677",
+COLOURS = {"pyfuse3": "#999999", "dev": "#4477aa", "uring": "#228833", "C": "#ccbb44", "C pinned": "#eedd99",
+           "tmpfs": "#ee6677",
            "ext4": "#aa3377"}  # fmt: skip
 ACROSS = 3
 
