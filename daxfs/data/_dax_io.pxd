@@ -16,7 +16,7 @@ cdef extern from "daxfs/native/daxio.h" nogil:
         range_table *table
         daxfs_flush *ops
         dax_tracker *tracker
-        int nt, drain_write, writable
+        int nt, drain_write, writable, ram
         uint64_t dirtied_pages, flushed_pages, writebacks
     int dax_copy_out(daxio *io, const filemap *f, uint64_t pos, uint64_t size, char *target)
     int dax_pieces(daxio *io, const filemap *f, uint64_t pos, uint64_t size, iovec *iov, int max)

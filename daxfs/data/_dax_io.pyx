@@ -58,6 +58,7 @@ cdef class DaxIo:
         self.io.table, self.io.ops, self.io.tracker = &self.ranges.t, self.flush.t, tracker.t
         self.io.nt, self.io.drain_write = write == "nt", drain == "write"
         self.io.writable = region.mode != "ro"
+        self.io.ram = all(source.detected.medium == "emulated" for source in region.sources)
 
     @property
     def nt(self):

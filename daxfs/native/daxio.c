@@ -15,6 +15,9 @@
 #define MADV_POPULATE_WRITE 23		/* Debian 12 has it; older headers don't */
 #endif
 #define IN_PAGE(pos) ((pos) & (PAGE_SIZE - 1))
+#define WINDOW UINT64_C(65536)		/* a read fault maps the pages of so many aligned bytes that are there */
+#define PREMAP_FROM WINDOW		/* shorter copies meet one or two windows: nothing to be won */
+#define RESIDENT_PAGES 1024		/* looked at with one mincore */
 
 static const char zeros[PAGE_SIZE] __attribute__((aligned(64)));
 
@@ -40,6 +43,54 @@ static char *address_of(const struct daxio *io, const struct iomap *m)
 	char *p = range_address(io->table, m->pfn, &avail);
 
 	return p && m->len <= avail ? p : NULL;
+}
+
+/*
+ * Have the kernel map the n bytes at p before they are stored to, at one fault for each window: a store
+ * faults for its page alone, which costs more than copying into it (docs/performance.md). What is mapped
+ * already costs one load a window. Only on tmpfs: elsewhere a read fault maps without the right to write, and
+ * on real pmem a load of a bad line is a machine check where a store is not.
+ */
+static void premap(const struct daxio *io, const char *p, uint64_t n)
+{
+	const char *end = p + n;
+
+	if (!io->ram || n < PREMAP_FROM)
+		return;
+	for (; p < end; p = (const char *)(((uintptr_t)p | (WINDOW - 1)) + 1))
+		*(const volatile char *)p;
+}
+
+/* Whether all of the n bytes at p, which begin on a page, have memory: premap has mapped what has. */
+static int all_resident(char *p, uint64_t n)
+{
+	unsigned char there[RESIDENT_PAGES];
+	uint64_t some, i;
+
+	for (; n; p += some, n -= some) {
+		some = smaller(n, RESIDENT_PAGES * PAGE_SIZE);
+		if (mincore(p, some, there))
+			return 0;
+		for (i = 0; i < some >> DAXFS_PAGE_SHIFT; i++)
+			if (!(there[i] & 1))
+				return 0;
+	}
+	return 1;
+}
+
+/* The same for pages that may have no memory yet, as in a source with holes: the kernel gives it to all of
+ * them at once. Only a hint; 5.14 and later. */
+static void premap_new(const struct daxio *io, char *p, uint64_t n)
+{
+	uint64_t head = IN_PAGE((uintptr_t)p);
+
+	if (n < PREMAP_FROM)
+		return;
+	premap(io, p, n);
+	p -= head;
+	n = (n + head + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
+	if (!io->ram || !all_resident(p, n))
+		madvise(p, n, MADV_POPULATE_WRITE);
 }
 
 int dax_copy_out(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size, char *target)
@@ -156,9 +207,12 @@ int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size
 	for (; size && !err; pos += n, source += n, size -= n) {
 		n = piece_at(f, pos, size, &m);
 		p = m.type == IOMAP_MAPPED ? address_of(io, &m) : NULL;
-		if (!p)
+		if (!p) {
 			err = -EIO;
-		else if (nt)
+			break;
+		}
+		premap(io, p + IN_PAGE(pos), n);
+		if (nt)
 			io->ops->nt_store(io->ops, p + IN_PAGE(pos), source, n);
 		else
 			err = store_marked(io, f, &m, pos, p + IN_PAGE(pos), source, n);
@@ -175,12 +229,11 @@ void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint6
 
 	if (!io->writable || range_enter(io->table))
 		return;
-	for (pos -= IN_PAGE(pos); pos < end; pos += n) {
+	for (; pos < end; pos += n) {
 		n = piece_at(f, pos, end - pos, &m);
 		p = m.type == IOMAP_MAPPED ? address_of(io, &m) : NULL;
-		/* 5.14 and later; whatever it says, the stores themselves will fault what is missing. */
 		if (p)
-			madvise(p, n, MADV_POPULATE_WRITE);
+			premap_new(io, p + IN_PAGE(pos), n);
 	}
 	range_exit(io->table);
 }
@@ -200,10 +253,12 @@ int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t s
 	for (; size && !err; pos += n, size -= n) {
 		n = piece_at(f, pos, size, &m);
 		p = m.type == IOMAP_MAPPED ? address_of(io, &m) : NULL;
-		if (p)
+		if (p) {
+			premap_new(io, p + IN_PAGE(pos), n);
 			io->ops->nt_fill(io->ops, p + IN_PAGE(pos), 0, n);
-		else if (m.type == IOMAP_MAPPED)
+		} else if (m.type == IOMAP_MAPPED) {
 			err = -EIO;
+		}
 	}
 	range_exit(io->table);
 	return err;
@@ -229,6 +284,7 @@ int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn,
 	} else if (pos >= end || pos + size <= start) {
 		err = -EINVAL;
 	} else {
+		premap_new(io, p, end - start);
 		io->ops->nt_fill(io->ops, p, 0, first - start);
 		io->ops->nt_store(io->ops, p + (first - start), source + (first - pos), last - first);
 		io->ops->nt_fill(io->ops, p + (last - start), 0, end - last);

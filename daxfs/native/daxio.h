@@ -35,6 +35,7 @@ struct daxio {
 	struct daxfs_flush *ops;
 	struct dax_tracker *tracker;
 	int nt, drain_write, writable;
+	int ram;				/* all ranges are files on tmpfs, ramfs or hugetlbfs */
 	uint64_t dirtied_pages, flushed_pages, writebacks;	/* relaxed atomics */
 };
 
@@ -55,8 +56,8 @@ int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size
  * -EROFS; -EINVAL where nothing of it does. */
 int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
 		 const char *source);
-/* Shared lock. Have the kernel map the pages of [pos, pos + size) at once: that costs half of what a fault
- * for each page costs where they were never touched, as behind the end of a file. Only a hint. */
+/* Shared lock. Have the kernel map the pages of [pos, pos + size), which may have no memory yet, as behind
+ * the end of a file, at once. Only a hint. */
 void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size);
 /* Zeros over the mapped pages of [pos, pos + size), past the cache; holes and unwritten pages stay. No
  * drain. */

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """DaxIo alone, on hand-made FileMaps: every offset in a line, extents, holes, sources, threads, kill."""
 
+import ctypes
 import errno
+import mmap
+import resource
 import threading
 
 import numpy as np
@@ -428,3 +431,23 @@ def test_kill_during_load_lets_everybody_out(kit):
     for thread in threads:
         thread.join()
     assert ended == [errno.EIO] * 3 and region.table.users == 0
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
+def test_a_long_write_faults_once_for_many_pages(kit, policy):
+    """Over pages that have memory and are not mapped yet, as after each mount."""
+    region = kit.sources(4 * MIB)
+    if region.sources[0].detected.medium != "emulated":
+        pytest.skip("the regions of the tests are not on tmpfs")
+    region.array[:] = 1
+    f, dax = mapped(512), DaxIo(region, PteTracker(), *policy)
+    dax.tracker.attach(f)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    assert libc.madvise(region.address, region.npages * PAGE, mmap.MADV_DONTNEED) == 0
+    data = noise(MIB)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    assert dax.write(f, 3 * PAGE + 5, data) == 0
+    faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+    assert bytes(dax.read(f, 3 * PAGE + 5, MIB)) == data
+    assert faults < 64, faults
