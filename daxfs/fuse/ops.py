@@ -234,11 +234,11 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
 
     # -- files -----------------------------------------------------------------------------
 
-    def _new_handle(self, handle: Handle, flags: int = 0, is_file: bool = True) -> int:
-        """Its number. *flags*: of open(2). The native server knows it from now on, too."""
-        known = (serve.WRITE if flags & os.O_ACCMODE else 0) | (serve.DIRECT if handle.direct else 0)
+    def _new_handle(self, handle: Handle, flags: int = 0, known: int = 0) -> int:
+        """Its number. *flags*: of open(2). The native server knows it from now on, too (*known*: its flags)."""
+        known |= (serve.WRITE if flags & os.O_ACCMODE else 0) | (serve.DIRECT if handle.direct else 0)
         known |= (serve.DSYNC if handle.dsync else 0) | (serve.NOATIME if handle.noatime else 0)
-        fh = self.server.open(handle.node.map if is_file else None, handle.ino, known)
+        fh = self.server.open(handle.node.map, handle.ino, known)
         self.handles[fh] = handle
         return fh
 
@@ -327,7 +327,7 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
 
     @handler
     def opendir(self, ino, ctx):
-        return self._new_handle(Handle(ino, self.fs.open(ino)), is_file=False)
+        return self._new_handle(Handle(ino, self.fs.open(ino)), known=serve.DIRECTORY)
 
     @handler
     def readdir(self, fh, start, token):

@@ -308,6 +308,7 @@ static enum serve_verdict answer(struct server *s, const struct message_shape *s
 	case WIRE_WRITE:
 		return serve_write(s, h, m->arg, m->data, r);
 	case WIRE_FSYNC:
+	case WIRE_FSYNCDIR:
 		return serve_fsync(s, h, r);
 	case WIRE_FLUSH:	/* close(2) promises nothing; errors of write-back were told to the writes */
 		return SERVE_DONE;

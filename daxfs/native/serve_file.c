@@ -212,7 +212,7 @@ enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct 
 	struct filemap *f = h->f;
 	int err = 0, settled;
 
-	if (!may_write(s) || !f->inode)
+	if (!may_write(s) || !f || !f->inode)
 		return SERVE_CALL;
 	if (enter(s, f, 1))
 		return serve_error(r, -EIO);
