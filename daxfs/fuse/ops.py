@@ -235,7 +235,7 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
     # -- files -----------------------------------------------------------------------------
 
     def _new_handle(self, handle: Handle, flags: int = 0, known: int = 0) -> int:
-        """Its number. *flags*: of open(2). The native server knows it from now on, too (*known*: its flags)."""
+        """Its number. *flags*: of open(2). The native server knows it from now on (*known*: its flags)."""
         known |= (serve.WRITE if flags & os.O_ACCMODE else 0) | (serve.DIRECT if handle.direct else 0)
         known |= (serve.DSYNC if handle.dsync else 0) | (serve.NOATIME if handle.noatime else 0)
         fh = self.server.open(handle.node.map, handle.ino, known)

@@ -425,7 +425,7 @@ def test_fsyncdir(served):
     served.open(b"g")
     assert fsyncdir() == ("done", 0, b""), "opening settles"
     create(served.io, b"h")
-    assert root.map.state & UNSETTLED and fsyncdir() == ("call", 0, b""), "replay would bring older times back"
+    assert root.map.state & UNSETTLED and fsyncdir() == ("call", 0, b""), "replay has older times"
     served.fs.sync_inode(1)
     served.fs.lazytime = True
     attr.touch_read(served.fs, 1, directory=True)
