@@ -100,6 +100,15 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         server.writes = writes and not fs.readonly and fs.region.granularity != "page"
         server.nothing = self.recorded or fs.shut
 
+    def lost(self) -> str:
+        """The region is lost: why. The first call says so in the log, and shuts the file system down."""
+        why = self.fs.region.lost
+        if not self.fs.shut:
+            log.critical("%s; all requests answer EIO until it is unmounted, then run fsck.daxfs", why)
+            self.server.nothing = True
+            self.fs.shutdown(durable=False)
+        return why
+
     def _grown(self, limit: int) -> None:
         self.server.inode_limit = limit
 

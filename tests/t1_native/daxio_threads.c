@@ -42,7 +42,7 @@ static struct dirty_arena arena;
 static struct filemap file[FILES];
 static struct dirty_map dirty[FILES];
 static struct dax_tracker tracker;	/* dax_tracker_pte, watched */
-static struct daxio io = {&table, &ops, &tracker, 0, 0, 1, 0, 0, 0};
+static struct daxio io = {.table = &table, .ops = &ops, .tracker = &tracker, .writable = 1};
 static char *region, *media;
 static uint64_t pages_flushed;
 static int stop, done;			/* the threads shall end; how many have */

@@ -21,6 +21,7 @@ from images import make_images
 
 from daxfs import layout as L
 from daxfs.cli import fsck
+from daxfs.cli import info as show
 from daxfs.cli import mkfs as mkfs_command
 from daxfs.errors import DaxfsError
 from daxfs.meta import fs as meta_fs
@@ -342,3 +343,17 @@ def test_random_damage(victim, seed):
         assert populate.digest(path) == before
     if report.status < 4:
         assert walk(path)
+
+
+@pytest.mark.parametrize("size", [4096, 8192, 12288, 1 << 20])
+def test_almost_nothing_is_left(victim, run, size):
+    """Each program says that it is shrunken; none trips over an area that is not there."""
+    path = victim("rev1")
+    os.truncate(path, size)
+    with Region.open([path]) as region, pytest.raises(DaxfsError, match="shrunken"):
+        meta_fs.mount(region)
+    for how in ("-n", "-y"):
+        status, out, _ = run(fsck.main, how, path)
+        assert status == 4 and "its areas leave the region" in out
+    shown = CliRunner().invoke(show.command, [path])
+    assert shown.exit_code == 1 and isinstance(shown.exception, DaxfsError | SystemExit)
