@@ -42,7 +42,8 @@ def handler(method):
             if self.fs.region.table.lost and not goes_on:
                 raise OSError(errno.EIO, self.lost())
             return result
-        except OSError:
+        except OSError as caught:
+            error = caught
             if self.fs.region.table.lost and not goes_on:
                 error = OSError(errno.EIO, self.lost())  # what it says may come of zeros that nobody wrote
             # The kernel asks for xattrs that are not there (security.capability); "none" is an answer.
