@@ -21,7 +21,7 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         range_entry *r
         size_t n
         int64_t users
-        int dead
+        int dead, lost
         uint64_t seq
     struct iomap:
         uint64_t pgoff, len, pfn
@@ -39,6 +39,7 @@ cdef extern from "daxfs/native/filemap.h" nogil:
     int range_add(range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags)
     int range_enter(range_table *t)
     void range_exit(range_table *t)
+    int range_leave(range_table *t, int err)
     char *range_address(const range_table *t, uint64_t pfn, uint64_t *avail)
     void filemap_lookup(const filemap *m, uint64_t pgoff, iomap *out)
     size_t filemap_find(const filemap *m, uint64_t pgoff)
@@ -48,6 +49,9 @@ cdef extern from "daxfs/native/filemap.h" nogil:
 
 cdef class RangeTable:
     cdef range_table t
+    cpdef unwatch(self)
+    cdef refusal(self)
+    cdef char *watched               # base of the window that lost.h watches for us, or NULL
 
 @cython.final
 @cython.no_gc_clear

@@ -72,11 +72,19 @@ UNSETTLED = FILEMAP_UNSETTLED
 PLAIN = FILEMAP_PLAIN
 STALE_TIMES = FILEMAP_STALE_TIMES
 
+cdef extern from "daxfs/native/lost.h" nogil:
+    int lost_watch(char *base, size_t length, size_t unit, range_table *t)
+    void lost_forget(const char *base)
+
 cdef enum:
     PAGE_SHIFT = 12
+    PAGE_BYTES = 1 << 12
     PAGE_MASK = (1 << 12) - 1
     # Copies from this size on release the GIL: below it, giving it up costs more than the copy.
     LONG_COPY = 1 << 15
+
+
+LOST = "a source was truncated or has an error under the mount"
 
 
 cdef class RangeTable:
@@ -84,9 +92,30 @@ cdef class RangeTable:
 
     def __cinit__(self):
         memset(&self.t, 0, sizeof(self.t))
+        self.watched = NULL
 
     def __dealloc__(self):
+        self.unwatch()
         free(self.t.r)
+
+    def watch(self, Window window not None, size_t unit=PAGE_BYTES):
+        """From now on a page of *window* that goes away makes this table lost, and ends nobody.
+
+        *unit*: bytes that go at once, the largest page of all that was placed. OSError: it can't be done.
+        """
+        cdef int rc
+        if window.base == NULL or self.watched != NULL:
+            raise ValueError("the window is closed, or one is watched already")
+        rc = lost_watch(window.base, window.length, unit, &self.t)
+        if rc:
+            raise fail(-rc, "no room to watch one region more for SIGBUS")
+        self.watched = window.base
+
+    cpdef unwatch(self):
+        """Before the window is closed."""
+        if self.watched != NULL:
+            lost_forget(self.watched)
+            self.watched = NULL
 
     def add(self, uint64_t pfn_start, uint64_t pfn_end, uintptr_t addr, uint64_t flags=0):
         """Add [pfn_start, pfn_end) at *addr* with pfn_t flags. ValueError: empty, too high, overlapping."""
@@ -110,7 +139,11 @@ cdef class RangeTable:
     def enter(self):
         """Count one user in. OSError EIO once the table is dead."""
         if range_enter(&self.t):
-            raise fail(EIO, "the region is being closed")
+            raise self.refusal()
+
+    cdef refusal(self):
+        """The exception for a user that may not enter."""
+        return fail(EIO, LOST if load_dead(&self.t.lost) else "the region is being closed")
 
     def exit(self):
         """Count one user out. RuntimeError if nobody is in."""
@@ -136,6 +169,11 @@ cdef class RangeTable:
     @property
     def dead(self):
         return bool(load_dead(&self.t.dead))
+
+    @property
+    def lost(self):
+        """A page of a source is gone (native/lost.h): what was read since may be zeros that nobody wrote."""
+        return bool(load_dead(&self.t.lost))
 
     @property
     def seq(self):
@@ -206,7 +244,7 @@ cdef class RegionView:
         if flags & PyBUF_WRITABLE:
             raise BufferError("a view of the region is read-only")
         if range_enter(&self.table.t):
-            raise fail(EIO, "the region is being closed")
+            raise self.table.refusal()
         if self.window.base == NULL:
             range_exit(&self.table.t)
             raise fail(EIO, "the region is closed")
@@ -260,7 +298,7 @@ cdef class Stores:
         if change and not self.writable:
             raise fail(EROFS, "the region is open read-only")
         if range_enter(&self.table.t):
-            raise fail(EIO, "the region is being closed")
+            raise self.table.refusal()
         p = NULL if off < 0 else range_address(&self.table.t, <uint64_t>off >> PAGE_SHIFT, &avail)
         if p == NULL or length > (avail << PAGE_SHIFT) - (off & PAGE_MASK):
             range_exit(&self.table.t)
@@ -270,7 +308,8 @@ cdef class Stores:
     cdef int _done(self) except -1:
         """Leave; raise what msync reported since the last look."""
         cdef int error = daxfs_flush_take_error(self.bound.t) if self.bound.t.error else 0
-        range_exit(&self.table.t)
+        if range_leave(&self.table.t, 0):
+            raise self.table.refusal()
         if error:
             raise fail(error, "writing back to the source failed: " + os.strerror(error))
         return 0
@@ -348,8 +387,7 @@ cdef class Stores:
                     return -EIO
                 self.bound.t.nt_fill(self.bound.t, p + off, 0, n)
             pos += n
-        range_exit(&self.table.t)
-        return 0
+        return range_leave(&self.table.t, 0)
 
     def flush_range(self, offset, uint64_t length):
         """Queue the cache lines of [offset, offset + length) for write-back."""
@@ -359,7 +397,7 @@ cdef class Stores:
     def drain(self):
         """Wait until all that was flushed or nt_stored before is durable. The caller names the order."""
         if range_enter(&self.table.t):
-            raise fail(EIO, "the region is being closed")
+            raise self.table.refusal()
         self._drain()
         self._done()
 

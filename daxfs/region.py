@@ -3,8 +3,8 @@
 
 Limits: knows nothing of what is stored in it. Addresses are used only between ``table.enter`` and
 ``table.exit`` (``direct_access`` checks it, the store methods do it themselves); opening and closing
-belong to one thread, stores to any. A source that is truncated by somebody else while it is mapped ends
-the process with SIGBUS: the lock keeps daxfs's own programs from doing that, nothing keeps others.
+belong to one thread, stores to any. A source that is truncated by somebody else while it is mapped makes the
+region lost (native/lost.h): what is read directly, through ``mem``, is zeros from then on, so ask ``lost``.
 """
 
 import errno
@@ -50,6 +50,7 @@ class Region(Stores):
                 self.window.pad(end, source.pfn_start - end)
             self._place(source)
             end = source.pfn_end
+        self.table.watch(self.window, max(source.unit for source in sources))
 
     @classmethod
     def open(cls, sources: list[str], mode: str = "rw", granularity: str = "auto", flush: str = "auto",
@@ -155,6 +156,16 @@ class Region(Stores):
         answers = [pmd_possible(source) for source in self.sources]
         return next((answer for answer in answers if answer.startswith("no")), answers[0])
 
+    @property
+    def lost(self) -> str:
+        """Why the region is lost, "" while it is not: a source was truncated, or its memory has an error."""
+        if not self.table.lost:
+            return ""
+        for source in self.sources:
+            if source.shrunk():
+                return f"{source.path}: was truncated under the mount"
+        return f"{', '.join(source.path for source in self.sources)}: a page can't be reached any more"
+
     def _check_open(self) -> None:
         if self._closed or self.table.dead:
             raise fail(errno.EIO, "the region is closed")
@@ -243,6 +254,7 @@ class Region(Stores):
             except BufferError:
                 pass  # slices of it are held elsewhere; detach() below takes care of them
         self._mem = self._array = None
+        self.table.unwatch()
         try:
             self.window.close()
         except BufferError:

@@ -84,6 +84,14 @@ class Source:
             raise SourceError(f"{self.path}: can't give space back: {os.strerror(code)}", code)
         return length
 
+    def shrunk(self) -> bool:
+        """Whether the file is shorter now than when it was measured; False where that can't be told."""
+        try:
+            st = os.fstat(self.fd)
+        except OSError:
+            return False
+        return stat.S_ISREG(st.st_mode) and st.st_size < self.size
+
     def unlock(self) -> None:
         """Give the lock back although a mapping, which counts as an opener, still refers to the descriptor.
 

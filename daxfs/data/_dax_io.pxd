@@ -20,6 +20,7 @@ cdef extern from "daxfs/native/daxio.h" nogil:
         uint64_t dirtied_pages, flushed_pages, writebacks
     int dax_copy_out(daxio *io, const filemap *f, uint64_t pos, uint64_t size, char *target)
     int dax_pieces(daxio *io, const filemap *f, uint64_t pos, uint64_t size, iovec *iov, int max)
+    int dax_touch(daxio *io, const filemap *f, uint64_t pos, uint64_t size)
     int dax_covered(const filemap *f, uint64_t pos, uint64_t size)
     int dax_copy_in(daxio *io, filemap *f, uint64_t pos, uint64_t size, const char *source, int nt)
     int dax_fill_new(daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,

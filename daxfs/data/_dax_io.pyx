@@ -105,7 +105,10 @@ cdef class DaxIo:
             with nogil:
                 f.read_lock()
                 filemap_lookup(&f.m, pos >> SHIFT, &m)
+                err = dax_touch(&self.io, &f.m, pos, size)
                 f.unlock()
+            if err:
+                raise fail(-err)
             if m.type == IOMAP_MAPPED and pos + size <= (m.pgoff + m.len) << SHIFT:
                 return self.region.view((m.pfn << SHIFT) + (pos & (PAGE - 1)), size)
         out = PyBytes_FromStringAndSize(NULL, size)

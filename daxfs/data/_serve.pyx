@@ -79,12 +79,10 @@ cdef class Server:
     # -- handles ---------------------------------------------------------------------------
 
     def open(self, FileMap f, uint64_t ino, uint32_t flags=0):
-        """A handle on a file (*f*: its map) or directory (None): its number, never 0."""
+        """A handle on a file or, with DIRECTORY, a directory: its number, never 0. *f*: its map."""
         cdef uint64_t fh
-        if f is None:
-            flags |= SERVE_DIRECTORY
-        elif flags & SERVE_DIRECTORY:
-            raise UsageError("a directory has no map")
+        if f is None and not flags & SERVE_DIRECTORY:
+            raise UsageError("a file has a map")
         fh = server_open(&self.s, NULL if f is None else &f.m, ino, flags)
         if not fh:
             raise MemoryError

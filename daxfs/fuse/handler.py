@@ -41,8 +41,14 @@ def handler(method):
             counter.add(0)
             raise FUSEError(errno.EIO)
         try:
-            return method(self, *args)
-        except OSError as error:
+            result = method(self, *args)
+            if self.fs.region.table.lost and not goes_on:
+                raise OSError(errno.EIO, self.lost())
+            return result
+        except OSError as raised:
+            error = raised
+            if self.fs.region.table.lost and not goes_on:
+                error = OSError(errno.EIO, self.lost())  # what it says may come of zeros that nobody wrote
             # The kernel asks for xattrs that are not there (security.capability); "none" is an answer.
             counter.errors += error.errno != errno.ENODATA
             if error.errno == errno.ENOSPC and self.fs.orphans:

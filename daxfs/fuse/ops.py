@@ -101,6 +101,15 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         server.writes = writes and not fs.readonly and fs.region.granularity != "page"
         server.nothing = self.recorded or fs.shut
 
+    def lost(self) -> str:
+        """The region is lost: why. The first call says so in the log, and shuts the file system down."""
+        why = self.fs.region.lost
+        if not self.fs.shut:
+            log.critical("%s; all requests answer EIO until it is unmounted, then run fsck.daxfs", why)
+            self.server.nothing = True
+            self.fs.shutdown(durable=False)
+        return why
+
     def _grown(self, limit: int) -> None:
         self.server.inode_limit = limit
 
@@ -236,11 +245,11 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
 
     # -- files -----------------------------------------------------------------------------
 
-    def _new_handle(self, handle: Handle, flags: int = 0, is_file: bool = True) -> int:
-        """Its number. *flags*: of open(2). The native server knows it from now on, too."""
-        known = (serve.WRITE if flags & os.O_ACCMODE else 0) | (serve.DIRECT if handle.direct else 0)
+    def _new_handle(self, handle: Handle, flags: int = 0, known: int = 0) -> int:
+        """Its number. *flags*: of open(2). The native server knows it from now on (*known*: its flags)."""
+        known |= (serve.WRITE if flags & os.O_ACCMODE else 0) | (serve.DIRECT if handle.direct else 0)
         known |= (serve.DSYNC if handle.dsync else 0) | (serve.NOATIME if handle.noatime else 0)
-        fh = self.server.open(handle.node.map if is_file else None, handle.ino, known)
+        fh = self.server.open(handle.node.map, handle.ino, known)
         self.handles[fh] = handle
         return fh
 
@@ -331,7 +340,7 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
 
     @handler
     def opendir(self, ino, ctx):
-        return self._new_handle(Handle(ino, self.fs.open(ino)), is_file=False)
+        return self._new_handle(Handle(ino, self.fs.open(ino)), known=serve.DIRECTORY)
 
     @handler
     def readdir(self, fh, start, token):

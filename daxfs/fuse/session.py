@@ -47,6 +47,7 @@ class Session:
         self.config = config
         self.mountpoint = os.path.realpath(config.mountpoint)  # before it is mounted on
         self.ended_by = "umount"
+        self.lost = ""  # of the region, once it is closed
         self.early: list[int] = []  # signals that came before they were listened for
         self.region: Region | None = None
         self.recording: Recording | None = None
@@ -329,11 +330,14 @@ class Session:
         """End the file system (*durable*: make everything durable and mark it clean), then the region."""
         try:
             if self.fs is not None and durable:
+                if self.region.lost:
+                    self.operations.lost()
                 self._operation({"op": "unmount"}, self._close_fs)
         finally:
             if self.recording is not None:
                 self.recording.close()
             if self.region is not None:
+                self.lost = self.region.lost
                 self.region.close()
 
     def _close_fs(self) -> None:
@@ -364,7 +368,13 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
         with contextlib.suppress(OSError):
             session.close(durable=False)
         raise _plain(exc) from exc
-    session.close(durable=True)
+    try:
+        session.close(durable=True)
+    except OSError:
+        if not session.lost:
+            raise
+    if session.lost:
+        raise SourceError(f"{session.lost}; what was not durable by then is lost, run fsck.daxfs", errno.EIO)
     log.info("%s: ended by %s", session.mountpoint, session.ended_by)
     if session.ended_by != "umount" and session.ended_by not in signal.Signals.__members__:
         why = "the connection was aborted" if session.ended_by == ABORT else session.ended_by

@@ -337,6 +337,8 @@ class FileSystem:
 def state_of(mem, seed: int) -> dict:
     """The state page's fields. CorruptError where its journalled line is damaged."""
     raw = bytes(mem[_STATE : _STATE + L.STATE.itemsize])
+    if len(raw) < L.STATE.itemsize:
+        raise CorruptError("the region ends before its state page")
     fields = dict(zip(L.STATE_FIELDS.names, L.STATE_FIELDS.unpack_from(raw), strict=True))
     if fields["magic"] != L.STATE_MAGIC or not L.is_sealed(raw[:64], 4, seed):
         raise CorruptError("state page: wrong magic or checksum")

@@ -251,7 +251,9 @@ def settle(region) -> bool:
     cut short. What no `change` can have left is not touched: that is for `read` and fsck.daxfs to say.
     """
     page = bytes(region.mem[:PAGE_SIZE])
-    if page[:8] != L.SB_MAGIC or not L.WORD.unpack_from(region.mem, _CHANGING)[0]:
+    if page[:8] != L.SB_MAGIC or region.npages <= L.STATE_PFN:
+        return False
+    if not L.WORD.unpack_from(region.mem, _CHANGING)[0]:
         return False
     pages = region.sources[0].size // PAGE_SIZE
     try:

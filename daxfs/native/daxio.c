@@ -115,8 +115,7 @@ int dax_copy_out(struct daxio *io, const struct filemap *f, uint64_t pos, uint64
 		}
 		memcpy(target, source + IN_PAGE(pos), n);
 	}
-	range_exit(io->table);
-	return err;
+	return range_leave(io->table, err);
 }
 
 /* Append n bytes at p to iov[*count], joined to the piece before where they follow on it. */
@@ -158,6 +157,27 @@ int dax_pieces(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t
 			return err;
 	}
 	return count;
+}
+
+int dax_touch(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size)
+{
+	uint64_t end = pos + size, n;
+	struct iomap m;
+	const char *p;
+	int err = range_enter(io->table);
+
+	if (err)
+		return err;
+	for (; pos < end; pos += n) {
+		n = piece_at(f, pos, end - pos, &m);
+		p = m.type == IOMAP_MAPPED ? address_of(io, &m) : NULL;
+		if (p)
+			for (uint64_t at = 0; at < IN_PAGE(pos) + n; at += PAGE_SIZE)
+				*(const volatile char *)(p + at);
+		else if (m.type == IOMAP_MAPPED)
+			err = -EIO;
+	}
+	return range_leave(io->table, err);
 }
 
 int dax_covered(const struct filemap *f, uint64_t pos, uint64_t size)
@@ -217,8 +237,7 @@ int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size
 		else
 			err = store_marked(io, f, &m, pos, p + IN_PAGE(pos), source, n);
 	}
-	range_exit(io->table);
-	return err;
+	return range_leave(io->table, err);
 }
 
 void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size)
@@ -260,8 +279,7 @@ int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t s
 			err = -EIO;
 		}
 	}
-	range_exit(io->table);
-	return err;
+	return range_leave(io->table, err);
 }
 
 int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
@@ -289,8 +307,7 @@ int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn,
 		io->ops->nt_store(io->ops, p + (first - start), source + (first - pos), last - first);
 		io->ops->nt_fill(io->ops, p + (last - start), 0, end - last);
 	}
-	range_exit(io->table);
-	return err;
+	return range_leave(io->table, err);
 }
 
 /* Queue the pages [at, at + run) where they have blocks: a mark may be older than a hole. */
@@ -352,9 +369,9 @@ int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint6
 		if (!error)
 			walk(io, f, first, last, 1);
 	}
-	range_exit(io->table);
+	error = range_leave(io->table, -error);
 	if (error)
-		return -error;
+		return error;
 	if (total >= 0) {
 		DAXFS_COUNT(io->flushed_pages, total);
 		DAXFS_COUNT(io->writebacks, 1);

@@ -46,6 +46,9 @@ int dax_copy_out(struct daxio *io, const struct filemap *f, uint64_t pos, uint64
  * -E2BIG: more than `max`; -EIO. */
 int dax_pieces(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size,
 	       struct iovec *iov, int max);
+/* Shared lock. Read a byte of each page of [pos, pos + size), which somebody is going to be given as it is:
+ * -EIO where one of them is gone, as dax_copy_out would say. */
+int dax_touch(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size);
 /* 1 where all pages of [pos, pos + size) are MAPPED. */
 int dax_covered(const struct filemap *f, uint64_t pos, uint64_t size);
 /* Copy over mapped pages: past the cache (nt) or through it, marked before the store. No drain. -EROFS;

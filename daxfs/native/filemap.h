@@ -36,6 +36,7 @@ struct range_table {
 	size_t n, cap;
 	int64_t users;			/* entered and not left */
 	int dead;
+	int lost;			/* a page of a source is gone (lost.h); dead, too */
 	uint64_t seq;			/* odd while metadata are stored in place: native readers of an inode look again */
 };
 
@@ -54,6 +55,15 @@ static inline int range_enter(struct range_table *t)
 static inline void range_exit(struct range_table *t)
 {
 	__atomic_fetch_sub(&t->users, 1, __ATOMIC_RELEASE);
+}
+
+/* The same at the end of a use whose result counts: err, or -EIO where a page went away meanwhile. */
+static inline int range_leave(struct range_table *t, int err)
+{
+	int lost = __atomic_load_n(&t->lost, __ATOMIC_SEQ_CST);
+
+	range_exit(t);
+	return __builtin_expect(lost, 0) ? -EIO : err;
 }
 
 /* The range that holds pfn (flags are ignored); NULL outside every range. */

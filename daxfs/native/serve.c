@@ -210,8 +210,7 @@ static enum serve_verdict serve_getattr(struct server *s, uint64_t ino, struct s
 
 	if (!s->limits.inodes || range_enter(s->io->table))
 		return SERVE_RELAY;
-	rc = inode_copy(s, ino, &inode);
-	range_exit(s->io->table);
+	rc = range_leave(s->io->table, inode_copy(s, ino, &inode));
 	if (rc || !inode.mode || inode.ino != ino)
 		return SERVE_RELAY;
 	/* A direct write may drop these bits behind the kernel's back, and the last close gives blocks back. */
@@ -308,6 +307,7 @@ static enum serve_verdict answer(struct server *s, const struct message_shape *s
 	case WIRE_WRITE:
 		return serve_write(s, h, m->arg, m->data, r);
 	case WIRE_FSYNC:
+	case WIRE_FSYNCDIR:
 		return serve_fsync(s, h, r);
 	case WIRE_FLUSH:	/* close(2) promises nothing; errors of write-back were told to the writes */
 		return SERVE_DONE;

@@ -60,7 +60,7 @@ enum serve_verdict {
 struct serve_handle {
 	uint64_t fh;			/* 0: closed, or never open */
 	int64_t users;			/* requests under way; counted before `fh` is looked at, so see server_close */
-	struct filemap *f;		/* NULL for a directory */
+	struct filemap *f;		/* a directory's has its state and its inode; NULL: only Python knows it */
 	uint64_t ino;
 	uint32_t flags, generation, index;
 	struct serve_handle *next_free;
@@ -108,7 +108,7 @@ struct server {
 int server_init(struct server *s, struct daxio *io);
 void server_destroy(struct server *s);
 int64_t server_realtime(struct server *s);	/* what server.now is at first */
-/* A handle on f (NULL: directory): its fh, never 0; 0: no memory. f must live until server_close. */
+/* A handle on f: its fh, never 0; 0: no memory. f must live until server_close. */
 uint64_t server_open(struct server *s, struct filemap *f, uint64_t ino, uint32_t flags);
 /* Removes it and waits until no request uses it: holding neither the GIL nor a map's lock. -EBADF. */
 int server_close(struct server *s, uint64_t fh);

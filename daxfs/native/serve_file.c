@@ -46,22 +46,23 @@ static int enter(struct server *s, struct filemap *f, int exclusive)
 	return rc;
 }
 
-/* Nothing was stored, or a drain followed. */
-static void leave(struct server *s, struct filemap *f)
+/* Nothing was stored, or a drain followed. err, or -EIO where a page of the region is gone (lost.h). */
+static int leave(struct server *s, struct filemap *f, int err)
 {
-	range_exit(s->io->table);
+	err = range_leave(s->io->table, err);
 	file_lock_give(&f->lock);
+	return err;
 }
 
 /* Give the lock back after stores that no drain followed: another thread's fsync must find them ordered.
  * On x86 the locked instruction of the unlock does that, for nt stores and write-backs as sfence does. */
-static void leave_after_stores(struct server *s, struct filemap *f)
+static int leave_after_stores(struct server *s, struct filemap *f, int err)
 {
 #if !defined(__x86_64__) && !defined(__i386__)
 	/* Orders what this thread stored before what the next holder of the lock drains. */
 	s->io->ops->drain(s->io->ops);
 #endif
-	leave(s, f);
+	return leave(s, f, err);
 }
 
 /* -- times ------------------------------------------------------------------------------ */
@@ -152,8 +153,8 @@ enum serve_verdict serve_read(struct server *s, struct serve_handle *h, const ch
 		return serve_error(r, -EIO);
 	due = atime_due(s, h, now);
 	if (due && !may_write(s)) {
-		leave(s, f);
-		return SERVE_CALL;
+		err = leave(s, f, 0);
+		return err ? serve_error(r, err) : SERVE_CALL;
 	}
 	size = bytes_at(f, in.offset, in.size);
 	/* Page fills come without an owner of locks; so do all reads of a handle that the page cache serves. */
@@ -166,7 +167,7 @@ enum serve_verdict serve_read(struct server *s, struct serve_handle *h, const ch
 		r->handle = h;		/* lock and region: until serve_done */
 		return SERVE_DONE;
 	}
-	leave_after_stores(s, f);
+	err = leave_after_stores(s, f, err);
 	return err ? serve_error(r, err) : SERVE_DONE;
 }
 
@@ -209,7 +210,7 @@ enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct 
 	struct filemap *f = h->f;
 	int err = 0, settled;
 
-	if (!may_write(s) || !f->inode)
+	if (!may_write(s) || !f || !f->inode)
 		return SERVE_CALL;
 	if (enter(s, f, 1))
 		return serve_error(r, -EIO);
@@ -219,7 +220,7 @@ enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct 
 	queue_stale_times(s, f);
 	if (settled || is_dirty(f))
 		err = write_back(s, f);
-	leave(s, f);
+	err = leave(s, f, err);
 	if (err)
 		return serve_error(r, err);
 	return settled ? SERVE_DONE : SERVE_CALL;
@@ -313,13 +314,13 @@ enum serve_verdict serve_write(struct server *s, struct serve_handle *h, const c
 	if (enter(s, f, 1))
 		return serve_error(r, -EIO);
 	if (!write_is_ours(h, in.offset, in.size, &grows)) {
-		leave(s, f);
-		return SERVE_CALL;
+		err = leave(s, f, 0);
+		return err ? serve_error(r, err) : SERVE_CALL;
 	}
 	if (s->fault && (in.write_flags & WIRE_WRITE_CACHE || !(h->flags & SERVE_DIRECT)))
 		s->fault(s->fault_ctx, f, in.offset, in.size, 1);
 	err = grows ? append(s, h, in.offset, in.size, data) : overwrite(s, h, in.offset, in.size, data);
-	leave_after_stores(s, f);
+	err = leave_after_stores(s, f, err);
 	if (err)
 		return serve_error(r, err);
 	out.size = in.size;
@@ -408,7 +409,7 @@ enum serve_verdict serve_fallocate(struct server *s, struct serve_handle *h, con
 	struct daxfs_flush *ops = s->io->ops;
 	struct filemap *f = h->f;
 	struct wire_fallocate in;
-	int ours;
+	int ours, err;
 
 	memcpy(&in, arg, sizeof(in));
 	if (!(h->flags & SERVE_WRITE))
@@ -426,6 +427,8 @@ enum serve_verdict serve_fallocate(struct server *s, struct serve_handle *h, con
 		/* Orders the times before the reply: what fallocate did is durable when it returns. */
 		ops->drain(ops);
 	}
-	leave(s, f);
+	err = leave(s, f, 0);
+	if (err)
+		return serve_error(r, err);
 	return ours ? SERVE_DONE : SERVE_CALL;
 }

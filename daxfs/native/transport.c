@@ -428,6 +428,7 @@ int transport_spawn(struct channel *ch, void *(*run)(void *))
 
 	sigfillset(&all);
 	sigdelset(&all, SIGURG);
+	sigdelset(&all, SIGBUS);	/* a fault whose signal is blocked ends the process (lost.h) */
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	rc = pthread_create(&ch->thread, NULL, run, ch);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -8,7 +8,7 @@ import numpy as np
 import rawmsg as R
 from servekit import Served
 
-from daxfs.data._serve import NOATIME
+from daxfs.data._serve import DIRECTORY, NOATIME
 
 PAGE = 4096
 IO = 65536
@@ -40,7 +40,7 @@ def run(kit, seed: int, count: int, progress=None, room: int = 1 << 22, write: s
     served = Served(kit.io(write), IO)
     # A mutation may well make a good request for the other file, but none that may change it.
     file, other = served.open(b"f", 70000), served.open(b"other", 70000, NOATIME)
-    root = served.server.open(None, 1)
+    root = served.server.open(served.fs.node(1).map, 1, DIRECTORY)
     messages = R.corpus(1, root, file.ino, file.fh)
     watch, report = Watch(served.fs, file.node), {"done": 0, "refused": 0, "samples": 0, "wrong": None}
     while report["done"] < count:

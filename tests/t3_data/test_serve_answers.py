@@ -2,6 +2,7 @@
 """Native answers against FileIo: the same operations on two equal regions, and one thing at a time."""
 
 import errno
+import functools
 import struct
 
 import pytest
@@ -14,7 +15,7 @@ from servekit import File, Served
 
 from daxfs import layout as L
 from daxfs._iomap import MAPPED, PLAIN, STALE_TIMES, UNSETTLED
-from daxfs.data._serve import DIRECT, DSYNC, NOATIME, WRITE
+from daxfs.data._serve import DIRECT, DIRECTORY, DSYNC, NOATIME, WRITE
 from daxfs.fault._decision import CachedFaults
 from daxfs.meta import attr, file, namespace, prealloc, xattr
 
@@ -413,8 +414,29 @@ def test_fsync(served):
     served.limits()
     assert f.write(0, b"x")[0] == "done" and f.node.map.state & STALE_TIMES
     assert f.fsync() == ("done", 0, b"") and not f.node.map.state & STALE_TIMES
-    root = served.server.open(None, 1)
-    assert served.feed(R.fsync(1, root, op="fsyncdir")) == ("call", 0, b"")
+
+
+def test_fsyncdir(served):
+    """The same of a directory: what its operations did is durable already, left are its times."""
+    root = served.fs.open(1)
+    fh = served.server.open(root.map, 1, DIRECTORY)
+    fsyncdir = functools.partial(served.feed, R.fsync(1, fh, op="fsyncdir"))
+    assert fsyncdir() == ("done", 0, b"")
+    served.open(b"g")
+    assert fsyncdir() == ("done", 0, b""), "opening settles"
+    create(served.io, b"h")
+    assert root.map.state & UNSETTLED and fsyncdir() == ("call", 0, b""), "replay has older times"
+    served.fs.sync_inode(1)
+    served.fs.lazytime = True
+    attr.touch_read(served.fs, 1, directory=True)
+    assert root.map.state & STALE_TIMES
+    assert fsyncdir() == ("done", 0, b"") and not root.map.state & STALE_TIMES
+    served.server.writes = False
+    assert fsyncdir() == ("call", 0, b"")
+    served.server.writes = True
+    served.fs.region.kill()
+    assert fsyncdir() == ("done", -errno.EIO, b"")
+    assert served.feed(R.fsync(1, served.server.open(None, 1, DIRECTORY), op="fsyncdir")) == ("call", 0, b"")
 
 
 def test_lseek(served):

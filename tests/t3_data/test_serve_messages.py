@@ -28,7 +28,7 @@ def op_of(raw: bytes) -> str:
 def served(kit):
     made = Served(kit.io(), IO)
     made.file = made.open(b"f", 70000)
-    made.dir = made.server.open(None, 1)
+    made.dir = made.server.open(None, 1, _serve.DIRECTORY)
     return made
 
 

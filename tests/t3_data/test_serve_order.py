@@ -4,6 +4,7 @@
 import struct
 
 import pytest
+import rawmsg as R
 from crashes import Crashes
 from datakit import PAGE, calls, content, noise, reopen
 from servekit import File, Served
@@ -11,7 +12,8 @@ from test_order import IN_PLACE, POLICIES, Places, holds, place_of
 from test_serve_answers import spare
 
 from daxfs._record import Recorder
-from daxfs.data._serve import DIRECT, DSYNC, WRITE
+from daxfs.data._serve import DIRECT, DIRECTORY, DSYNC, WRITE
+from daxfs.meta import attr
 from daxfs.meta.inode import PLACE_OF
 
 SIZE, ATIME, MTIME = (PLACE_OF[name] for name in ("size", "atime", "mtime"))
@@ -216,6 +218,26 @@ def test_what_fsync_promised_is_on_the_media(kit, write, drain):
         f.write(0, bytes(want[:1]))
         with crashes.step(same_inode):
             assert f.fsync()[:2] == DONE
+
+
+def test_what_fsyncdir_promised_is_on_the_media(kit):
+    """The access time of a directory, which lazytime held back."""
+    served, _, _ = prepared(kit, "nt", "write")
+    fs, root = served.fs, served.fs.open(1)
+    fh = served.server.open(root.map, 1, DIRECTORY)
+    fs.lazytime = True
+    with Crashes(kit, served.io) as crashes:
+        for _ in range(3):
+            served.time += 10**9
+            now = served.time
+            fs.atime = "strictatime"
+
+            def judge(crashed, now=now):
+                assert crashed.fs.inodes.read(1).atime == now
+
+            with crashes.step(judge):
+                attr.touch_read(fs, 1, directory=True)
+                assert served.feed(R.fsync(1, fh, op="fsyncdir"))[:2] == DONE
 
 
 @pytest.mark.parametrize("lazytime", [False, True])

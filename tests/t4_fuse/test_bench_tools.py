@@ -44,12 +44,12 @@ def test_transport(tmp_path):
     for name in mounts.TRANSPORTS:
         if name in here():
             assert 0.5 < reads[name] < 10_000
-            assert rows[f"  appends / overwrites, {name}"]["measured"] > 0
+            assert rows[f"  4 KiB appends / overwrites, {name}"]["measured"] > 0
         else:
             assert reads[name] == "missing" and mounts.why_no_transport(name) in text
     assert rows["  uring / C"]["limit"] is None  # the last one: of the client that is not pinned
     samples = found["samples"]["4 KiB read, µs, client on one CPU"]
-    assert [len(samples[name]) for name in here()] == [3] * len(here())
+    assert [len(samples[name]) for name in here()] == [4] * len(here())
 
 
 @pytest.mark.skipif(not shutil.which("xfs_io"), reason="xfs_io is not installed")

@@ -342,3 +342,19 @@ def test_random_damage(victim, seed):
         assert populate.digest(path) == before
     if report.status < 4:
         assert walk(path)
+
+
+@pytest.mark.parametrize("size", [4096, 8192, 12288, 1 << 20])
+def test_almost_nothing_is_left(victim, run, size):
+    """Each program says that it is shrunken; none trips over an area that is not there."""
+    path = victim("rev1")
+    os.truncate(path, size)
+    with Region.open([path]) as region, pytest.raises(DaxfsError, match="shrunken"):
+        meta_fs.mount(region)
+    for how in ("-n", "-y"):
+        status, out, err = run(fsck.main, how, path)
+        assert (status == 8 and "shrunken" in err) or (status == 4 and "areas leave the region" in out)
+    code = "import sys; from daxfs.cli.main import main; sys.exit(main(['info', sys.argv[1]]))"
+    done = subprocess.run([sys.executable, "-P", "-c", code, path], check=False, text=True,
+                          capture_output=True)
+    assert "shrunken" in done.stderr and "internal error" not in done.stderr, done

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The SIGBUS handler behind lost.h. State of the process: this file is in one extension (_iomap) alone.
+ */
+#define _GNU_SOURCE
+#include "daxfs/native/lost.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+
+struct watched {
+	char *base;			/* NULL: free. Stored last, cleared first: the handler looks without a lock */
+	size_t length, unit;
+	struct range_table *table;
+};
+
+static struct watched windows[LOST_WINDOWS];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	/* of watch and forget; never the handler's */
+static struct sigaction before;
+static int installed;
+
+static struct watched *window_of(const char *p)
+{
+	int i;
+
+	for (i = 0; i < LOST_WINDOWS; i++) {
+		const char *base = __atomic_load_n(&windows[i].base, __ATOMIC_ACQUIRE);
+
+		if (base && p >= base && p < base + windows[i].length)
+			return &windows[i];
+	}
+	return NULL;
+}
+
+/* Not ours: as if there were no handler of ours. */
+static void pass_on(int sig, siginfo_t *info, void *context)
+{
+	if (before.sa_flags & SA_SIGINFO) {
+		before.sa_sigaction(sig, info, context);
+	} else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) {
+		before.sa_handler(sig);
+	} else {
+		/* The instruction is tried again and ends the process, as it should. */
+		signal(sig, SIG_DFL);
+	}
+}
+
+static void on_sigbus(int sig, siginfo_t *info, void *context)
+{
+	char *p = info->si_addr;
+	struct watched *w = info->si_code > 0 ? window_of(p) : NULL;	/* <= 0: sent by somebody, not a fault */
+
+	if (!w) {
+		pass_on(sig, info, context);
+		return;
+	}
+	/* Dead and lost before the page can be read: what is read from it is never taken for data. */
+	__atomic_store_n(&w->table->lost, 1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&w->table->dead, 1, __ATOMIC_SEQ_CST);
+	p -= (size_t)(p - w->base) & (w->unit - 1);
+	if (mmap(p, w->unit, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		 0) == MAP_FAILED)
+		pass_on(sig, info, context);
+}
+
+int lost_watch(char *base, size_t length, size_t unit, struct range_table *t)
+{
+	struct sigaction sa = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
+	int i, rc = -ENOSPC;
+
+	pthread_mutex_lock(&lock);
+	if (!installed && sigaction(SIGBUS, &sa, &before)) {
+		rc = -errno;
+		pthread_mutex_unlock(&lock);
+		return rc;
+	}
+	installed = 1;
+	for (i = 0; i < LOST_WINDOWS && rc; i++) {
+		if (windows[i].base)
+			continue;
+		windows[i].length = length;
+		windows[i].unit = unit;
+		windows[i].table = t;
+		__atomic_store_n(&windows[i].base, base, __ATOMIC_RELEASE);
+		rc = 0;
+	}
+	pthread_mutex_unlock(&lock);
+	return rc;
+}
+
+void lost_forget(const char *base)
+{
+	int i;
+
+	pthread_mutex_lock(&lock);
+	for (i = 0; i < LOST_WINDOWS; i++)
+		if (windows[i].base == base)
+			__atomic_store_n(&windows[i].base, NULL, __ATOMIC_RELEASE);
+	pthread_mutex_unlock(&lock);
+}
