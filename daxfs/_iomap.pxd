@@ -4,6 +4,13 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from daxfs._flush cimport DirtyMap, dirty_map
 
+cdef extern from "daxfs/native/file_lock.h" nogil:
+    struct file_lock:
+        uint32_t word
+    int file_lock_try(file_lock *l, int exclusive)
+    void file_lock_take(file_lock *l, int exclusive)
+    void file_lock_give(file_lock *l)
+
 cdef extern from "daxfs/native/filemap.h" nogil:
     enum: IOMAP_HOLE, IOMAP_UNWRITTEN, IOMAP_MAPPED
     struct range_entry "range":
@@ -26,6 +33,7 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         dirty_map *dirty
         char *inode
         uint32_t state
+        file_lock lock
     enum: FILEMAP_UNSETTLED, FILEMAP_PLAIN, FILEMAP_STALE_TIMES
     const range_entry *range_lookup(const range_table *t, uint64_t pfn)
     int range_add(range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags)

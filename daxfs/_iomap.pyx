@@ -32,19 +32,11 @@ cdef extern from "<time.h>" nogil:
     int nanosleep(const timespec *req, timespec *rem)
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_rwlock_t:
-        pass
     ctypedef unsigned long pthread_t
     pthread_t pthread_self()
-    int pthread_rwlock_tryrdlock(pthread_rwlock_t *lock)
-    int pthread_rwlock_trywrlock(pthread_rwlock_t *lock)
-    int pthread_rwlock_rdlock(pthread_rwlock_t *lock)
-    int pthread_rwlock_wrlock(pthread_rwlock_t *lock)
-    int pthread_rwlock_unlock(pthread_rwlock_t *lock)
 
 cdef extern from *:
     """
-    #define DAXFS_LOCK(m) (&(m)->lock)
     #define DAXFS_LOAD(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
     #define DAXFS_STORE(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
     #define DAXFS_OWNER(p) __atomic_load_n((p), __ATOMIC_RELAXED)
@@ -60,7 +52,6 @@ cdef extern from *:
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
     }
     """
-    pthread_rwlock_t *DAXFS_LOCK(filemap *m) nogil
     int64_t load_users "DAXFS_LOAD"(int64_t *p) nogil
     uint64_t load_size "DAXFS_LOAD"(uint64_t *p) nogil
     int load_dead "DAXFS_LOAD"(int *p) nogil
@@ -478,13 +469,13 @@ cdef class FileMap:
         if self._mine():
             self.depth += 1
         else:
-            pthread_rwlock_rdlock(DAXFS_LOCK(&self.m))
+            file_lock_take(&self.m.lock, 0)
 
     cdef void write_lock(self) noexcept nogil:
         if self._mine():
             self.depth += 1
         else:
-            pthread_rwlock_wrlock(DAXFS_LOCK(&self.m))
+            file_lock_take(&self.m.lock, 1)
             store_owner(&self.owner, pthread_self())
 
     cpdef void unlock(self) noexcept nogil:
@@ -494,13 +485,13 @@ cdef class FileMap:
                 self.depth -= 1
                 return
             store_owner(&self.owner, 0)
-        pthread_rwlock_unlock(DAXFS_LOCK(&self.m))
+        file_lock_give(&self.m.lock)
 
     cdef void _shared(self) noexcept:
         """read_lock with the GIL, which is given up only where there is something to wait for."""
         if self._mine():
             self.depth += 1
-        elif pthread_rwlock_tryrdlock(DAXFS_LOCK(&self.m)):
+        elif not file_lock_try(&self.m.lock, 0):
             with nogil:
                 self.read_lock()
 
@@ -508,7 +499,7 @@ cdef class FileMap:
         """write_lock with the GIL, which is given up only where there is something to wait for."""
         if self._mine():
             self.depth += 1
-        elif pthread_rwlock_trywrlock(DAXFS_LOCK(&self.m)):
+        elif not file_lock_try(&self.m.lock, 1):
             with nogil:
                 self.write_lock()
         else:

@@ -57,6 +57,7 @@ cdef extern from *:
 cdef enum:
     MAX_PIECES = 16
 
+_FAILED = "a thread of the transport failed: "
 KINDS = {"dev": TRANSPORT_DEV, "uring": TRANSPORT_URING}
 FOPEN_PARALLEL_DIRECT_WRITES = 1 << 6
 
@@ -131,9 +132,9 @@ cdef class Transport:
                  int threads=1, uint32_t open_flags=0):
         cdef int rc = transport_init(&self.t, &server.s, KINDS[kind], fuse_fd, pair_fd, max_payload)
         self.there = True
-        if rc:
-            raise fail(-rc)
         self.server, self.kind, self.threads = server, kind, threads
+        if rc:
+            raise self._not_started(rc)
         self.t.open_flags = open_flags
 
     def __dealloc__(self):
@@ -148,7 +149,10 @@ cdef class Transport:
         with nogil:
             rc = transport_start(&self.t, self.threads)
         if rc:
-            raise OSError(-rc, f"transport={self.kind}: {os.strerror(-rc)}")
+            raise self._not_started(rc)
+
+    def _not_started(self, int rc):
+        return fail(-rc, f"the transport {self.kind} can't be started: {os.strerror(-rc)}")
 
     def stop(self):
         """End all threads. Requests that nobody answered fail when the mount's descriptor is closed."""
@@ -165,7 +169,7 @@ cdef class Transport:
         cdef int error = peek(&self.t.ended)
         if not error:
             return None
-        return {ENODEV: "umount", ECONNABORTED: "abort"}.get(error) or os.strerror(error)
+        return {ENODEV: "umount", ECONNABORTED: "abort"}.get(error) or _FAILED + os.strerror(error)
 
     @property
     def pending(self):

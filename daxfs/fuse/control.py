@@ -21,6 +21,8 @@ from daxfs.fuse import mountinfo
 log = logging.getLogger("daxfs.control")
 
 LIMIT = 1 << 16
+# What accept(2) says where something runs short that may be there again in _NAP seconds.
+_SHORT, _NAP = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)), 0.1
 _ROOT_DIRECTORY = "/run/daxfs"
 _PEERCRED = struct.Struct("3i")  # pid, uid, gid
 
@@ -99,10 +101,21 @@ class Listener:
         """Answer until cancelled."""
         import trio
 
+        told = False
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._sock))
         try:
             while True:
-                stream = await listener.accept()
+                try:
+                    stream = await listener.accept()
+                except OSError as exc:
+                    if exc.errno not in _SHORT:
+                        raise
+                    if not told:
+                        log.warning("control socket: %s; whoever asks has to wait", exc)
+                    told = True
+                    await trio.sleep(_NAP)
+                    continue
+                told = False
                 nursery.start_soon(self._answer, stream)
         finally:
             await listener.aclose()

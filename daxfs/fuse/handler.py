@@ -17,7 +17,10 @@ from pyfuse3 import FUSEError
 
 log = logging.getLogger(__name__)
 
-ENOSPC_RETRIES = 20
+# Seconds to wait before ENOSPC is answered while unlinked inodes hold space. The kernel sends RELEASE and
+# FORGET after close(2) and unlink(2) have returned, so what a program has just removed may come a moment
+# after its next write, and later on a busy machine. An inode that was waited for in vain is most likely open.
+ENOSPC_PATIENCE, ENOSPC_PATIENCE_HELD = 0.2, 0.01
 # Whose data a write has, where the request says so: pages of a mapping; of somebody with CAP_FSETID.
 MAPPING, PRIVILEGED = "mapping", "privileged"
 # What close(2), df and umount need; every other request answers EIO after a shutdown.
@@ -42,8 +45,8 @@ def handler(method):
             if self.fs.region.table.lost and not goes_on:
                 raise OSError(errno.EIO, self.lost())
             return result
-        except OSError as caught:
-            error = caught
+        except OSError as raised:
+            error = raised
             if self.fs.region.table.lost and not goes_on:
                 error = OSError(errno.EIO, self.lost())  # what it says may come of zeros that nobody wrote
             # The kernel asks for xattrs that are not there (security.capability); "none" is an answer.
@@ -71,19 +74,30 @@ def _failed(name: str, error: OSError) -> FUSEError:
 
 
 async def _retry(operations, method, args):
-    """After ENOSPC: the kernel may be about to forget unlinked inodes that still hold space."""
-    for attempt in range(ENOSPC_RETRIES):
-        await trio.sleep(0.001 * attempt)
+    """After ENOSPC: the kernel may be about to forget unlinked inodes that still hold space.
+
+    Tried again when one of them has gone, and at the end in any case: others give space back too.
+    """
+    orphans, begin = set(operations.fs.orphans), trio.current_time()
+    while operations.fs.orphans:
+        await trio.sleep(0.001)
+        # Each time: it may have been closed meanwhile, and then FORGET comes next.
+        patience = ENOSPC_PATIENCE if orphans - operations.held else ENOSPC_PATIENCE_HELD
+        last = trio.current_time() - begin >= patience
+        if orphans <= operations.fs.orphans and not last:
+            continue
+        orphans &= operations.fs.orphans
         try:
             return method(operations, *args)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise _failed(method.__name__, error) from None
-            if not operations.fs.orphans:
+            if last:
                 break
         except Exception as error:
             log.exception("%s: unexpected %s", method.__name__, type(error).__name__)
             raise FUSEError(errno.EIO) from None
+    operations.held |= orphans
     raise FUSEError(errno.ENOSPC)
 
 

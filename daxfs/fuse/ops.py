@@ -74,6 +74,7 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         self.recorded = False  # record=: one thread, so that the log has one order of operations
         self.open_flags = 0  # FOPEN_ flags that pyfuse3 has no names for; of files that calls.py opens
         self.direct = False  # a native transport: all files are opened with direct I/O
+        self.held: set[int] = set()  # unlinked inodes whose end was waited for in vain (handler.py)
         self.server = Server(files.dax)  # numbers of handles, and what native threads may answer
         self.server.set_fault_hook(faults)
         fs.inodes.on_grown.append(self._grown)
@@ -161,6 +162,7 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
 
     def forget_one(self, ino: int, count: int) -> None:
         """The kernel forgets *count* of the times that it was told of *ino*."""
+        self.held.discard(ino)
         self.fs.forget(ino, count)
 
     @handler
@@ -326,7 +328,9 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
 
     @handler
     def release(self, fh):
-        self.files.release(self._drop_handle(fh))
+        node = self._drop_handle(fh)
+        self.held.discard(node.ino)
+        self.files.release(node)
 
     @handler
     def fsync(self, fh, datasync):

@@ -77,15 +77,8 @@ int range_add(struct range_table *t, uint64_t pfn_start, uint64_t pfn_end, char 
 
 void filemap_init(struct filemap *m)
 {
-	pthread_rwlockattr_t attr;
-
 	memset(m, 0, sizeof(*m));
-	pthread_rwlockattr_init(&attr);
-	/* glibc's default lets a stream of readers starve the writer for ever; the price of this
-	 * kind is that a thread must not take the lock shared twice. */
-	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&m->lock, &attr);
-	pthread_rwlockattr_destroy(&attr);
+	file_lock_init(&m->lock);
 }
 
 void filemap_destroy(struct filemap *m)
@@ -93,7 +86,7 @@ void filemap_destroy(struct filemap *m)
 	free(m->e);
 	m->e = NULL;
 	m->n = m->cap = 0;
-	pthread_rwlock_destroy(&m->lock);
+	file_lock_destroy(&m->lock);
 }
 
 size_t filemap_find(const struct filemap *m, uint64_t pgoff)

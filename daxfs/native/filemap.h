@@ -15,9 +15,10 @@
 #define DAXFS_FILEMAP_H
 
 #include <errno.h>
-#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "daxfs/native/file_lock.h"
 
 #define DAXFS_PAGE_SHIFT 12
 #define DAXFS_PFN_MASK ((UINT64_C(1) << 48) - 1)
@@ -90,7 +91,7 @@ struct filemap {
 	struct dirty_map *dirty;	/* dirty pages; NULL until a tracker is attached */
 	char *inode;			/* the inode's 256 bytes in the region; NULL: not an inode of a mounted file system */
 	uint32_t state;			/* FILEMAP_*; changed with __atomic_fetch_or/and, under the lock where it says so */
-	pthread_rwlock_t lock;
+	struct file_lock lock;
 };
 
 /* What native threads must know of an inode beside its extents. Set and cleared by the metadata thread.

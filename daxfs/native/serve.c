@@ -413,6 +413,6 @@ void serve_done(struct server *s, struct serve_reply *r)
 		return;
 	r->handle = NULL;
 	range_exit(s->io->table);
-	pthread_rwlock_unlock(&h->f->lock);
+	file_lock_give(&h->f->lock);
 	handle_put(h);
 }

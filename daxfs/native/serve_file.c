@@ -39,13 +39,10 @@ static int enter(struct server *s, struct filemap *f, int exclusive)
 {
 	int rc;
 
-	if (exclusive)
-		pthread_rwlock_wrlock(&f->lock);
-	else
-		pthread_rwlock_rdlock(&f->lock);
+	file_lock_take(&f->lock, exclusive);
 	rc = range_enter(s->io->table);
 	if (rc)
-		pthread_rwlock_unlock(&f->lock);
+		file_lock_give(&f->lock);
 	return rc;
 }
 
@@ -53,7 +50,7 @@ static int enter(struct server *s, struct filemap *f, int exclusive)
 static int leave(struct server *s, struct filemap *f, int err)
 {
 	err = range_leave(s->io->table, err);
-	pthread_rwlock_unlock(&f->lock);
+	file_lock_give(&f->lock);
 	return err;
 }
 
@@ -378,9 +375,9 @@ enum serve_verdict serve_lseek(struct server *s, struct serve_handle *h, const c
 	int64_t at;
 
 	memcpy(&in, arg, sizeof(in));
-	pthread_rwlock_rdlock(&h->f->lock);
+	file_lock_take(&h->f->lock, 0);
 	at = seek_result(h->f, (int64_t)in.offset, in.whence);
-	pthread_rwlock_unlock(&h->f->lock);
+	file_lock_give(&h->f->lock);
 	if (at < 0)
 		return serve_error(r, (int)at);
 	out.offset = (uint64_t)at;

@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <liburing.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +22,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define RING_DEPTH 8			/* requests that one CPU can have under way */
+#define RING_DEPTH 32			/* requests that one CPU can have under way */
+#define RING_HUGE 8			/* entries whose payloads stand in huge pages: those that the kernel takes first */
 #define CMD_REGISTER 1			/* FUSE_IO_URING_CMD_REGISTER */
 #define CMD_COMMIT_AND_FETCH 2
 #define IN_OUT 128
@@ -215,6 +217,24 @@ static void entry_request(struct ring_queue *q, struct ring_entry *e)
 	queue_cmd(q, e, CMD_COMMIT_AND_FETCH);
 }
 
+/* False once the mount is gone or was aborted: channel 0 meets that too, and tells which of the two. */
+static int is_connected(struct transport *t)
+{
+	struct pollfd p = {.fd = t->fuse_fd};
+
+	return poll(&p, 1, 0) <= 0 || !(p.revents & POLLERR);
+}
+
+/* The kernel gave an entry back with an error, and takes it no more. */
+static void queue_lost(struct ring_queue *q, int error)
+{
+	q->live--;
+	if (!q->ready)		/* EINVAL, EOPNOTSUPP on REGISTER: this kernel can't */
+		q->ch.started_error = error;
+	else if (is_connected(q->ch.t))	/* a reply did not arrive: its caller would wait for ever */
+		transport_end(q->ch.t, error);
+}
+
 static void queue_completion(struct ring_queue *q, struct io_uring_cqe *cqe)
 {
 	struct ring_entry *e = (struct ring_entry *)(uintptr_t)cqe->user_data;
@@ -223,10 +243,7 @@ static void queue_completion(struct ring_queue *q, struct io_uring_cqe *cqe)
 		commit_replies(q);
 		queue_event(q);
 	} else if (cqe->res < 0) {
-		/* ENOTCONN: unmounted or aborted. EINVAL, EOPNOTSUPP on REGISTER: this kernel can't. */
-		q->live--;
-		if (!q->ready)
-			q->ch.started_error = -cqe->res;
+		queue_lost(q, -cqe->res);
 	} else {
 		entry_request(q, e);
 	}
@@ -267,7 +284,8 @@ static int queue_setup(struct ring_queue *q)
 	/* Both only save looking a descriptor up for each request; without them everything works too. */
 	q->fixed = !io_uring_register_files(&q->ring, &q->ch.t->fuse_fd, 1);
 	io_uring_register_ring_fd(&q->ring);
-	for (i = 0; i < RING_DEPTH; i++)
+	/* The kernel takes the entry that it got last. So it is the first few that are used over and over. */
+	for (i = RING_DEPTH - 1; i >= 0; i--)
 		queue_cmd(q, &q->entry[i], CMD_REGISTER);
 	q->live = RING_DEPTH;
 	queue_event(q);
@@ -317,16 +335,19 @@ static int queue_add(struct transport *t, int qid)
 	pthread_mutex_init(&q->lock, NULL);
 	t->channel[t->nchannels++] = &q->ch;
 	q->event_fd = eventfd(0, EFD_CLOEXEC);
+	if (q->event_fd < 0)
+		return -errno;
 	if (posix_memalign((void **)&q->entry, 64, RING_DEPTH * sizeof(*q->entry)))
 		q->entry = NULL;
 	/* Anonymous memory: what no large request ever touches is never there. */
-	q->payloads = mmap(NULL, RING_DEPTH * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-			   -1, 0);
-	if (q->event_fd < 0 || !q->entry || q->payloads == MAP_FAILED)
+	q->payloads = mmap(NULL, RING_DEPTH * size, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (!q->entry || q->payloads == MAP_FAILED)
 		return -ENOMEM;
 	/* The kernel pins a payload page by page; in huge pages a 1 MiB request costs 10 % less. Where there
-	 * are none this fails and nothing is lost. */
-	madvise(q->payloads, RING_DEPTH * size, MADV_HUGEPAGE);
+	 * are none this fails and nothing is lost. The other entries are for many requests that wait at once:
+	 * these are small, and shall not cost a huge page each. */
+	madvise(q->payloads, RING_HUGE * size, MADV_HUGEPAGE);
 	memset(q->entry, 0, RING_DEPTH * sizeof(*q->entry));
 	for (i = 0; i < RING_DEPTH; i++) {
 		struct ring_entry *e = &q->entry[i];
@@ -343,10 +364,12 @@ static int queue_add(struct transport *t, int qid)
 static int possible_cpus(void)
 {
 	FILE *f = fopen("/sys/devices/system/cpu/possible", "re");
-	int first = 0, last = -1, n = f ? fscanf(f, "%d-%d", &first, &last) : 0;
+	int first = 0, last = -1, n;
 
-	if (f)
-		fclose(f);
+	if (!f)
+		return -errno;
+	n = fscanf(f, "%d-%d", &first, &last);
+	fclose(f);
 	return n < 1 ? -EIO : (n == 2 ? last : first) + 1;
 }
 

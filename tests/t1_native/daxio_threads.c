@@ -27,7 +27,6 @@
 #define BODY (GROUP_PAGES * PAGE - 2 * EDGE)
 #define KILLS 20
 #define THREADS 9
-#define AHEAD 50			/* turns that a thread may be before the slowest one */
 
 #define CHECK(what) do { \
 	if (!(what)) { \
@@ -132,11 +131,11 @@ static int read_step(struct worker *w, struct filemap *f)
 	char tail[200];
 	int err;
 
-	CHECK(!pthread_rwlock_rdlock(&f->lock));
+	file_lock_take(&f->lock, 0);
 	err = dax_copy_out(&io, f, start + EDGE, BODY, w->buf);
 	if (!err && start + GROUP_PAGES * PAGE < f->size)
 		err = dax_copy_out(&io, f, start + GROUP_PAGES * PAGE - 64, sizeof(tail), tail);
-	CHECK(!pthread_rwlock_unlock(&f->lock));
+	file_lock_give(&f->lock);
 	if (err)
 		return err;
 	all_equal(w->buf, BODY, w->buf[0]);
@@ -151,7 +150,7 @@ static int pieces_step(struct worker *w, struct filemap *f)
 	struct iovec iov[16];
 	int n;
 
-	CHECK(!pthread_rwlock_rdlock(&f->lock));
+	file_lock_take(&f->lock, 0);
 	n = range_enter(&table);
 	if (!n) {
 		n = dax_pieces(&io, f, start + EDGE, BODY, iov, 16);
@@ -162,7 +161,7 @@ static int pieces_step(struct worker *w, struct filemap *f)
 		range_exit(&table);
 		CHECK(n > 0 && sum == BODY);
 	}
-	CHECK(!pthread_rwlock_unlock(&f->lock));
+	file_lock_give(&f->lock);
 	return n < 0 ? n : 0;
 }
 
@@ -172,11 +171,11 @@ static int write_step(struct worker *w, struct filemap *f)
 	int err;
 
 	memset(w->buf, 1 + (int)draw(w, 255), sizeof(w->buf));
-	CHECK(!pthread_rwlock_wrlock(&f->lock));
+	file_lock_take(&f->lock, 1);
 	CHECK(dax_covered(f, start + skew, GROUP_PAGES * PAGE - 2 * skew));
 	CHECK(!dax_covered(f, start + skew, GROUP_PAGES * PAGE + 1));
 	err = dax_copy_in(&io, f, start + skew, GROUP_PAGES * PAGE - 2 * skew, w->buf, w->nt);
-	CHECK(!pthread_rwlock_unlock(&f->lock));
+	file_lock_give(&f->lock);
 	return err;
 }
 
@@ -185,9 +184,9 @@ static int sync_step(struct worker *w, struct filemap *f)
 	uint64_t first = GROUP_AT(draw(w, GROUPS)) + draw(w, GROUP_PAGES);
 	int64_t n;
 
-	CHECK(!pthread_rwlock_wrlock(&f->lock));
+	file_lock_take(&f->lock, 1);
 	n = draw(w, 2) ? dax_writeback(&io, f, 0, UINT64_MAX) : dax_writeback(&io, f, first, first + 40003);
-	CHECK(!pthread_rwlock_unlock(&f->lock));
+	file_lock_give(&f->lock);
 	CHECK(n <= (int64_t)(GROUPS * GROUP_PAGES));
 	sched_yield();
 	return n < 0 ? (int)n : 0;
@@ -199,7 +198,7 @@ static int splice_step(struct worker *w, struct filemap *f)
 	struct iomap whole, half[2];
 	size_t i;
 
-	CHECK(!pthread_rwlock_wrlock(&f->lock));
+	file_lock_take(&f->lock, 1);
 	i = draw(w, (unsigned)f->n);
 	whole = f->e[i];
 	if (i + 1 < f->n && f->e[i + 1].pfn == whole.pfn + whole.len) {
@@ -211,7 +210,7 @@ static int splice_step(struct worker *w, struct filemap *f)
 		half[1].pgoff++, half[1].pfn++, half[1].len--;
 		CHECK(!filemap_splice(f, i, 1, half, 2));
 	}
-	CHECK(!pthread_rwlock_unlock(&f->lock));
+	file_lock_give(&f->lock);
 	return __atomic_load_n(&table.dead, __ATOMIC_SEQ_CST) ? -EIO : 0;
 }
 
@@ -232,11 +231,6 @@ static void *work(void *arg)
 	struct worker *w = arg;
 
 	while (!w->err && !__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
-		/* The lock prefers writers: without this they would go round alone. */
-		if (w->turns > slowest() + AHEAD) {
-			sched_yield();
-			continue;
-		}
 		w->err = w->step(w, &file[draw(w, FILES)]);
 		__atomic_fetch_add(&w->turns, 1, __ATOMIC_RELAXED);
 	}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ["daxio.c", "dirty.c", "filemap.c", "flush.c", "flush_x86.c"]
+SOURCES = ["daxio.c", "dirty.c", "file_lock.c", "filemap.c", "flush.c", "flush_x86.c"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-sign-compare"]
 BUILDS = {
     "as-built": (["-O2", *WARNINGS], "best", 2000),
@@ -18,7 +18,7 @@ BUILDS = {
 }
 
 
-def compiled(target: Path, flags: list[str]) -> None:
+def compiled(target: Path, flags: list[str], program: str = "daxio_threads.c", names=SOURCES) -> None:
     cc = shutil.which("cc")
     if cc is None:
         pytest.skip("no C compiler")
@@ -27,9 +27,9 @@ def compiled(target: Path, flags: list[str]) -> None:
     there = subprocess.run([cc, *flags, "-o", target, empty], capture_output=True, check=False)
     if there.returncode or subprocess.run([target], capture_output=True, check=False).returncode:
         pytest.skip(f"programs made with {' '.join(flags)} don't run here")
-    sources = [ROOT / "daxfs" / "native" / name for name in SOURCES]
+    sources = [ROOT / "daxfs" / "native" / name for name in names]
     subprocess.run([cc, "-std=gnu11", *flags, "-I", ROOT, "-o", target,
-                    Path(__file__).with_name("daxio_threads.c"), *sources, "-lpthread"], check=True)
+                    Path(__file__).with_name(program), *sources, "-lpthread"], check=True)
 
 
 @pytest.mark.parametrize("build", BUILDS)

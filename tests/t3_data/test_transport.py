@@ -213,7 +213,7 @@ def test_the_end_of_the_kernel_is_told(wire):
     assert wire.transport.ended is None
     wire.kernel.close()
     assert select.select([wire.transport.fileno()], [], [], 10)[0]
-    assert wire.transport.ended == os.strerror(errno.EPIPE)
+    assert wire.transport.ended == "a thread of the transport failed: " + os.strerror(errno.EPIPE)
     assert wire.transport.next_call() is None
 
 
@@ -227,6 +227,21 @@ def test_stop_ends_threads_that_wait_and_may_be_called_twice(served):
         del wire
     after = threading.active_count(), len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
     assert after == before
+
+
+def test_a_thread_that_can_t_begin_leaves_no_other(served):
+    """The second one needs a clone of the descriptor, which a socket does not give."""
+    before = len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    ends = [end for pair in pairs for end in pair]
+    transport = Transport(served.server, "dev", pairs[0][0].fileno(), pairs[1][0].fileno(), SIZE, threads=3)
+    with pytest.raises(OSError, match="the transport dev can't be started: Invalid argument"):
+        transport.start()
+    assert len(os.listdir("/proc/self/task")) == before[0]
+    del transport
+    for end in ends:
+        end.close()
+    assert len(os.listdir("/proc/self/fd")) == before[1]
 
 
 def test_a_call_that_is_never_answered_does_no_harm(served):

@@ -313,7 +313,7 @@ def test_a_retry_is_an_operation_of_its_own(mount_factory, path):
     got = log.load(path)
     found = list(operations(got.events).values())
     refused = [one for one in found if one.end == {"errno": errno.ENOSPC}]
-    assert len(refused) > 10 and len({(one.begin["fh"], one.begin["pos"]) for one in refused}) < len(refused)
+    assert len(refused) > 1 and len({(one.begin["fh"], one.begin["pos"]) for one in refused}) < len(refused)
     assert unlike(region, got) == []
 
 

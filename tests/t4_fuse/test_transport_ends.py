@@ -11,35 +11,10 @@ from pathlib import Path
 
 import mounts
 import pytest
+from daemonkit import Daemon
 
 pytestmark = [pytest.mark.mount, pytest.mark.transports]
 DATA = os.urandom(1 << 20)
-
-
-class Daemon:
-    """mount.daxfs -f on *region*, as a child whose status can be waited for."""
-
-    def __init__(self, region):
-        self.region = region
-        self.errors = open(f"{region.log_file}.err", "w+")
-        self.process = subprocess.Popen([*region.mount_command(), "-f"], stdin=subprocess.DEVNULL,
-                                        stdout=self.errors, stderr=self.errors)
-        deadline = time.monotonic() + 30
-        while not mounts.mounts_of(region.path):
-            assert self.process.poll() is None and time.monotonic() < deadline, self.said()
-            time.sleep(0.01)
-        region.stat()
-
-    def said(self) -> str:
-        self.errors.seek(0)
-        return self.errors.read()
-
-    def end(self, seconds: float = 20) -> int:
-        try:
-            return self.process.wait(seconds)
-        finally:
-            self.process.kill()
-            self.process.wait()
 
 
 @pytest.fixture
@@ -52,12 +27,7 @@ def daemon(region_factory):
 
     yield start
     for one in made:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
-        one.errors.close()
-        Path(one.errors.name).unlink()
-        one.region.umount()
+        one.close()
 
 
 def connection_of(region) -> Path:
