@@ -24,6 +24,7 @@ from .inode import InodeTable
 from .journal import Journal
 from .mkfs import state_line
 from .transaction import Transaction
+from .xattr_run import Cache
 
 BlockHead = namedtuple("BlockHead", L.BLOCK_FIELDS.names)
 _block_head = L.BLOCK_FIELDS.unpack_from
@@ -60,6 +61,7 @@ class FileSystem:
         self.linkable: set[int] = set()  # orphans that never had a name and may get one (`namespace.tmpfile`)
         self.unsettled: set[int] = set()  # inodes that records since the tail wrote to
         self.preallocated: set[int] = set()  # open files that may have written pages behind their end
+        self.xattrs = Cache()
         self.replayed = 0
         self.clock = time.time_ns
 

@@ -139,7 +139,7 @@ def _new_inode(tx, fs, dir_inode, mode: int, creds: Creds, now: int):
     edit.flags = dir_inode.flags & allowed_flags(mode)
     edit.atime = edit.mtime = edit.ctime = edit.btime = now
     if attrs:
-        xattr.store(tx, fs, edit, attrs)
+        xattr.change(tx, fs, edit, attrs)
     return edit
 
 

@@ -46,7 +46,7 @@ def _field(name: str, fields) -> property:
 
 
 class InodeEdit:
-    """A copy of one inode with its fields as attributes. ``attrs``: its xattrs, where they changed.
+    """A copy of one inode with its fields as attributes. ``attrs``: its xattrs, once they were looked at.
 
     ``given``: the hot words (by number) that were set, be it to what they are.
     """

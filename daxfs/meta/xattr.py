@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Extended attributes: all of an inode in one run of pages, written anew at each change.
+"""Extended attributes: all of an inode in one run of pages (`xattr_run` knows what it looks like).
 
-The run has a block header whose checksum covers all of it. A change journals all
-its bytes, and the inode's pointer, in one record: atomic, one drain, nothing to
-mend. They stand where the old ones stood, so that removing one and chmod need no
-space; only where they are more is there a new run and the old one is freed. The kernel checks permissions for
-each name space; ACLs are kept in step with the mode here. Metadata thread.
+The run has a block header whose checksum covers all of it. A change journals the header,
+the lines that become different, and the inode, in one record: atomic, one drain, nothing to
+mend. What is not journalled stands in place by an older record, which is durable, or is redone first.
+The run stays where it is, so that removing one and chmod need no space. Only where it needs more pages
+and those behind it are not free is there a new one, journalled whole, and the old one is freed.
+The kernel checks permissions for each name space; ACLs are kept in step with the mode here. Metadata thread.
 """
 
 import errno
@@ -13,7 +14,8 @@ import errno
 from .. import layout as L
 from ..errors import CorruptError, fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
-from . import acl
+from . import acl, xattr_run
+from .xattr_run import Run
 
 PREFIXES = {
     b"user.": L.XATTR_USER,
@@ -45,88 +47,103 @@ def key_of(name: bytes) -> tuple[int, bytes]:
     raise fail(errno.EOPNOTSUPP)
 
 
-def load(fs, inode) -> dict[tuple[int, bytes], bytes]:
-    """All attributes of *inode*. CorruptError where the run is damaged."""
+def load(fs, inode) -> Run:
+    """All attributes of *inode* (or an edit) as they stand in place. CorruptError where they are damaged."""
     if not inode.xattr_pfn:
-        return {}
+        return xattr_run.EMPTY
     fs.check_run(inode.xattr_pfn, inode.xattr_pages, inode.ino)
     head = fs.check_block(inode.xattr_pfn, L.BLOCK_XATTR, inode.ino)
     start = inode.xattr_pfn << PAGE_SHIFT
     if not L.BLOCK_SIZE <= head.length <= inode.xattr_pages * PAGE_SIZE:
         raise CorruptError(f"inode {inode.ino}: xattr run of {head.length} bytes")
-    raw = bytes(fs.mem[start : start + head.length])
-    if not L.is_sealed(raw, 4, fs.seed):
-        raise CorruptError(f"inode {inode.ino}: xattr run has a wrong checksum")
-    out, at = {}, L.BLOCK_SIZE
-    for _ in range(head.count):
-        if at + 8 > len(raw):
-            raise CorruptError(f"inode {inode.ino}: xattr entries leave the run")
-        space, name_len, _, value_len = L.XATTR_CODEC.unpack_from(raw, at)
-        at += 8
-        if space not in _NAMES or at + name_len + value_len > len(raw):
-            raise CorruptError(f"inode {inode.ino}: xattr entry of name space {space}, {value_len} bytes")
-        out[space, raw[at : at + name_len]] = raw[at + name_len : at + name_len + value_len]
-        at += name_len + value_len
-    return out
+    middle = start + L.BLOCK_SIZE
+    front, body = bytes(fs.mem[start:middle]), bytes(fs.mem[middle : start + head.length])
+    run = fs.xattrs.find(inode.ino, front, body)
+    if run is None:
+        if not L.is_sealed(front + body, 4, fs.seed):
+            raise CorruptError(f"inode {inode.ino}: xattr run has a wrong checksum")
+        run = xattr_run.parse(inode.ino, front, body, head.count)
+        fs.xattrs.keep(inode.ino, run)
+    return run
 
 
-def store(tx, fs, edit, attrs: dict) -> None:
-    """Give *edit* exactly these attributes. ENOSPC where they are too many or space is short."""
-    parts = [bytes(L.BLOCK_SIZE)]
-    for (space, name), value in attrs.items():
-        parts += (L.XATTR_CODEC.pack(space, len(name), 0, len(value)), name, value)
-    raw = bytearray(b"".join(parts))
-    if len(raw) > TOTAL_MAX:
+def change(tx, fs, edit, changes: dict) -> None:
+    """Set attributes of *edit* to these values, or take them away (None). ENOSPC: too many, or no space."""
+    had = run = _current(fs, edit)
+    for key, value in changes.items():
+        run = run.without(key) if value is None else run.with_value(key, value)
+    if run is not had:
+        _store(tx, fs, edit, had, run)
+
+
+def _store(tx, fs, edit, had: Run, run: Run) -> None:
+    """Give *edit*, which has the attributes *had* by now, those of *run*."""
+    length, ino = L.BLOCK_SIZE + len(run.body), edit.number
+    if length > TOTAL_MAX:
         raise fail(errno.ENOSPC)
-    edit.attrs = attrs
-    node = fs.nodes.get(edit.number)
+    node = fs.nodes.get(ino)
     if node is not None:
-        has = CAPABILITY in attrs
+        has = CAPABILITY in run
         tx.after(lambda: setattr(node, "capability", has))
-    pfn = _place(tx, fs, edit, -(-len(raw) // PAGE_SIZE) if attrs else 0)
-    if not pfn:
-        return
-    head = (L.BLOCK_MAGIC, 0, L.BLOCK_XATTR, edit.generation, edit.number, 0, pfn, 0, len(raw), len(attrs), 0)
-    L.BLOCK_FIELDS.struct.pack_into(raw, 0, *head)
-    tx.raw(pfn << PAGE_SHIFT, L.sealed(raw, 4, fs.seed))
+    before = edit.xattr_pfn
+    pfn = _place(tx, fs, edit, -(-length // PAGE_SIZE) if len(run) else 0)
+    if pfn:
+        fields = (L.BLOCK_MAGIC, 0, L.BLOCK_XATTR, edit.generation, ino, 0, pfn, 0, length, len(run), 0)
+        head = bytearray(L.BLOCK_FIELDS.pack(*fields))
+        crc = L.crc32c(run.body, L.crc32c(bytes(head), fs.seed))
+        head[4:8] = crc.to_bytes(4, "little")
+        run = run.sealed(bytes(head))
+        start = pfn << PAGE_SHIFT
+        if pfn != before or len(run.body) <= xattr_run.FEW:  # where to compare costs more
+            tx.raw(start, run.head + run.body)
+        else:
+            tx.raw(start, run.head)
+            for first, end in xattr_run.differences(had.body, run.body):
+                tx.raw(start + L.BLOCK_SIZE + first, run.body[first:end])
+    edit.attrs = run
+    tx.after(lambda: fs.xattrs.keep(ino, run))
 
 
 def _place(tx, fs, edit, pages: int) -> int:
     """Give *edit* a run of *pages* and free what it had and needs no more; the run's pfn, 0 for none."""
     pfn, had = edit.xattr_pfn, edit.xattr_pages
-    keep = pages if pages <= had else 0
-    if had > keep:
-        tx.free([(pfn + keep, had - keep)], metadata=True)
-    if not keep:
-        pfn = 0
-    if pages > had:
+    if pages <= had:
+        if pages < had:
+            tx.free([(pfn + pages, had - pages)], metadata=True)
+        pfn = pfn if pages else 0
+    elif had and fs.alloc.starts.get(pfn + had, 0) >= pages - had:
+        tx.alloc(pages - had, goal=pfn + had)  # right behind it, so that the rest can stay
+    else:
         runs = tx.alloc(pages)
         if len(runs) != 1:
             raise fail(errno.ENOSPC, "no run of free pages for the extended attributes")
+        if had:
+            tx.free([(pfn, had)], metadata=True)
         pfn = runs[0][0]
     edit.xattr_pfn, edit.xattr_pages = pfn, pages
     edit.blocks += pages - had
     return pfn
 
 
-def _current(fs, edit) -> dict:
+def _current(fs, edit) -> Run:
     """The attributes of *edit*, with what its transaction changed already."""
-    return load(fs, fs.inodes.read(edit.number)) if edit.attrs is None else dict(edit.attrs)
+    if edit.attrs is None:
+        edit.attrs = load(fs, edit)
+    return edit.attrs
 
 
 def get(fs, ino: int, name: bytes) -> bytes:
     """The value. ENODATA where there is none."""
     inode = fs.inodes.read(ino)
-    key = key_of(name)
-    try:
-        return load(fs, inode)[key]
-    except KeyError:
-        raise fail(errno.ENODATA) from None
+    value = load(fs, inode).get(key_of(name))
+    if value is None:
+        raise fail(errno.ENODATA)
+    return value
 
 
 def names(fs, ino: int) -> list[bytes]:
     """Full names of all attributes."""
-    return [_NAMES[space] + rest for space, rest in load(fs, fs.inodes.read(ino))]
+    return [_NAMES[space] + rest for space, rest in load(fs, fs.inodes.read(ino)).keys()]
 
 
 def put(fs, ino: int, name: bytes, value: bytes, flags: int = 0, keeps_sgid=lambda gid: True) -> None:
@@ -137,80 +154,70 @@ def put(fs, ino: int, name: bytes, value: bytes, flags: int = 0, keeps_sgid=lamb
     if len(value) > VALUE_MAX:
         raise fail(errno.E2BIG)
     key = key_of(name)
-    inode = fs.inodes.read(ino)
-    attrs = load(fs, inode)
-    if flags & CREATE and key in attrs:
-        raise fail(errno.EEXIST)
-    if flags & REPLACE and key not in attrs:
-        raise fail(errno.ENODATA)
+    fs.inodes.read(ino)
     with fs.begin() as tx:
         edit = tx.inode(ino)
+        there = flags & (CREATE | REPLACE) and key in _current(fs, edit)
+        if flags & CREATE and there:
+            raise fail(errno.EEXIST)
+        if flags & REPLACE and not there:
+            raise fail(errno.ENODATA)
         if key[0] in (L.XATTR_ACL_ACCESS, L.XATTR_ACL_DEFAULT):
-            _put_acl(edit, attrs, key, acl.parse(value))
+            value = _put_acl(edit, key, acl.parse(value))
             if key[0] == L.XATTR_ACL_ACCESS and edit.mode & 0o2000 and not keeps_sgid(edit.gid):
                 edit.mode &= ~0o2000
-        else:
-            attrs[key] = value
         edit.ctime = fs.clock()
-        store(tx, fs, edit, attrs)
+        change(tx, fs, edit, {key: value})
 
 
-def _put_acl(edit, attrs: dict, key, entries) -> None:
-    """Set an ACL; an access ACL that the mode can say stands in the mode alone."""
+def _put_acl(edit, key, entries) -> bytes | None:
+    """The value for an ACL, None for none: an access ACL that the mode can say stands in the mode alone."""
     if key[0] == L.XATTR_ACL_DEFAULT:
         if edit.mode & 0o170000 != 0o040000:
             raise fail(errno.EACCES)
-        if not entries:
-            attrs.pop(key, None)
-            return
-    else:
-        bits, plain = acl.equivalent_mode(entries)
-        if entries:
-            edit.mode = edit.mode & ~0o777 | bits
-        if plain:
-            attrs.pop(key, None)
-            return
-    attrs[key] = acl.pack(entries)
+        return acl.pack(entries) if entries else None
+    bits, plain = acl.equivalent_mode(entries)
+    if entries:
+        edit.mode = edit.mode & ~0o777 | bits
+    return None if plain else acl.pack(entries)
 
 
 def remove(fs, ino: int, name: bytes) -> None:
     """removexattr(2). ENODATA where there is none."""
     key = key_of(name)
-    attrs = load(fs, fs.inodes.read(ino))
-    if key not in attrs:
-        raise fail(errno.ENODATA)
-    del attrs[key]
+    fs.inodes.read(ino)
     with fs.begin() as tx:
         edit = tx.inode(ino)
+        if key not in _current(fs, edit):
+            raise fail(errno.ENODATA)
         edit.ctime = fs.clock()
-        store(tx, fs, edit, attrs)
+        change(tx, fs, edit, {key: None})
 
 
 def after_chmod(tx, fs, edit) -> None:
     """Bring the access ACL in step with the mode that *edit* has now."""
     if not edit.xattr_pfn:
         return
-    attrs = _current(fs, edit)
     key = (L.XATTR_ACL_ACCESS, b"")
-    if key in attrs:
-        attrs[key] = acl.pack(acl.with_mode(acl.parse(attrs[key]), edit.mode))
-        store(tx, fs, edit, attrs)
+    value = _current(fs, edit).get(key)
+    if value is not None:
+        change(tx, fs, edit, {key: acl.pack(acl.with_mode(acl.parse(value), edit.mode))})
 
 
 def inherited(fs, parent, mode: int, umask: int) -> tuple[dict, int]:
     """(attributes, mode) that a new inode with *mode* gets: by its directory's default ACL, or *umask*."""
     key = (L.XATTR_ACL_DEFAULT, b"")
-    attrs = load(fs, parent) if parent.xattr_pfn else {}
     if mode & 0o170000 == 0o120000:
         return {}, mode
-    if key not in attrs:
+    default = load(fs, parent).get(key)
+    if default is None:
         return {}, mode & ~(umask & 0o777)
-    access, bits = acl.inherit(acl.parse(attrs[key]), mode)
+    access, bits = acl.inherit(acl.parse(default), mode)
     out = {}
     if access is not None:
         out[L.XATTR_ACL_ACCESS, b""] = acl.pack(access)
     if mode & 0o170000 == 0o040000:
-        out[key] = attrs[key]
+        out[key] = default
     return out, bits
 
 
@@ -223,8 +230,5 @@ def has_capability(fs, node) -> bool:
 
 def without_capability(tx, fs, edit) -> None:
     """A write, truncation or chown takes file capabilities away."""
-    if not edit.xattr_pfn:
-        return
-    attrs = _current(fs, edit)
-    if attrs.pop(CAPABILITY, None) is not None:
-        store(tx, fs, edit, attrs)
+    if edit.xattr_pfn:
+        change(tx, fs, edit, {CAPABILITY: None})

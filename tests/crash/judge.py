@@ -62,7 +62,8 @@ class Image:
         inode = fs.inodes.read(ino)
         kind = inode.mode & 0o170000
         target = namespace.readlink(fs, ino) if kind == LNK else b""
-        xattrs = xattr.load(fs, inode) if inode.xattr_pfn else {}
+        run = xattr.load(fs, inode)
+        xattrs = {key: run.get(key) for key in run.keys()}
         data, spare = None, 0
         if kind == REG:
             spare = self._spare(ino, inode)

@@ -421,8 +421,8 @@ TORN = (
     ),
     Mutant(
         "attributes written in place",
-        edit("meta.xattr:store", "tx.raw(pfn << PAGE_SHIFT, L.sealed(raw, 4, fs.seed))",
-             "fs.region.nt_store(pfn << PAGE_SHIFT, L.sealed(raw, 4, fs.seed))"),
+        edit("meta.xattr:_store", "tx.raw(start + L.BLOCK_SIZE + first,",
+             "fs.region.nt_store(start + L.BLOCK_SIZE + first,"),
         (("setxattr", "x", "user.one", 90, 21),),
         "xattr-block: inode 8: .*checksum", "there .*nt_store|(torn|partly) .*nt_store",
     ),

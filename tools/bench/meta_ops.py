@@ -21,6 +21,7 @@ from daxfs.meta import namespace as ns
 from daxfs.region import Region, create_file
 
 ROOT = 1
+MANY = 4096  # attributes on one inode, at most
 
 
 def operations(mounted, count: int):
@@ -37,12 +38,26 @@ def operations(mounted, count: int):
     yield "touch_write", lambda n: attr.touch_write(mounted, inos[n])
     yield "setxattr", lambda n: xattr.put(mounted, inos[n], b"user.a", b"value")
     yield "removexattr", lambda n: xattr.remove(mounted, inos[n], b"user.a")
+    yield from many_attributes(mounted, inos, names)
     yield "link", lambda n: ns.link(mounted, inos[n], ROOT, b"l" + names[n])
     yield "unlink (link)", lambda n: ns.unlink(mounted, ROOT, b"l" + names[n])
     yield "rename", lambda n: ns.rename(mounted, ROOT, names[n], ROOT, b"r" + names[n])
     yield "unlink (last)", lambda n: ns.unlink(mounted, ROOT, b"r" + names[n])
     yield "mkdir", lambda n: ns.create(mounted, ROOT, names[n], 0o040755, ns.ROOT)
     yield "rmdir", lambda n: ns.rmdir(mounted, ROOT, names[n])
+
+
+def many_attributes(mounted, inos, names):
+    """The same for attributes that are all of one inode."""
+
+    def put(value: bytes):
+        return lambda n: xattr.put(mounted, inos[0], b"user." + names[n % MANY], value)
+
+    yield "setxattr, one inode", put(b"value")
+    yield "the same, as long", put(b"VALUE")
+    yield "the same, longer", put(b"a longer value")
+    yield "getxattr, one inode", lambda n: xattr.get(mounted, inos[0], b"user." + names[n % MANY])
+    yield "removexattr, one inode", lambda n: n < MANY and xattr.remove(mounted, inos[0], b"user." + names[n])
 
 
 def measure(path: str, count: int, rounds: int, clock) -> dict[str, list[float]]:
