@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The run of an inode's extended attributes: its bytes, where each entry stands, and how they change.
 
-`Few` is for up to 2 KiB: a dict, packed anew at each change. `Many` is for more: a change there
-costs little more than it changes. Entries stand close together, in any order. If one that gets another
-size stayed where it is, all behind it would move and be journalled. So others fill its place
-(`_filling`), mostly from the end of the run, and it goes there.
+`Few` is for up to 2 KiB: a dict, packed anew at each change. `Many` is for more: nothing is packed there but
+what changes. Entries stand close together, in any order: a new one, and one that gets another size, goes to the
+end, and what stood behind its old place moves up. (To fill that place with others, so that fewer bytes are
+journalled, was tried: it cost more time than it saved.)
 
 Knows the format of the run; nothing of inodes, pages and transactions. Neither of the two ever changes.
 """
@@ -18,10 +18,8 @@ Key = tuple[int, bytes]  # name space, rest of the name
 
 SPACES = (L.XATTR_USER, L.XATTR_ACL_ACCESS, L.XATTR_ACL_DEFAULT, L.XATTR_TRUSTED, L.XATTR_SECURITY)
 FEW = 2048  # bytes of entries
-WINDOW = 2048  # bytes at a place and at the end of the run in which pieces for the place are looked for
 CACHED = 8  # runs that a `Cache` keeps
 _HEAD = L.XATTR_CODEC.size
-_MOST = WINDOW // _HEAD  # entries in a window
 _LINE = 64
 
 
@@ -144,84 +142,18 @@ class Many:
         return self.body[start:end]
 
     def _replaced(self, number: int, entry: bytes, hashed: int) -> "Many":
-        """The run without entry *number*, and with *entry*, where it is not empty, somewhere."""
-        count = tail = len(self)
-        room = WINDOW
-        for size in reversed(self.sizes[max(number + 1, count - _MOST) :].tolist()):
-            if size > room:
-                break
-            room -= size
-            tail -= 1
-        # Pieces that may fill the place: the new entry, then those at the end, the last one first.
-        spare = ([count] if 0 < len(entry) <= WINDOW else []) + list(range(count - 1, tail - 1, -1))
-        sizes = np.append(self.sizes, len(entry))
-        found = _filling(sizes[number : min(tail, number + _MOST)].tolist(), sizes[spare].tolist())
-        if found is None:
-            return self._arranged([], number, number + 1, count, entry, hashed)
-        taken, chosen = found
-        pieces = spare + list(range(number + 1, number + taken))
-        return self._arranged([pieces[n] for n in chosen], number, number + taken, tail, entry, hashed)
-
-    def _arranged(self, fill: list, first: int, stop: int, tail: int, entry: bytes, hashed: int) -> "Many":
-        """Entry *first* goes; *fill* takes the place of [first, stop).
-
-        What is left of that and of [tail, end) stands at the end, and *entry* with it; the number of that is
-        len(self), and where it is empty there is none.
-        """
-        count, used = len(self), set(fill)
-        rest = [n for n in (*range(first + 1, stop), *range(tail, count), count) if n not in used]
-        if not entry:
-            rest.pop()
-
-        def column(values: np.ndarray, new: int) -> np.ndarray:
-            every = np.append(values, new)
-            moved = [every[np.array(numbers, np.intp)] for numbers in (fill, rest)]
-            return np.concatenate((values[:first], moved[0], values[stop:tail], moved[1]))
-
-        start, end, last = self.starts[[first, stop, tail]].tolist()
+        """The run without entry *number*, and with *entry* at its end, where that is not empty."""
+        start, end = self.starts[number : number + 2].tolist()
         old = memoryview(self.body)
-        parts = [entry if n == count else self._entry(n) for n in (*fill, *rest)]
-        body = b"".join((old[:start], *parts[: len(fill)], old[end:last], *parts[len(fill) :]))
-        return Many(b"", body, column(self.hashes, hashed), column(self.sizes, len(entry)))
+        body = b"".join((old[:start], old[end:], entry))
+        hashes, sizes = np.delete(self.hashes, number), np.delete(self.sizes, number)
+        if entry:
+            hashes, sizes = np.append(hashes, hashed), np.append(sizes, len(entry))
+        return Many(b"", body, hashes, sizes)
 
 
 Run = Few | Many
 EMPTY = Few(b"", b"", {})
-
-
-def _filling(gap: list[int], spare: list[int]) -> tuple[int, list[int]] | None:
-    """How to fill exactly the place of the first entry of *gap*, or of as few as may be from there on.
-
-    *gap*, *spare*: sizes. Returns (entries of the gap, numbers of the pieces in spare + gap[1:] that fill
-    their place), or None where nothing fits. Early pieces are preferred. These are subset sums; a set of sums
-    is the bits of an integer.
-    """
-    sums, before, pieces = 1, [], []
-    for size in spare:
-        before.append(sums)
-        pieces.append(size)
-        sums |= sums << size
-        if sums >> gap[0] & 1:
-            break
-    room = 0
-    for taken, size in enumerate(gap, 1):
-        room += size
-        if room > WINDOW:
-            return None
-        if taken > 1:
-            before.append(sums)
-            pieces.append(size)
-            sums |= sums << size
-        if sums >> room & 1:
-            break
-    else:
-        return None
-    chosen = []
-    for number in reversed(range(len(pieces))):
-        if not before[number] >> room & 1:  # not without this one
-            chosen.append(number)
-            room -= pieces[number]
-    return taken, chosen
 
 
 def parse(ino: int, head: bytes, body: bytes, count: int) -> Run:
