@@ -7,6 +7,7 @@
 #include "daxfs/native/transport.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -393,6 +394,22 @@ void transport_pump(struct transport *t)
 		if ((size_t)n >= sizeof(struct wire_out))
 			relayed_reply(t, t->relayed, n);
 	}
+}
+
+int transport_linger(struct transport *t, int fd, int loop, unsigned ns)
+{
+	struct pollfd p[3] = {
+		{.fd = fd, .events = POLLIN},
+		{.fd = t->event_fd, .events = POLLIN},
+		{.fd = loop, .events = POLLIN},
+	};
+	const struct timespec patience = {0, ns};
+
+	transport_pump(t);
+	/* Negative: a signal, which Python shall see to. */
+	if (ppoll(p, 3, &patience, NULL) <= 0)
+		return 0;
+	return (p[0].revents ? 1 : 0) | (p[1].revents ? 2 : 0) | (p[2].revents ? 4 : 0);
 }
 
 /* ---- beginning and end ---- */

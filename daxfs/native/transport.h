@@ -105,6 +105,9 @@ struct pending *transport_next_call(struct transport *t);
 /* Hand pyfuse3's replies on. Called in pyfuse3's own thread, right after it has written one: so no thread has
  * to be woken for it, and the pair can't fill up, which would stop pyfuse3 for ever. */
 void transport_pump(struct transport *t);
+/* The same, then wait: until pyfuse3 has a request to read from `fd` (1), calls or the end are there (2), `loop`,
+ * any other descriptor, is readable (4); the sum of what was seen. At most `ns`, less than a second: 0. */
+int transport_linger(struct transport *t, int fd, int loop, unsigned ns);
 /* Answer a pending request, which is gone then. */
 void transport_reply(struct transport *t, struct pending *p, int error, const struct iovec *iov, int n);
 /* There is nothing more to come, for the reason `error`: told to the trio loop. */
