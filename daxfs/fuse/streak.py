@@ -99,6 +99,7 @@ class Streak(trio.abc.Instrument):
         trio.lowlevel.add_instrument(self)
 
     def end(self) -> None:
+        self.transport.pump()
         trio.lowlevel.remove_instrument(self)
         self.transport = None
         for lock in self.locks:
