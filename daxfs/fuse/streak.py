@@ -17,8 +17,8 @@ import time
 import pyfuse3
 import trio
 
-# Also how long one wait lasts at most. Not shorter: a timer that is due before the next tick of the kernel has
-# to be set in the hardware each time, which under a hypervisor costs 25 µs, half of a request.
+# Also how long one wait lasts at most. Not shorter: a timer that is due before the next tick of the kernel
+# has to be set in the hardware each time, which under a hypervisor costs 25 µs, half of a request.
 STREAK_NS = 20_000_000
 RELAYED, CALLED = 1, 2  # what `Transport.linger` has seen
 
@@ -84,7 +84,7 @@ class Streak(trio.abc.Instrument):
     def __getattr__(self, name: str):
         return getattr(trio, name)
 
-    def Lock(self) -> _ReadLock:  # noqa: N802
+    def Lock(self) -> _ReadLock:
         return _ReadLock(self)
 
     def __enter__(self) -> "Streak":

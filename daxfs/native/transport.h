@@ -113,10 +113,11 @@ void transport_destroy(struct transport *t);
 /* The next call, or NULL (then the event descriptor has been read). */
 struct pending *transport_next_call(struct transport *t);
 /* Hand pyfuse3's replies on. Called in pyfuse3's own thread, right after it has written one: so no thread has
- * to be woken for it, and the pair can't fill up, which would stop pyfuse3 for ever. The thread runs on any CPU again. */
+ * to be woken for it, and the pair can't fill up, which would stop pyfuse3 for ever. The thread runs on any
+ * CPU again. */
 void transport_pump(struct transport *t);
-/* Hand them on, then wait: until pyfuse3 has a request to read from `fd` (1), calls or the end are there (2), `loop`,
- * any other descriptor, is readable (4); the sum of what was seen. At most `ns`, less than a second: 0.
+/* Hand them on, then wait: until pyfuse3 has a request to read from `fd` (1), calls or the end are there (2),
+ * `loop`, any other descriptor, is readable (4); the sum of what was seen. At most `ns`, below 10^9: 0.
  * After some requests in a row that came from one CPU the thread keeps to that CPU, until transport_pump. */
 int transport_linger(struct transport *t, int fd, int loop, unsigned ns);
 /* Answer a pending request, which is gone then. */

@@ -4,9 +4,9 @@
  *
  *     names CPU COUNT DIR [look]
  *
- * CPU: number, or -1 for any. Works in DIR and leaves COUNT empty files there for the next run; with "look" it
- * only looks those up, which on a fresh mount is a LOOKUP each, and removes them. Prints one line of JSON with the
- * median of each call in ns.
+ * CPU: number, or -1 for any. Works in DIR and leaves COUNT empty files there for the next run; with "look"
+ * it only looks those up, which on a fresh mount is a LOOKUP each, and removes them. Prints one line of JSON
+ * with the median of each call in ns.
  */
 #define _GNU_SOURCE
 

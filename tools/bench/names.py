@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""What requests on names cost by each transport: one C client (names.c), all mounts at the same time, in turns.
+"""What requests on names cost by each transport: one C client (names.c), mounted at the same time, in turns.
 
-Medians of each call in a turn, then of all turns; the ratios are medians of the ratios of each turn. Target of
-issue 4: nothing takes more than 1.1 times as long by ``uring`` as by ``pyfuse3`` alone. Needs root, /dev/fuse, cc.
+Medians of each call in a turn, then of all turns; the ratios are medians of the ratios of each turn. Target:
+nothing takes more than 1.1 times as long by ``uring`` as by ``pyfuse3`` alone. Needs root, /dev/fuse, cc.
 """
 
 import contextlib
@@ -54,6 +54,15 @@ def ratio(of: list[float], to: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(of, to, strict=True))
 
 
+def add(report: Report, what: str, found: dict[str, list[float]]) -> None:
+    """The row of one call."""
+    times = {name: statistics.median(values) for name, values in found.items()}
+    ratios = {name: ratio(found[name], found["pyfuse3"]) for name in TRANSPORTS[1:] if name in found}
+    report.add(what, [times.get(name, "missing") for name in TRANSPORTS]
+               + [ratios.get(name, "missing") for name in TRANSPORTS[1:]],
+               ratios.get("uring"), TARGET if "uring" in ratios else None)
+
+
 def main() -> int:
     from mounts import MountedRegion, why_no_transport
     parser = bench.parser(__doc__)
@@ -66,7 +75,7 @@ def main() -> int:
         args.rounds, args.calls = 2, 100
     here = [name for name in TRANSPORTS if not why_no_transport(name)]
     columns = [*TRANSPORTS, *(f"{name} / pyfuse3" for name in TRANSPORTS[1:])]
-    report = Report("Requests on names, µs, in turns (medians)", columns, args)
+    report = Report("Requests on names, µs, client on one CPU and free, in turns (medians)", columns, args)
     cc = shutil.which("cc") or sys.exit("no C compiler (cc): install gcc")
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="names-bench-") as folder:
         client = Path(folder) / "names"
@@ -80,11 +89,7 @@ def main() -> int:
                 continue
             samples = measure(args, client, regions, min(os.sched_getaffinity(0)) if pinned else -1)
             for what, found in samples.items():
-                times = [statistics.median(found[name]) if name in found else "missing" for name in TRANSPORTS]
-                ratios = {name: ratio(found[name], found["pyfuse3"]) for name in here[1:]}
-                report.add(f"{what}, client {'on one CPU' if pinned else 'free'}",
-                           [*times, *(ratios.get(name, "missing") for name in TRANSPORTS[1:])],
-                           ratios.get("uring"), TARGET if "uring" in ratios else None)
+                add(report, f"{what}{'' if pinned else ', free'}", found)
     return report.finish()
 
 
