@@ -68,6 +68,7 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/requests.py
 	$(SUDO) $(VENV)/bin/python tools/bench/handshake.py
 	$(SUDO) $(VENV)/bin/python tools/bench/namespace.py
+	$(SUDO) $(VENV)/bin/python tools/bench/names.py
 	$(SUDO) $(VENV)/bin/python tools/bench/mount_time.py
 	$(SUDO) $(VENV)/bin/python tools/bench/record.py
 	$(SUDO) $(VENV)/bin/python tools/bench/transport.py

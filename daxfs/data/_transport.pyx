@@ -43,6 +43,7 @@ cdef extern from "daxfs/native/transport.h" nogil:
     void transport_destroy(transport *t)
     pending *transport_next_call(transport *t)
     void transport_pump(transport *t)
+    int transport_linger(transport *t, int fd, int loop, unsigned ns)
     void transport_reply(transport *t, pending *p, int error, const iovec *iov, int n)
     int transport_trace(transport *t, int on)
     int transport_trace_read(transport *t, trace_event *out)
@@ -180,6 +181,14 @@ cdef class Transport:
         """Hand on what pyfuse3 has written. After each step of the trio loop: it may have run a handler."""
         with nogil:
             transport_pump(&self.t)
+
+    def linger(self, int fd, int loop, unsigned ns):
+        """`pump`, then wait. The sum of 1: pyfuse3 has a request to read from *fd*; 2: there are calls, or
+        the end; 4: *loop* is readable. 0: nothing within *ns* (below 10**9), or a signal."""
+        cdef int seen
+        with nogil:
+            seen = transport_linger(&self.t, fd, loop, ns)
+        return seen
 
     def next_call(self):
         """The oldest request that Python has to answer (a `Call`), or None."""

@@ -2,7 +2,7 @@
 """The trio side of a native transport: requests that Python answers without pyfuse3, and its end.
 
 The native threads queue a request that they leave to us (`Transport.next_call`); calls.run decodes it and
-runs the same handler that pyfuse3 would. Replies of pyfuse3 itself are handed on here too.
+runs the same handler that pyfuse3 would. Replies of pyfuse3 itself are handed on in streak.py.
 
 Limits: the trio thread; a call runs to its end before the next one begins, but for those that say themselves
 that they take long (calls.LONG).
@@ -19,36 +19,28 @@ from daxfs.fuse import calls
 log = logging.getLogger(__name__)
 
 
-class _Pump(trio.abc.Instrument):
-    """Hands pyfuse3's reply on at the end of the very task step that wrote it."""
-
-    def __init__(self, transport):
-        self.pump = transport.pump
-
-    def after_task_step(self, task) -> None:
-        self.pump()
-
-
 class Relay:
-    """Serves the calls of *transport* (a started `daxfs.data._transport.Transport`) with *operations*."""
+    """Serves the calls of *transport* (a started `daxfs.data._transport.Transport`) with *operations*.
 
-    def __init__(self, transport, operations):
-        self.transport, self.operations = transport, operations
+    *streak*: the Streak that pyfuse3 runs with.
+    """
+
+    def __init__(self, transport, operations, streak):
+        self.transport, self.operations, self.streak = transport, operations, streak
 
     async def serve(self, ended) -> None:
         """Until the transport ends: *ended(why)* is called then, once."""
-        pump = _Pump(self.transport)
-        trio.lowlevel.add_instrument(pump)
+        self.streak.begin(self.transport)
         try:
             await self._serve()
             ended(self.transport.ended)
         finally:
-            trio.lowlevel.remove_instrument(pump)
+            self.streak.end()
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
             while self.transport.ended is None:
-                await trio.lowlevel.wait_readable(self.transport.fileno())
+                await self.streak.wait_calls()
                 while (call := self.transport.next_call()) is not None:
                     if call.opcode in calls.LONG:
                         nursery.start_soon(self.answer, call)

@@ -26,6 +26,7 @@ from daxfs.fuse.ops import handler, make_operations
 from daxfs.fuse.options import MountConfig, fuse_arguments
 from daxfs.fuse.recording import Recording
 from daxfs.fuse.relay import Relay
+from daxfs.fuse.streak import Streak
 from daxfs.fuse.tracing import HandlerTrace, Tracer
 from daxfs.layout import ROOT_INO
 from daxfs.meta import attr
@@ -58,6 +59,7 @@ class Session:
         found = transports.for_mount(transports.probe(), config.flags)
         self.transport, self.transport_why = transports.choose(config.transport, found)
         self.native: Transport | None = None  # None: pyfuse3 has the kernel's descriptor
+        self.streak = contextlib.nullcontext() if self.transport == "pyfuse3" else Streak()
 
     def open(self) -> None:
         """Region and file system, with replay. SourceError, FormatError, CorruptError, UsageError."""
@@ -179,7 +181,8 @@ class Session:
     async def _pyfuse3(self) -> None:
         """pyfuse3's loop, to its end."""
         try:
-            await pyfuse3.main()
+            with self.streak:
+                await pyfuse3.main()
         except BaseException as exc:
             if getattr(_plain(exc), "errno", None) != errno.ECONNABORTED:
                 raise
@@ -195,7 +198,7 @@ class Session:
             log.debug("%s: agreed on %s", self.mountpoint, " ".join(handshake.names(self.link.flags)))
             if self.transport != "pyfuse3":
                 self._start_native()
-                nursery.start_soon(Relay(self.native, self.operations).serve, self._native_ended)
+                nursery.start_soon(Relay(self.native, self.operations, self.streak).serve, self._native_ended)
         ready()
 
     def _agree(self, offer: int) -> str:

@@ -13,7 +13,12 @@
 #ifndef DAXFS_TRANSPORT_H
 #define DAXFS_TRANSPORT_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE		/* cpu_set_t */
+#endif
+
 #include <pthread.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -35,6 +40,7 @@ struct pending {
 	uint64_t start;			/* ns, CLOCK_MONOTONIC */
 	int how;
 	int interrupted;		/* set by INTERRUPT, any thread */
+	int cpu;			/* that its thread ran on */
 	struct pending *chain;		/* in the table, by unique */
 	struct pending *next;		/* in the queue of calls, or in a channel's list of replies */
 };
@@ -84,7 +90,11 @@ struct transport {
 	uint64_t npending;
 	struct pending *calls, **calls_end;
 
-	char *relayed;			/* room for one reply of pyfuse3's; transport_pump's */
+	/* The trio thread's alone: */
+	char *relayed;			/* room for one reply of pyfuse3's */
+	int cpu, row;			/* of the last `row` requests that it answered */
+	int home;			/* CPU that it keeps to, -1: it runs where it may (cpus) */
+	cpu_set_t cpus;
 	struct channel *channel[512];
 	int nchannels;
 
@@ -103,8 +113,13 @@ void transport_destroy(struct transport *t);
 /* The next call, or NULL (then the event descriptor has been read). */
 struct pending *transport_next_call(struct transport *t);
 /* Hand pyfuse3's replies on. Called in pyfuse3's own thread, right after it has written one: so no thread has
- * to be woken for it, and the pair can't fill up, which would stop pyfuse3 for ever. */
+ * to be woken for it, and the pair can't fill up, which would stop pyfuse3 for ever. The thread runs on any
+ * CPU again. */
 void transport_pump(struct transport *t);
+/* Hand them on, then wait: until pyfuse3 has a request to read from `fd` (1), calls or the end are there (2),
+ * `loop`, any other descriptor, is readable (4); the sum of what was seen. At most `ns`, below 10^9: 0.
+ * After some requests in a row that came from one CPU the thread keeps to that CPU, until transport_pump. */
+int transport_linger(struct transport *t, int fd, int loop, unsigned ns);
 /* Answer a pending request, which is gone then. */
 void transport_reply(struct transport *t, struct pending *p, int error, const struct iovec *iov, int n);
 /* There is nothing more to come, for the reason `error`: told to the trio loop. */

@@ -99,6 +99,54 @@ def test_reads_and_writes_are_answered_by_the_thread(served, wire):
     assert counts["read"].count == 3 and counts["write"].count == 1
 
 
+def test_linger_hands_on_and_says_what_is_there(wire):
+    loop, ours = socket.socketpair()
+    with loop, ours:
+        fds = wire.pyfuse3.fileno(), loop.fileno()
+        began = time.monotonic()
+        assert wire.transport.linger(*fds, 50_000_000) == 0 and time.monotonic() - began > 0.04
+        wire.kernel.send(R.message("lookup", 1, b"name\0", unique=8))
+        assert wire.transport.linger(*fds, 900_000_000) == 1
+        wire.kernel.send(R.message("statx", 1, bytes(24), unique=10))
+        assert wire.transport.linger(-1, -1, 900_000_000) == 2
+        ours.send(b"x")
+        assert wire.transport.linger(*fds, 900_000_000) == 7
+        wire.pyfuse3.recv(SIZE)
+        wire.pyfuse3.send(OUT.pack(OUT.size + 5, 0, 8) + b"entry")
+        assert wire.transport.linger(-1, loop.fileno(), 1) == 6
+        assert wire.reply() == (0, b"entry") and wire.unique == 8
+        wire.call().reply(errno.EIO)
+        assert wire.reply()[0] == -errno.EIO
+
+
+def test_the_trio_thread_goes_where_requests_come_from(served):
+    """Only while it lingers, only after some in a row, and only to a CPU that it may use."""
+    cpus = os.sched_getaffinity(0)
+    if len(cpus) < 2:
+        pytest.skip("one CPU")
+    os.sched_setaffinity(0, {max(cpus)})
+    try:
+        wire = Wire(served)  # its thread stays there
+    finally:
+        os.sched_setaffinity(0, cpus)
+    places = []
+    try:
+        for may in (cpus, cpus - {max(cpus)}):
+            os.sched_setaffinity(0, may)
+            for unique in range(2, 14, 2):
+                wire.kernel.send(R.message("lookup", 1, b"name\0", unique=unique))
+                wire.pyfuse3.recv(SIZE)
+                wire.pyfuse3.send(OUT.pack(OUT.size, 0, unique))
+                assert wire.transport.linger(-1, -1, 1) == 0
+                places.append(os.sched_getaffinity(0))
+            wire.transport.pump()
+            assert os.sched_getaffinity(0) == may
+    finally:
+        os.sched_setaffinity(0, cpus)
+        wire.close()
+    assert places == [cpus] * 3 + [{max(cpus)}] * 3 + [cpus - {max(cpus)}] * 6
+
+
 def test_what_pyfuse3_answers_goes_through_the_pair(wire):
     raw = R.message("lookup", 1, b"name\0", unique=8)
     wire.kernel.send(raw)

@@ -52,6 +52,16 @@ def test_transport(tmp_path):
     assert [len(samples[name]) for name in here()] == [4] * len(here())
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_names(tmp_path):
+    found, _ = tool("bench/names.py", tmp_path / "result", "--quick", "--pinned")
+    rows = {row["what"]: row for row in found["rows"]}
+    assert {"stat, absent", "stat, not known", "create", "unlink", "readdir of 50"} <= rows.keys()
+    for name in mounts.TRANSPORTS:
+        value = rows["create"]["values"][name]
+        assert 0.5 < value < 100_000 if name in here() else value == "missing"
+
+
 @pytest.mark.skipif(not shutil.which("xfs_io"), reason="xfs_io is not installed")
 def test_s17(tmp_path):
     if reason := loops.why_not("ext4"):

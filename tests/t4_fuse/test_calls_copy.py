@@ -17,6 +17,7 @@ from daxfs._iomap import MAPPED, UNWRITTEN
 from daxfs.data import ranges
 from daxfs.fuse import calls
 from daxfs.fuse.relay import Relay
+from daxfs.fuse.streak import Streak
 from daxfs.meta import attr, xattr
 from daxfs.meta import namespace as ns
 
@@ -290,6 +291,9 @@ def test_the_end_of_the_transport_ends_a_copy(stepped):
         def pump(self):
             pass
 
+        def linger(self, *_):
+            return 0
+
         def next_call(self):
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(ready)
@@ -306,7 +310,7 @@ def test_the_end_of_the_transport_ends_a_copy(stepped):
 
     bench.ops.copy_file_range = piece
     ends = []
-    trio.run(Relay(transport, bench.ops).serve, ends.append)
+    trio.run(Relay(transport, bench.ops, Streak()).serve, ends.append)
     os.close(ready)
     assert ends == ["aborted"] and replies == [errno.EIO] and 3 <= len(steps) < 20
 
