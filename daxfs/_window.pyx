@@ -73,10 +73,10 @@ def map_sync_works(int fd, uint64_t length=4096):
 
 
 cdef void *_replace(void *p, size_t length, int prot, int flags, int fd, uint64_t offset):
-    """mmap at *p*, in place of what is mapped there; that stays, and MAP_FAILED is the answer, where it fails.
+    """mmap at *p*, in place of what is mapped there; that stays where it fails, with MAP_FAILED.
 
-    By itself MAP_FIXED unmaps what was there before it asks the file, and a file that refuses (a private mapping
-    of devdax) leaves a hole, which becomes another's memory: so the file is asked elsewhere first.
+    By itself MAP_FIXED unmaps what was there before it asks the file, and a file that refuses (a private
+    mapping of devdax) leaves a hole, which becomes another's memory: so the file is asked elsewhere first.
     """
     cdef void *got = mmap(NULL, length, prot, flags, fd, offset)
     cdef int code
