@@ -15,12 +15,13 @@ SOURCES := pyproject.toml meson.build $(shell find daxfs docs/man -type f -not -
 BUILD  := build
 INSTALL := $(PIP) install -q --no-build-isolation --no-deps --config-settings=build-dir=build
 
-.PHONY: help build debug test test-fast crash bench lint docs dist quickstart unquickstart clean
+.PHONY: help build debug test test-fast test-vm crash bench lint docs dist quickstart unquickstart clean
 
 help:
 	@echo 'make quickstart    install what is missing, build, mount an emulated region, try it'
 	@echo 'make unquickstart  undo it'
 	@echo 'make test          the same set-up, then all tests; test-fast: without the slow ones'
+	@echo 'make test-vm       daxfs on an emulated NVDIMM, in a QEMU guest (docs/vm.md; up to 30 minutes)'
 	@echo 'make crash         60 rounds of kill -9 under load; then power failures at every point of short'
 	@echo '                   sequences of operations (up to an hour, goes on where it was stopped)'
 	@echo 'make bench         what is promised about speed, measured'
@@ -58,6 +59,11 @@ test: $(BUILD)
 
 test-fast: $(BUILD)
 	$(SUDO) $(PYTEST) tests -m 'not slow' -x
+
+# Builds daxfs by itself, for the guest.
+test-vm: $(VENV)/.tools
+	tools/setup.sh vm
+	$(SUDO) $(VENV)/bin/python -P tools/vm/run.py $(CASES)
 
 crash: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/kill9.py --rounds 60 --transport all
@@ -97,4 +103,5 @@ unquickstart:
 	else echo 'nothing done: $(VENV)/bin/daxfs is gone (make build brings it back)'; fi
 
 clean:
+	$(if $(wildcard build/vm),$(SUDO) rm -rf build/vm)
 	rm -rf build dist $(VENV)

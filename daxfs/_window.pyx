@@ -4,6 +4,7 @@
 Limits: knows sources only as descriptors and pages only by number. Not for use after close; who hands
 out addresses in the window sees to that (`_iomap.RangeTable`).
 """
+cimport libc.errno
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
@@ -71,6 +72,25 @@ def map_sync_works(int fd, uint64_t length=4096):
     return True
 
 
+cdef void *_replace(void *p, size_t length, int prot, int flags, int fd, uint64_t offset):
+    """mmap at *p*, in place of what is mapped there; that stays where it fails, with MAP_FAILED.
+
+    By itself MAP_FIXED unmaps what was there before it asks the file, and a file that refuses (a private
+    mapping of devdax) leaves a hole, which becomes another's memory: so the file is asked elsewhere first.
+    """
+    cdef void *got = mmap(NULL, length, prot, flags, fd, offset)
+    cdef int code
+    if got == MAP_FAILED:
+        return got
+    munmap(got, length)
+    got = mmap(p, length, prot, flags | MAP_FIXED, fd, offset)
+    if got == MAP_FAILED:  # what came in between may have left a hole
+        code = errno
+        mmap(p, length, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        libc.errno.errno = code
+    return got
+
+
 cdef class Window:
     """One area of virtual addresses that holds a whole region; a buffer of bytes over all of it.
 
@@ -122,7 +142,7 @@ cdef class Window:
         """
         cdef char *p = self._at(pfn_start, npages)
         cdef size_t length = npages << PAGE_SHIFT
-        cdef int flags = MAP_FIXED
+        cdef int flags = 0
         if prot not in ("r", "rw"):
             raise ValueError(f"prot is r or rw, not {prot!r}")
         if private:
@@ -130,7 +150,7 @@ cdef class Window:
             flags |= MAP_PRIVATE | MAP_NORESERVE
         else:
             flags |= (MAP_SHARED_VALIDATE | MAP_SYNC) if sync else MAP_SHARED
-        rc = mmap(p, length, PROT_READ | (PROT_WRITE if prot == "rw" else 0), flags, fd, offset)
+        rc = _replace(p, length, PROT_READ | (PROT_WRITE if prot == "rw" else 0), flags, fd, offset)
         if rc == MAP_FAILED:
             raise OSError(errno, os.strerror(errno))
         madvise(p, length, MADV_HUGEPAGE)  # best effort; what it brings is reported by region.Region.pmd
@@ -144,7 +164,10 @@ cdef class Window:
             raise OSError(errno, os.strerror(errno))
 
     def detach(self):
-        """Turn every placed page into a private one: stores through views that are left reach nobody."""
+        """Turn every placed page into a private one: stores through views that are left reach nobody.
+
+        What can't be private (devdax) stays and becomes read-only: such a store is SIGSEGV.
+        """
         cdef char *p
         cdef size_t length
         for at, size, fd, offset in self.placed:
@@ -152,9 +175,9 @@ cdef class Window:
             length = size
             if not self.writable:
                 continue
-            if mmap(p, length, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_NORESERVE,
-                    fd, <uint64_t>offset) == MAP_FAILED:
-                mprotect(p, length, PROT_READ)  # devdax knows no private mapping: at least nothing is stored
+            if _replace(p, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd,
+                        <uint64_t>offset) == MAP_FAILED:
+                mprotect(p, length, PROT_READ)
         self.placed = []
 
     def close(self):

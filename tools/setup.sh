@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Installs from the distribution what building, mounting and testing daxfs need and what is not there yet.
 # Debian 12, Debian 13, Ubuntu 24.04. Run as root, or with sudo at hand; does nothing where nothing is missing.
+# `tools/setup.sh vm` adds what make test-vm needs (docs/vm.md).
 set -eu
 
 missing=""
@@ -31,6 +32,11 @@ need libpmem-dev test -e /usr/include/libpmem.h
 need python3 command -v python3
 need python3-venv python3 -c 'import ensurepip, venv'
 need python3-dev sh -c 'test -e "$(python3 -c "import sysconfig; print(sysconfig.get_path(\"include\"))")/Python.h"'
+if [ "${1-}" = vm ]; then
+    need qemu-system-x86 command -v qemu-system-x86_64
+    need mmdebstrap command -v mmdebstrap
+    need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
+fi
 
 [ -n "$missing" ] || exit 0
 

@@ -5,9 +5,11 @@ import ctypes
 import errno
 import itertools
 import os
+import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -381,6 +383,48 @@ def test_window_private_read_only_and_detached(window):
     mem[0:6] = b"stray!"
     assert os.pread(fd, 6, 0) == b"shared", "after detach a store reaches nobody"
     assert bytes(mem[0:6]) == b"stray!"
+
+
+def holes(address, length):
+    """Addresses in a range at which nothing is mapped or reserved."""
+    at, found = address, []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if start < address + length and end > address:
+            if start > at:
+                found.append(at)
+            at = end
+    return found + ([at] if at < address + length else [])
+
+
+@pytest.fixture
+def refuser():
+    """A descriptor whose file refuses to be mapped only when it is asked, as devdax a private mapping."""
+    with socket.socket(socket.AF_UNIX) as one:
+        yield one.fileno()
+
+
+def test_window_stays_whole_where_a_source_can_not_be_mapped(refuser):
+    """A hole in it would become somebody's memory, which close unmaps (found with a real devdax device)."""
+    w = Window.reserve(4096)
+    with pytest.raises(OSError) as info:
+        w.place(1024, 1024, refuser, 0, "rw", private=True)
+    assert info.value.errno == errno.ENODEV
+    assert holes(w.address, len(w)) == []
+    w.close()
+
+
+def test_window_stays_whole_where_it_can_not_be_detached(window, refuser):
+    """What can't be mapped privately stays mapped, and can be read."""
+    w, fd = window
+    mem = memoryview(w)
+    mem[0:6] = b"shared"
+    kept = os.dup(fd)
+    os.dup2(refuser, fd)
+    w.detach()
+    assert holes(w.address, len(w)) == []
+    assert bytes(mem[0:6]) == b"shared" and os.pread(kept, 6, 0) == b"shared"
+    os.close(kept)
 
 
 @pytest.mark.parametrize("pfn, npages", [(0, 0), (1024, 1), (1000, 25), (1 << 60, 1), (0, 1 << 60)])
