@@ -31,7 +31,10 @@ def events_port() -> int:
 
 
 def report(port: int, event: str, **facts) -> None:
-    os.write(port, (json.dumps({"event": event, **facts}) + "\n").encode())
+    """Write one event; the port takes 32 KiB at a time."""
+    left = (json.dumps({"event": event, **facts}) + "\n").encode()
+    while left:
+        left = left[os.write(port, left) :]
 
 
 def daxfs_mounts() -> list[str]:

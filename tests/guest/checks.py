@@ -28,7 +28,8 @@ KIND, BOOT = os.environ["GUEST_KIND"], os.environ["GUEST_BOOT"]
 SIZE = 96 * MIB  # of regions that are files
 FILES = 12
 DATA = 48 * MIB  # of a file that fills half of that
-POSIX_SLOW = {"readdir": 10}  # areas whose cases take longer than others'
+# Names and attributes do not depend on the source, and all 1,400 cases take longer than 15 minutes here.
+POSIX_AREAS = ("append", "copy", "fallocate", "fsync", "holes", "io", "mmap", "seek", "tmpfile", "truncate")
 
 
 class Found(mounts.MountedRegion):
@@ -147,9 +148,9 @@ def files(transport: str) -> None:
 
 
 def _cached() -> int:
-    """Bytes in this system's page cache."""
+    """Bytes in this system's page cache, of files and of block devices."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["Cached"].split()[0]) * 1024
+    return sum(int(lines[name].split()[0]) for name in ("Cached", "Buffers")) * 1024
 
 
 def _on_the_media(one, pattern: bytes) -> bool:
@@ -173,9 +174,8 @@ def _on_the_media(one, pattern: bytes) -> bool:
 
 def _fsync(one) -> None:
     """fsync writes back the lines that were stored, straight to the media; no page is cached on the way."""
-    data = os.urandom(MIB)
+    data, cached = os.urandom(MIB), _cached()
     one.path.joinpath("file").write_bytes(bytes(DATA))
-    cached = _cached()
     with open(one.path / "file", "r+b", buffering=0) as file:
         for at in range(0, DATA, MIB):
             assert os.pwrite(file.fileno(), data, at) == MIB
@@ -186,7 +186,9 @@ def _fsync(one) -> None:
     print(f"page cache grown by {grown}, {lines} lines written back, {after}")
     if expected()[2] == "clwb":
         assert lines >= DATA // 64
-    if expected()[2] != "msync":
+    if expected()[2] == "msync":
+        assert grown > DATA // 2  # it would be seen
+    else:
         assert after["drain"] > before["drain"] and grown < DATA // 8
     assert _on_the_media(one, data[:256])
 
@@ -207,10 +209,11 @@ def _mapping(one) -> None:
 
 
 def _halves() -> list[list[str]]:
-    """The areas of the POSIX table in two parts that take about as long."""
+    """POSIX_AREAS in two parts that take about as long."""
     weight = Counter()
     for case in all_cases(()):
-        weight[case.area] += POSIX_SLOW.get(case.area, 1)
+        if case.area in POSIX_AREAS:
+            weight[case.area] += 1
     halves: list[list[str]] = [[], []]
     for area, _ in weight.most_common():
         min(halves, key=lambda half: sum(weight[one] for one in half)).append(area)
@@ -218,13 +221,13 @@ def _halves() -> list[list[str]]:
 
 
 def posix(transport: str) -> None:
-    """The POSIX table agrees with tmpfs: two halves at once, each on a region of its own."""
+    """Data in the POSIX table agree with tmpfs: two halves at once, each on a region of its own."""
     with ExitStack() as stack:
         runs = []
         for number, areas in enumerate(_halves()):
             one = stack.enter_context(region(transport, "allow_other", f"-{number}"))
             args = [arg for area in areas for arg in ("--only", area)]
-            runs.append(subprocess.Popen([sys.executable, "-P", "-m", "tests.posix", "--timeout", "120", "-v",
+            runs.append(subprocess.Popen([sys.executable, "-P", "-m", "tests.posix", "--timeout", "120",
                                           *args, one.path]))  # fmt: skip
         ends = [run.wait() for run in runs]
         assert ends == [0, 0], ends

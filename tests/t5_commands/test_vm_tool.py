@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """tools/vm with a stand-in for QEMU: what a guest does badly is told as that, and nothing outlives it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
+from guest import __main__ as guest_main
 from guest import cases
 from vm import image, machine, run
 
@@ -38,6 +40,7 @@ def test_events_until_it_is_off(tmp_path):
 @pytest.mark.parametrize(("script", "told"), [
     ("event('{\"event\": \"up\"}')", "the guest went away"),
     ("open('console.log', 'w').write('so far\\nKernel panic - not syncing: boo\\n')", "panic - not syn"),
+    ("event('half an ev')", "no event"),
     ("print('qemu: no such option')", "no such option"),
     ("time.sleep(60)", "nothing heard for 1 s"),
     ("event('{\"event\": \"begin\", \"limit\": 2}'); time.sleep(60)", "nothing heard for 2 s"),
@@ -82,7 +85,20 @@ def test_the_list_of_cases():
     assert len(done.stdout.splitlines()) == 1
 
 
-def test_archive(tmp_path):
+def test_a_long_report_is_written_whole(monkeypatch):
+    """virtio-serial takes 32 KiB at a time."""
+    written = bytearray()
+
+    def write(_port, data):
+        written.extend(data[:32768])
+        return len(data[:32768])
+
+    monkeypatch.setattr(guest_main.os, "write", write)
+    guest_main.report(7, "end", text="x" * 100_000)
+    assert json.loads(written) == {"event": "end", "text": "x" * 100_000} and written.endswith(b"\n")
+
+
+def test_archive():
     """As the kernel's documentation (initramfs buffer format) lays it out."""
     data = image.cpio([("dir", 0o040755, b""), ("dir/file", 0o100644, b"12345")])
     assert len(data) % 4 == 0 and data.startswith(b"070701") and data.count(b"070701") == 3

@@ -112,7 +112,10 @@ class Guest:
                 return []
         self._buffer += self._events.read()
         *lines, self._buffer = self._buffer.split(b"\n")
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as exc:
+            raise GuestError(self._told(f"the guest wrote what is no event: {exc}")) from exc
 
     def _told(self, why: str) -> str:
         """Why, and the last lines of the console (QEMU's own words where there is none)."""

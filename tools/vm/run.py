@@ -65,7 +65,7 @@ def boot(name: str, wanted: list[cases.Case], hardware, notes: dict, deadline: f
     """One run of the guest. *notes* are what guests before it left, and get what this one leaves."""
     logs = WORK / name
     logs.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+    began = case_began = time.monotonic()
     job = {"boot": name, "cases": [case.name for case in wanted], "notes": notes}
     cut_at = None
     with machine.start(hardware, job, logs) as guest:
@@ -73,6 +73,8 @@ def boot(name: str, wanted: list[cases.Case], hardware, notes: dict, deadline: f
             match event["event"]:
                 case "up":
                     say(f"{name}: {event['kernel']}, up after {time.monotonic() - began:.0f} s")
+                case "begin":
+                    case_began = time.monotonic()
                 case "end":
                     results.add(event, logs)
                 case "note":
@@ -83,7 +85,7 @@ def boot(name: str, wanted: list[cases.Case], hardware, notes: dict, deadline: f
                 # Between two events of a running load: what was noted was durable before it was told.
                 guest.cut_power()
                 case = next(case for case in wanted if case.cut)
-                seconds = time.monotonic() - began
+                seconds = time.monotonic() - case_began
                 results.add({"name": case.name, "ok": True, "seconds": seconds, "text": str(notes)}, logs)
                 say(f"  power cut; fsynced by then: {notes}")
                 return
