@@ -22,10 +22,12 @@ import mmap
 import os
 import random
 import sys
+import time
 
 from load_model import Model, content, diff, digest, scan
 
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+DYING = (errno.ECANCELED, errno.EINTR)  # while the kernel takes the queues of a killed daemon down
 MAX_SIZE = 192 * 1024
 MAX_FILES = 60
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -553,10 +555,15 @@ def attempt(doer: Doer, op: dict, model: Model) -> dict:
 
 def _dead() -> bool:
     """True if the working directory's file system is gone: an errno such as EIO may stand for that."""
-    try:
-        os.statvfs(".")
-    except OSError as exc:
-        return exc.errno in DEAD
+    for _ in range(200):
+        try:
+            os.statvfs(".")
+        except OSError as exc:
+            if exc.errno not in DYING:
+                return exc.errno in DEAD
+            time.sleep(0.01)
+        else:
+            return False
     return False
 
 

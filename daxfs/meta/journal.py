@@ -264,6 +264,7 @@ class Journal:
                 self._store_again()
             # Orders the in-place lines of all records before the tail that gives them up.
             region.drain()
+            region.flush.check()  # a write-back that failed: they may not be there, so the tail has to stay
             region.store(word, L.WORD.pack(L.tail_word(self.head)))
             region.flush_range(word, 8)
             # Orders the tail before the reuse of ring space, of freed blocks, of words in place.

@@ -238,6 +238,17 @@ TestJournalMachine = JournalMachine.TestCase
 TestJournalMachine.settings = settings(max_examples=120, stateful_step_count=30)
 
 
+@pytest.mark.parametrize("seed", range(16))
+def test_the_tail_stays_where_the_lines_in_place_failed(seed):
+    """The commit has to settle first, and that is what fails: the record before it must still be redone."""
+    machine = JournalMachine()
+    machine.start()
+    for byte, near in ((1, 8), (1, 0), (1, 0), (1, 0), (1, 0), (2, 0), (1, -9)):
+        machine.commit_near_half(near, byte)
+    machine.failed_commit([(DATA, b"\0")], seed)
+    machine.settle()
+
+
 def test_many_laps_with_a_crash_at_every_record():
     """The ring is passed some twenty times; after each record a power failure, on a copy."""
     region, journal = formatted()
