@@ -212,16 +212,20 @@ static int store_marked(struct daxio *io, struct filemap *f, const struct iomap 
 	return 0;
 }
 
+/* Enter, to store something. 0, -EROFS, -EIO. */
+static int enter_to_store(struct daxio *io)
+{
+	/* Mapped without PROT_WRITE: a store would end the process. */
+	return io->writable ? range_enter(io->table) : -EROFS;
+}
+
 int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size, const char *source, int nt)
 {
 	struct iomap m;
 	char *p;
 	uint64_t n;
-	int err;
+	int err = enter_to_store(io);
 
-	if (!io->writable)
-		return -EROFS;	/* mapped without PROT_WRITE: a store would end the process */
-	err = range_enter(io->table);
 	if (err)
 		return err;
 	for (; size && !err; pos += n, source += n, size -= n) {
@@ -246,7 +250,7 @@ void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint6
 	struct iomap m;
 	char *p;
 
-	if (!io->writable || range_enter(io->table))
+	if (size < PREMAP_FROM || enter_to_store(io))
 		return;
 	for (; pos < end; pos += n) {
 		n = piece_at(f, pos, end - pos, &m);
@@ -262,11 +266,8 @@ int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t s
 	struct iomap m;
 	uint64_t n;
 	char *p;
-	int err;
+	int err = enter_to_store(io);
 
-	if (!io->writable)
-		return -EROFS;
-	err = range_enter(io->table);
 	if (err)
 		return err;
 	for (; size && !err; pos += n, size -= n) {
@@ -289,11 +290,8 @@ int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn,
 	uint64_t start = pgoff << DAXFS_PAGE_SHIFT, end = (pgoff + pages) << DAXFS_PAGE_SHIFT;
 	uint64_t first = pos > start ? pos : start, last = smaller(pos + size, end);
 	char *p;
-	int err;
+	int err = enter_to_store(io);
 
-	if (!io->writable)
-		return -EROFS;
-	err = range_enter(io->table);
 	if (err)
 		return err;
 	p = address_of(io, &m);

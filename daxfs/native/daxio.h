@@ -60,7 +60,7 @@ int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size
 int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
 		 const char *source);
 /* Shared lock. Have the kernel map the pages of [pos, pos + size), which may have no memory yet, as behind
- * the end of a file, at once. Only a hint. */
+ * the end of a file, at once. Only a hint, and nothing for a short piece. */
 void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size);
 /* Zeros over the mapped pages of [pos, pos + size), past the cache; holes and unwritten pages stay. No
  * drain. */

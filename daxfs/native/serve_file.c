@@ -18,7 +18,6 @@
 #define PAGES(bytes) (((bytes) + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT)
 #define MAX_FILE_SIZE (UINT64_C(1) << 44)	/* layout.MAX_FILE_SIZE */
 #define PIECES_FROM 16384		/* shorter reads cost less as a copy than a lock kept while the reply is sent */
-#define POPULATE_FROM 65536		/* an append of so many bytes meets pages that nobody has touched */
 #define DAY_NS (INT64_C(86400) * 1000000000)
 #define FALLOCATE_KEEP_SIZE 1u
 #define SEEK_TO_DATA 3u
@@ -271,8 +270,7 @@ static int append(struct server *s, struct serve_handle *h, uint64_t pos, uint64
 	int64_t now = s->now(s), times[2] = {now, now};
 	int err = 0;
 
-	if (size >= POPULATE_FROM)
-		dax_populate(s->io, f, pos, size);
+	dax_populate(s->io, f, pos, size);
 	if (over)
 		err = dax_copy_in(s->io, f, pos, over, data, s->io->nt);
 	if (!err)

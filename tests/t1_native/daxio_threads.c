@@ -16,6 +16,7 @@
 
 #include "daxfs/native/daxio.h"
 #include "daxfs/native/dirty.h"
+#include "check.h"
 
 #define PAGE 4096ul
 #define PAGES 512ul			/* of the region: two ranges of equal length */
@@ -27,13 +28,6 @@
 #define BODY (GROUP_PAGES * PAGE - 2 * EDGE)
 #define KILLS 20
 #define THREADS 9
-
-#define CHECK(what) do { \
-	if (!(what)) { \
-		fprintf(stderr, "line %d: %s\n", __LINE__, #what); \
-		abort(); \
-	} \
-} while (0)
 
 static struct range_table table;
 static struct daxfs_flush ops, bound;	/* what is called; what does the work */

@@ -12,16 +12,11 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define WAITERS 6
 #define THREADS 6
 #define WORDS 64
-
-#define CHECK(what) do { \
-	if (!(what)) { \
-		fprintf(stderr, "line %d: %s\n", __LINE__, #what); \
-		abort(); \
-	} \
-} while (0)
 
 static struct file_lock lock;
 static int turns, holding;		/* turns that were taken; how many are inside */

@@ -14,18 +14,12 @@
 #include <sys/mman.h>
 
 #include "daxfs/native/serve.h"
+#include "check.h"
 
 #define PAGE 4096ul
 #define INO 1ul
 #define HALF 128			/* INODE.blocks begins the second half */
 enum { SIZE_AT = 0, INO_AT = 72, MODE_AT = 84, BLOCKS_AT = 128 };	/* daxfs/layout.py INODE */
-
-#define CHECK(what) do { \
-	if (!(what)) { \
-		fprintf(stderr, "line %d: %s\n", __LINE__, #what); \
-		abort(); \
-	} \
-} while (0)
 
 static struct range_table table;
 static struct daxfs_flush ops;
