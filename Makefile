@@ -15,12 +15,13 @@ SOURCES := pyproject.toml meson.build $(shell find daxfs docs/man -type f -not -
 BUILD  := build
 INSTALL := $(PIP) install -q --no-build-isolation --no-deps --config-settings=build-dir=build
 
-.PHONY: help build debug test test-fast test-vm crash bench lint docs dist quickstart unquickstart clean
+.PHONY: help build debug test test-fast test-long test-vm crash bench lint docs dist quickstart unquickstart clean
 
 help:
 	@echo 'make quickstart    install what is missing, build, mount an emulated region, try it'
 	@echo 'make unquickstart  undo it'
-	@echo 'make test          the same set-up, then all tests; test-fast: without the slow ones'
+	@echo 'make test          the same set-up, then all tests; test-fast: without the slow ones; test-long: also what'
+	@echo '                   repeats others at length (all of the POSIX table by each transport, benchmarks)'
 	@echo 'make test-vm       daxfs on an emulated NVDIMM, in a QEMU guest (docs/vm.md; up to 30 minutes)'
 	@echo 'make crash         60 rounds of kill -9 under load; then power failures at every point of short'
 	@echo '                   sequences of operations (up to an hour, goes on where it was stopped)'
@@ -57,6 +58,9 @@ debug: $(VENV)/.debug
 test: $(BUILD)
 	$(SUDO) $(PYTEST) tests
 
+test-long: $(BUILD)
+	$(SUDO) $(PYTEST) tests --long
+
 test-fast: $(BUILD)
 	$(SUDO) $(PYTEST) tests -m 'not slow' -x
 
@@ -75,9 +79,14 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/handshake.py
 	$(SUDO) $(VENV)/bin/python tools/bench/namespace.py
 	$(SUDO) $(VENV)/bin/python tools/bench/names.py
+	$(SUDO) $(VENV)/bin/python tools/bench/mappings.py
 	$(SUDO) $(VENV)/bin/python tools/bench/mount_time.py
 	$(SUDO) $(VENV)/bin/python tools/bench/record.py
 	$(SUDO) $(VENV)/bin/python tools/bench/transport.py
+	$(SUDO) $(VENV)/bin/python tools/bench/direct.py
+	$(SUDO) $(VENV)/bin/python tools/bench/state.py
+	$(SUDO) $(VENV)/bin/python tools/bench/faults.py
+	$(SUDO) $(VENV)/bin/python tools/bench/persist.py
 	$(SUDO) $(VENV)/bin/python tools/bench/s17.py
 
 lint: $(BUILD)

@@ -22,19 +22,28 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         size_t n
         int64_t users
         int dead, lost
-        uint64_t seq
+        uint64_t seq, own_seq
     struct iomap:
         uint64_t pgoff, len, pfn
         uint32_t type, slot
+    struct own_watch:
+        pass
+    struct own_range:
+        int fd, syncs, torn
+        uint64_t pfn, room, pages
+        own_watch *watch
     struct filemap:
         iomap *e
         size_t n, cap
         uint64_t size, pages
         dirty_map *dirty
+        uint64_t ino
         char *inode
+        own_range *own
         uint32_t state
         file_lock lock
-    enum: FILEMAP_UNSETTLED, FILEMAP_PLAIN, FILEMAP_STALE_TIMES
+    enum: FILEMAP_UNSETTLED, FILEMAP_PLAIN, FILEMAP_STALE_TIMES, FILEMAP_COARSE, FILEMAP_PARKS
+    enum: FILEMAP_OBSERVED, FILEMAP_POISONED
     const range_entry *range_lookup(const range_table *t, uint64_t pfn)
     int range_add(range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags)
     int range_enter(range_table *t)
@@ -47,16 +56,21 @@ cdef extern from "daxfs/native/filemap.h" nogil:
     void filemap_destroy(filemap *m)
     int filemap_splice(filemap *m, size_t index, size_t count, const iomap *e, size_t n)
 
+@cython.no_gc_clear
 cdef class RangeTable:
     cdef range_table t
     cpdef unwatch(self)
+    cpdef unwatch_own(self)
     cdef refusal(self)
     cdef char *watched               # base of the window that lost.h watches for us, or NULL
+    cdef char *watched_own           # the same of the window of own ranges,
+    cdef object own_window           # which stays as long as it is watched
 
 @cython.final
 @cython.no_gc_clear
 cdef class FileMap:
     cdef filemap m
+    cdef object range                # OwnRange of daxfs/_own, None: packed; m.own points into it
     cdef DirtyMap bits               # Python's `dirty`, None before attach; m.dirty points into it
     cdef unsigned long owner         # pthread_self() of the thread that holds the lock exclusively, or 0
     cdef unsigned int depth          # how often that thread took it again

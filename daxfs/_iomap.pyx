@@ -71,9 +71,14 @@ MAX_PGOFF = 1 << 32
 UNSETTLED = FILEMAP_UNSETTLED
 PLAIN = FILEMAP_PLAIN
 STALE_TIMES = FILEMAP_STALE_TIMES
+COARSE = FILEMAP_COARSE
+PARKS = FILEMAP_PARKS
+OBSERVED = FILEMAP_OBSERVED
+POISONED = FILEMAP_POISONED
 
 cdef extern from "daxfs/native/lost.h" nogil:
     int lost_watch(char *base, size_t length, size_t unit, range_table *t)
+    int lost_watch_own(char *base, size_t length, own_range **at, unsigned shift)
     void lost_forget(const char *base)
 
 cdef enum:
@@ -92,10 +97,12 @@ cdef class RangeTable:
 
     def __cinit__(self):
         memset(&self.t, 0, sizeof(self.t))
-        self.watched = NULL
+        self.watched = self.watched_own = NULL
+        self.own_window = None
 
     def __dealloc__(self):
         self.unwatch()
+        self.unwatch_own()
         free(self.t.r)
 
     def watch(self, Window window not None, size_t unit=PAGE_BYTES):
@@ -116,6 +123,23 @@ cdef class RangeTable:
         if self.watched != NULL:
             lost_forget(self.watched)
             self.watched = NULL
+
+    def watch_own(self, owner, Window window not None, uintptr_t at, unsigned shift):
+        """A page of *window* that goes away tears the own range that *at*, *owner*'s, has for its place."""
+        cdef int rc
+        if window.base == NULL or self.watched_own != NULL:
+            raise ValueError("the window is closed, or one is watched already")
+        rc = lost_watch_own(window.base, window.length, <own_range **>at, shift)
+        if rc:
+            raise fail(-rc, "no room to watch one window more for SIGBUS")
+        self.watched_own, self.own_window = window.base, owner
+
+    cpdef unwatch_own(self):
+        """Before the window of own ranges is closed."""
+        if self.watched_own != NULL:
+            lost_forget(self.watched_own)
+            self.watched_own = NULL
+        self.own_window = None
 
     def add(self, uint64_t pfn_start, uint64_t pfn_end, uintptr_t addr, uint64_t flags=0):
         """Add [pfn_start, pfn_end) at *addr* with pfn_t flags. ValueError: empty, too high, overlapping."""
@@ -191,6 +215,18 @@ cdef class RangeTable:
         if not self.t.seq & 1:
             raise RuntimeError("end_stores without begin_stores")
         daxfs_seq_step(&self.t.seq)
+
+    def begin_own(self):
+        """An inode and the file of its own range are going to change together (the metadata thread alone)."""
+        if self.t.own_seq & 1:
+            raise RuntimeError("an own range is being changed already")
+        daxfs_seq_step(&self.t.own_seq)
+
+    def end_own(self):
+        """They fit together again."""
+        if not self.t.own_seq & 1:
+            raise RuntimeError("end_own without begin_own")
+        daxfs_seq_step(&self.t.own_seq)
 
     def kill(self, double timeout=5.0):
         """Refuse new users from now on and wait for the others; how many are left after *timeout* seconds."""
@@ -454,7 +490,7 @@ cdef class FileMap:
 
     def __cinit__(self):
         filemap_init(&self.m)
-        self.bits = None
+        self.bits = self.range = None
         self.depth = 0
         self.owner = 0
 
@@ -533,6 +569,11 @@ cdef class FileMap:
         self.unlock()
 
     @property
+    def own(self):
+        """The OwnRange (daxfs/_own) that holds the file's data, None where they are packed."""
+        return self.range
+
+    @property
     def inode(self):
         """Address of the inode's bytes in the region; 0: not an inode of a mounted file system."""
         return <uintptr_t>self.m.inode
@@ -540,6 +581,15 @@ cdef class FileMap:
     @inode.setter
     def inode(self, uintptr_t address):
         self.m.inode = <char *>address
+
+    @property
+    def ino(self):
+        """The inode's number, for reports."""
+        return self.m.ino
+
+    @ino.setter
+    def ino(self, uint64_t number):
+        self.m.ino = number
 
     @property
     def state(self):

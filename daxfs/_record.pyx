@@ -14,9 +14,10 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EBUSY
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from daxfs._flush cimport Flush, daxfs_flush
+from daxfs._iomap cimport RangeTable, range_table
 
 import errno
 import fcntl
@@ -26,6 +27,7 @@ import stat
 import struct
 import sys
 
+from daxfs._own import PFN_BASE
 from daxfs.errors import UsageError, fail
 from daxfs.layout import SB_MAGIC
 
@@ -41,14 +43,22 @@ cdef extern from "Python.h":
     int PyFrame_GetLasti(PyFrameObject *)
 
 cdef extern from "daxfs/native/record.h" nogil:
-    enum: DAXFS_EV_SITE, DAXFS_EV_IMAGE, DAXFS_EV_SCAN
+    enum: DAXFS_EV_SITE, DAXFS_EV_IMAGE, DAXFS_EV_SCAN, DAXFS_EV_RANGE
     struct daxfs_recorder:
+        const range_table *ranges
         uint32_t (*site)(void *) noexcept nogil
         void *context
         char *buf
         size_t used
         int error
         uint64_t events, bytes, ops
+    struct own_watch:
+        void (*note)(own_watch *w, const char *what, uint64_t a, uint64_t b) noexcept
+    struct daxfs_range_watch:
+        own_watch watch
+        daxfs_recorder *r
+        char name[40]
+    void daxfs_record_range(own_watch *w, const char *what, uint64_t a, uint64_t b) noexcept
     int daxfs_record_init(daxfs_recorder *r, const void *base, int fd)
     void daxfs_record_destroy(daxfs_recorder *r)
     int daxfs_record_attach(daxfs_recorder *r, daxfs_flush *t)
@@ -60,7 +70,7 @@ cdef extern from "daxfs/native/record.h" nogil:
     int daxfs_record_sync(daxfs_recorder *r)
 
 MAGIC = b"DAXFSREC"
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 PIECE = 1 << 20
 cdef enum:
@@ -110,6 +120,27 @@ cdef void _frames(frame_key *key):
         Py_DECREF(<object>frame)
 
 
+cdef class RangeWatch:
+    """What an own range tells, put into the log of *recorder* under the range's *name*."""
+
+    cdef daxfs_range_watch w
+    cdef Recorder recorder      # alive as long as the range may tell something
+
+    def __cinit__(self, Recorder recorder not None, str name):
+        cdef bytes raw = name.encode()
+        if len(raw) >= sizeof(self.w.name):
+            raise ValueError(name)
+        memset(&self.w, 0, sizeof(self.w))
+        memcpy(self.w.name, <const char *>raw, len(raw))
+        self.w.watch.note = daxfs_record_range
+        self.w.r = &recorder.r
+        self.recorder = recorder
+
+    @property
+    def address(self):
+        return <uintptr_t>&self.w.watch
+
+
 cdef class Recorder:
     """Records what is stored on *region* between ``with`` and its end.
 
@@ -122,6 +153,7 @@ cdef class Recorder:
 
     cdef daxfs_recorder r
     cdef object region
+    cdef RangeTable table
     cdef dict known, sites      # frames, and text, to the number of a call site
     cdef list codes
     cdef Flush flush
@@ -133,11 +165,13 @@ cdef class Recorder:
         self.fd = -1
         self.attached = False
         self.region, self.flush, self.path = region, region.flush, path
+        self.table = region.table
         self.known, self.sites, self.codes = {}, {}, []
         if path is not None:
             self.fd = _create(path, region)
         if daxfs_record_init(&self.r, <const void *><uintptr_t>region.address, self.fd):
             raise MemoryError("no memory for the buffer of a recorder")
+        self.r.ranges = &self.table.t
         if sites:
             self.r.site = _site
             self.r.context = <void *>self
@@ -156,6 +190,7 @@ cdef class Recorder:
         if daxfs_record_attach(&self.r, self.flush.t):
             raise fail(EBUSY, "the region is being recorded already")
         self.attached = True
+        self.region.recorder = self
         return self
 
     def __exit__(self, *exc):
@@ -164,6 +199,7 @@ cdef class Recorder:
     def close(self):
         """Stop recording and complete the log. Twice is fine. Look at ``error`` afterwards."""
         if self.attached:
+            self.region.recorder = None
             daxfs_record_detach(&self.r)
             self.attached = False
         if self.fd >= 0:
@@ -215,6 +251,15 @@ cdef class Recorder:
         finally:
             PyBuffer_Release(&b)
 
+    def range(self, text: str):
+        """Note what happened to the file of an own range, or to their folder (docs/recording.md)."""
+        cdef bytes raw = text.encode()
+        daxfs_record_note(&self.r, DAXFS_EV_RANGE, self.here(), 0, <const char *>raw, len(raw))
+
+    def watch(self, name: str) -> RangeWatch:
+        """For OwnRange.watch: the range of that name tells what happens to its file."""
+        return RangeWatch(self, name)
+
     def here(self) -> int:
         """The number of the call site: the innermost Python frames of this thread."""
         cdef frame_key key[SITE_DEPTH]
@@ -250,21 +295,44 @@ cdef class Recorder:
 
     cdef _image(self):
         """What the region holds now, pages of zeros left out: the log is whole without the region."""
-        cdef bytes piece
-        cdef const char *p
-        cdef uint64_t place, at, end
-        zero = bytes(PAGE)
         for source in self.region.sources:
-            place = source.pfn_start * PAGE
-            for start, stop in _data(source.fd, source.pages * PAGE):
-                for at in range(start, stop, PIECE):
-                    piece = os.pread(source.fd, min(PIECE, stop - at), at)
-                    for first, last in _runs(piece, zero):
-                        p = piece
-                        daxfs_record_note(&self.r, DAXFS_EV_IMAGE, 0, place + at + <uint64_t>first,
-                                          p + <size_t>first, <size_t>(last - first))
+            self._image_of(source.fd, source.pages * PAGE, source.pfn_start * PAGE)
+        self._ranges()
         if daxfs_record_sync(&self.r):
             raise fail(self.r.error, f"{self.path}: {os.strerror(self.r.error)}")
+
+    cdef _image_of(self, int fd, uint64_t size, uint64_t place):
+        cdef bytes piece
+        cdef const char *p
+        cdef uint64_t at
+        zero = bytes(PAGE)
+        for start, stop in _data(fd, size):
+            for at in range(start, stop, PIECE):
+                piece = os.pread(fd, min(PIECE, stop - at), at)
+                for first, last in _runs(piece, zero):
+                    p = piece
+                    daxfs_record_note(&self.r, DAXFS_EV_IMAGE, 0, place + at + <uint64_t>first,
+                                      p + <size_t>first, <size_t>(last - first))
+
+    cdef _ranges(self):
+        """The same of own ranges, each at a place that is its own until it gets another one."""
+        cdef uint64_t place = <uint64_t>PFN_BASE * PAGE
+        cdef uint64_t size
+        pool = self.region.pool
+        if pool is None:
+            return
+        for name in sorted(pool.owners().values()):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=pool.dir_fd)
+            try:
+                size = (os.fstat(fd).st_size + PAGE - 1) // PAGE * PAGE
+                self.range(f"create {name}")
+                self.range(f"size {name} {size}")
+                self.range(f"place {name} {place} {size}")
+                self._image_of(fd, size, place)
+                place += size
+            finally:
+                os.close(fd)
+        self.range("start")
 
 
 def _create(path, region) -> int:

@@ -7,5 +7,5 @@ cdef class Window:
     cdef size_t length
     cdef int64_t exports
     cdef bint writable
-    cdef list placed                 # (offset in the window, bytes, fd, offset in fd)
+    cdef dict placed                 # offset in the window -> (bytes, fd, offset in fd)
     cdef char *_at(self, uint64_t pfn, uint64_t npages) except NULL

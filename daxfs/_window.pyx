@@ -102,7 +102,7 @@ cdef class Window:
         self.base = NULL
         self.exports = 0
         self.writable = False
-        self.placed = []
+        self.placed = {}
 
     @classmethod
     def reserve(cls, uint64_t npages, uint64_t align=PMD_BYTES):
@@ -135,10 +135,11 @@ cdef class Window:
         return self.base + (pfn << PAGE_SHIFT)
 
     def place(self, uint64_t pfn_start, uint64_t npages, int fd, uint64_t offset, str prot="rw",
-              bint private=False, bint sync=False):
+              bint private=False, bint sync=False, bint huge=True):
         """Map *npages* pages of *fd* from byte *offset* on at page *pfn_start*; returns the address.
 
         prot "r" or "rw"; private: stores stay in this process; sync: MAP_SYNC, OSError where it can't be had.
+        huge: ask for huge pages, which a small file would get 2 MiB of storage by.
         """
         cdef char *p = self._at(pfn_start, npages)
         cdef size_t length = npages << PAGE_SHIFT
@@ -153,10 +154,20 @@ cdef class Window:
         rc = _replace(p, length, PROT_READ | (PROT_WRITE if prot == "rw" else 0), flags, fd, offset)
         if rc == MAP_FAILED:
             raise OSError(errno, os.strerror(errno))
-        madvise(p, length, MADV_HUGEPAGE)  # best effort; what it brings is reported by region.Region.pmd
+        if huge:
+            madvise(p, length, MADV_HUGEPAGE)  # best effort; what it brings is reported by region.Region.pmd
         self.writable = self.writable or prot == "rw"
-        self.placed.append((<uintptr_t>(p - self.base), length, fd, offset))
+        self.placed[<uintptr_t>(p - self.base)] = length, fd, offset
         return <uintptr_t>p
+
+    def unplace(self, uint64_t pfn_start, uint64_t npages):
+        """Take away what place() put there: its pages are as they were after reserve()."""
+        cdef char *p = self._at(pfn_start, npages)
+        # In its place at once, without a moment in which somebody else's mapping could get in between.
+        if mmap(p, npages << PAGE_SHIFT, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                -1, 0) == MAP_FAILED:
+            raise OSError(errno, os.strerror(errno))
+        self.placed.pop(<uintptr_t>(p - self.base), None)
 
     def pad(self, uint64_t pfn_start, uint64_t npages):
         """Make unplaced pages readable as zeros, so that a scan over the whole window is safe."""
@@ -170,7 +181,7 @@ cdef class Window:
         """
         cdef char *p
         cdef size_t length
-        for at, size, fd, offset in self.placed:
+        for at, (size, fd, offset) in self.placed.items():
             p = self.base + <uintptr_t>at
             length = size
             if not self.writable:
@@ -178,7 +189,7 @@ cdef class Window:
             if _replace(p, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd,
                         <uint64_t>offset) == MAP_FAILED:
                 mprotect(p, length, PROT_READ)
-        self.placed = []
+        self.placed = {}
 
     def close(self):
         """Unmap. BufferError while views of the buffer exist. Closing twice is fine."""
@@ -189,7 +200,7 @@ cdef class Window:
         munmap(self.base, self.length)
         self.base = NULL
         self.length = 0
-        self.placed = []
+        self.placed = {}
 
     @property
     def address(self):

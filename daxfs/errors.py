@@ -49,6 +49,10 @@ class CorruptError(DaxfsError):
     default_errno = errno.EUCLEAN
 
 
+class PoisonError(DaxfsError):
+    """Data that a request needs are on poisoned pages (docs/poison.md): EIO, as of bad blocks."""
+
+
 class UsageError(DaxfsError):
     """An option or its value is wrong, or can't be had on this machine."""
 

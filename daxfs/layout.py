@@ -19,6 +19,7 @@ SB_MAGIC = b"DAXFS\r\n\x1a"
 SOURCE_MAGIC = b"DAXSRC\r\n"
 JOURNAL_MAGIC = 0x4A584144  # "DAXJ"
 RECORD_MAGIC = 0x52584144  # "DAXR"
+POISON_MAGIC = 0x50584144  # "DAXP"
 STATE_MAGIC = 0x53584144  # "DAXS"
 INODE_MAGIC = 0x49584144  # "DAXI"
 BLOCK_MAGIC = 0x42584144  # "DAXB"
@@ -26,8 +27,10 @@ BLOCK_MAGIC = 0x42584144  # "DAXB"
 # Feature words: an unknown compat bit is ignored, ro_compat allows mounting read-only, incompat forbids both.
 COMPAT_FLAGS = 1  # inodes may have flags of FLAGS_USER
 COMPAT_KNOWN = COMPAT_FLAGS
-RO_COMPAT_KNOWN = 0
-INCOMPAT_KNOWN = 0
+RO_COMPAT_POISON = 1  # the list of poisoned pages (POISON) may have entries
+RO_COMPAT_KNOWN = RO_COMPAT_POISON
+INCOMPAT_OWN = 1  # inodes may have FLAG_OWN
+INCOMPAT_KNOWN = INCOMPAT_OWN
 
 MAX_SOURCES = 64
 MAX_FILE_SIZE = 1 << 44  # 16 TiB
@@ -107,6 +110,26 @@ STATE = np.dtype(
     ]
 )
 
+# In page STATE_PFN at POISON_AT: a head, all zeros where no page was ever poisoned, then entries. Journalled.
+POISON_HEAD = np.dtype(
+    [
+        ("magic", "<u4"),
+        ("crc", "<u4"),  # of head and entries
+        ("count", "<u4"),
+        ("reserved", "V52"),
+    ]
+)
+POISON_ENTRY = np.dtype(
+    [
+        ("ino", "<u4"),  # 0: pages of the region; else of that inode's own range
+        ("generation", "<u4"),
+        ("page", "<u4"),
+        ("pages", "<u4"),
+    ]
+)
+POISON_AT = 128
+POISON_MAX = (PAGE_SIZE - POISON_AT - POISON_HEAD.itemsize) // POISON_ENTRY.itemsize
+
 # First page of the journal; the ring of records follows.
 JOURNAL = np.dtype(
     [
@@ -168,7 +191,8 @@ INODE_COLD = INODE_SIZE - INODE_HOT
 INLINE_SIZE = 96
 FLAG_TRUNCATING = 1  # blocks beyond size are being freed in several transactions
 FLAG_PREALLOC = 2  # written pages may lie behind the end (meta/prealloc.py), of an open file or of a crash
-FLAGS_KNOWN = FLAG_TRUNCATING | FLAG_PREALLOC
+FLAG_OWN = 4  # data are in a range of its own (range_name), the inode has no extents; regular files only
+FLAGS_KNOWN = FLAG_TRUNCATING | FLAG_PREALLOC | FLAG_OWN
 
 # What a user sets (chattr, FS_IOC_FSSETXATTR): bits 8 and up; the low ones above are the file system's own.
 FLAG_DAX = 1 << 8  # regular files and directories
@@ -209,11 +233,31 @@ XATTR_ENTRY = np.dtype(
 )
 XATTR_USER, XATTR_ACL_ACCESS, XATTR_ACL_DEFAULT, XATTR_TRUSTED, XATTR_SECURITY = 1, 2, 3, 4, 6
 
+RANGES_NAME = "ranges"  # the folder of own ranges in a pool directory
+
+
+def range_name(ino: int, generation: int) -> str:
+    """The file of an inode's own range, in RANGES_NAME: the generation tells it from an earlier inode's."""
+    return f"{ino:x}-{generation:x}"
+
+
+def range_owner(name: str) -> tuple[int, int] | None:
+    """(ino, generation) that `range_name` made *name* of; None where it is no such name."""
+    ino, _, generation = name.partition("-")
+    try:
+        owner = int(ino, 16), int(generation, 16)
+    except ValueError:
+        return None
+    return owner if range_name(*owner) == name else None
+
+
 for _dtype, _size in (
     (SUPERBLOCK, PAGE_SIZE),
     (SOURCE_ENTRY, 32),
     (SOURCE_LABEL, 128),
-    (STATE, 128),
+    (STATE, POISON_AT),
+    (POISON_HEAD, 64),
+    (POISON_ENTRY, 16),
     (JOURNAL, 128),
     (RECORD, 32),
     (ENTRY, 16),
@@ -267,6 +311,8 @@ JOURNAL_FIELDS = Fields(JOURNAL)
 EXTENT_CODEC = struct.Struct("<IIQ")
 DIRENT_CODEC = struct.Struct("<QHHB3x")
 ENTRY_CODEC = struct.Struct("<QII")
+POISON_HEAD_CODEC = struct.Struct("<III52x")
+POISON_CODEC = struct.Struct("<IIII")
 XATTR_CODEC = struct.Struct("<BBHI")
 WORD = struct.Struct("<Q")
 

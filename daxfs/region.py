@@ -18,6 +18,7 @@ from daxfs._window import Window
 from daxfs.errors import CorruptError, SourceError, UsageError, fail
 from daxfs.granularity import choose, coarsest
 from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE, PMD_PAGES
+from daxfs.pool import Pool
 from daxfs.source import Source, create_file, open_source, pmd_possible
 
 __all__ = ["Region", "create_file"]
@@ -42,6 +43,8 @@ class Region(Stores):
         self.npages = sources[-1].pfn_end
         self.window = Window.reserve(self.npages, max(s.align for s in sources))
         self._mem = self._array = None
+        self._pool: Pool | None = None
+        self.recorder = None  # a Recorder (_record.pyx) while one is on the region
         self._closed = False
         self.bind(flush, mode != "ro")
         end = 0
@@ -142,6 +145,14 @@ class Region(Stores):
         return self.window.address
 
     @property
+    def pool(self) -> Pool | None:
+        """The own ranges; None where no source is a pool directory. SourceError, the first time."""
+        if self._pool is None:
+            self._check_open()
+            self._pool = Pool.of(self)
+        return self._pool
+
+    @property
     def emulated(self) -> bool:
         """True where a power failure loses the region: every report says so."""
         return any(source.detected.emulated for source in self.sources)
@@ -207,6 +218,18 @@ class Region(Stores):
             source = next(source for source in self.sources if pfn < source.pfn_end)
             return source.punch(pfn - source.pfn_start << PAGE_SHIFT, npages << PAGE_SHIFT) >> PAGE_SHIFT
 
+    def allocate(self) -> None:
+        """Have storage behind every page that lies on one file system with own ranges. ENOSPC, EROFS."""
+        if self.mode != "rw":
+            raise fail(errno.EROFS, "the region is not open rw")
+        for source in self.beside_ranges():
+            source.allocate()
+
+    def beside_ranges(self) -> list[Source]:
+        """The sources that are files beside a pool directory, on the same file system; its own, too."""
+        pools = {source.identity[1] for source in self.sources if source.kind == "pool"}
+        return [one for one in self.sources if one.identity[0] == "file" and one.identity[1] in pools]
+
     def describe(self) -> dict:
         """What reports show of the region; plain values only."""
         return {
@@ -254,6 +277,8 @@ class Region(Stores):
             except BufferError:
                 pass  # slices of it are held elsewhere; detach() below takes care of them
         self._mem = self._array = None
+        if self._pool is not None:
+            self._pool.close()
         self.table.unwatch()
         try:
             self.window.close()

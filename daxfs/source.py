@@ -84,6 +84,16 @@ class Source:
             raise SourceError(f"{self.path}: can't give space back: {os.strerror(code)}", code)
         return length
 
+    def allocate(self) -> None:
+        """Have storage behind every page of a file. SourceError, ENOSPC among them, keeps what there was."""
+        # Storage of its own metadata counts on some file systems: so a hole may be missed, never made.
+        if self.kind in ("file", "pool") and os.fstat(self.fd).st_blocks * 512 < self.size:
+            try:
+                os.posix_fallocate(self.fd, 0, self.size)
+            except OSError as exc:
+                text = f"{self.path}: no room for all of its {self.size} bytes: {exc.strerror}"
+                raise SourceError(text, exc.errno) from exc
+
     def shrunk(self) -> bool:
         """Whether the file is shorter now than when it was measured; False where that can't be told."""
         try:

@@ -21,6 +21,7 @@ _URING = pytest.StashKey()
 
 def pytest_addoption(parser):
     parser.addoption("--target", metavar="DIR", help="run the t4 tests in DIR instead of on a daxfs mount")
+    parser.addoption("--long", action="store_true", help="also what repeats other tests at length")
     parser.addoption("--transport", choices=mounts.TRANSPORTS, help="mount with this one alone")
 
 
@@ -32,6 +33,20 @@ def pytest_generate_tests(metafunc):
         only = config.getoption("--transport")
         names = (only,) if only else mounts.TRANSPORTS
         metafunc.parametrize("transport", names, indirect=True, scope="module")
+
+
+def leave_out(config, items, which) -> None:
+    """Deselect the items for which *which* is true."""
+    left = [item for item in items if which(item)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        gone = set(left)
+        items[:] = [item for item in items if item not in gone]
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        leave_out(config, items, lambda item: item.get_closest_marker("long") is not None)
 
 
 def pytest_configure(config):

@@ -38,25 +38,33 @@ class Plan:
     options: str
     kind: str
     transport: str | None = None  # None: what mount.daxfs takes by itself
+    dax: bool = False  # files in ranges of their own, and on their way there and back; a pool directory
 
     @classmethod
     def draw(cls, seed: int, workers: int = 3, replay_kill: bool | None = None,
-             transport: str | None = None) -> "Plan":
-        """The plan for *seed*. *replay_kill*: kill during replay too (None: in two of five rounds)."""
+             transport: str | None = None, dax: bool | None = None) -> "Plan":
+        """The plan for *seed*. *replay_kill*: kill during replay too (None: in two of five rounds).
+
+        *dax*: with ranges of their own for some files (None: in one of three rounds); over pyfuse3, which
+        has no ioctl to set the flag, never.
+        """
         rng = random.Random(seed)
         cycles = [(rng.choice((5, 60, 300, 900, 2000)) + rng.randrange(60), rng.random() * 0.004)
                   for _ in range(rng.choice((1, 2, 2)))]
         kills = [rng.uniform(0.2, 1.1) for _ in range(rng.choice((1, 2, 3)))]
         drawn = rng.random() < 0.4
         wanted = drawn if replay_kill is None else replay_kill
-        return cls(seed, workers, cycles, kills if wanted else [], rng.choice(OPTIONS),
-                   rng.choice(("file", "file", "pool")), transport)
+        options, kind = rng.choice(OPTIONS), rng.choice(("file", "file", "pool"))
+        dax = (kind == "pool" if dax is None else dax) and transport != "pyfuse3"
+        kind = "pool" if dax else kind
+        return cls(seed, workers, cycles, kills if wanted else [], options, kind, transport, dax)
 
     def command(self) -> str:
         """The command that plays this round again."""
         again = "always" if self.replay_kills else "never"
         return (f"tools/kill9.py --rounds 1 --seed {self.seed} --workers {self.workers} "
-                f"--replay-kill {again}" + (f" --transport {self.transport}" if self.transport else ""))
+                f"--replay-kill {again} --ranges {'always' if self.dax else 'never'}"
+                + (f" --transport {self.transport}" if self.transport else ""))
 
 
 @dataclasses.dataclass
@@ -112,6 +120,8 @@ class Round:
         baseline = fresh_space(region.path)
         for number in range(self.plan.workers):
             (region.path / f"w{number}").mkdir()
+            if self.plan.dax:
+                load.set_dax(region.path / f"w{number}", True)
         for cycle in range(len(self.plan.cycles)):
             self._load_and_kill(region, cycle)
             self._offline_check(region)
@@ -151,7 +161,7 @@ class Round:
     def _start_worker(self, region: MountedRegion, number: int, cycle: int) -> subprocess.Popen:
         seed = self.plan.seed * 1000 + cycle * 100 + number
         args = [sys.executable, load.__file__, "run", "--root", str(region.path / f"w{number}"),
-                "--log", str(self._log(number)), "--seed", str(seed)]
+                "--log", str(self._log(number)), "--seed", str(seed), *["--dax"] * self.plan.dax]
         with open(self.work / f"stderr{number}", "w") as errors:
             return subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
 
@@ -213,10 +223,15 @@ class Round:
     def _empty(self, region: MountedRegion, baseline: dict) -> None:
         for number in range(self.plan.workers):
             shutil.rmtree(region.path / f"w{number}")
-        lost = wait_for_space(region.path, baseline)
+        # The space of own ranges is the file system's below, which others use meanwhile.
+        of = ("inodes",) if self.plan.dax else ("blocks", "inodes")
+        lost = wait_for_space(region.path, baseline, of=of)
         if lost:
             self._complain(f"after unlinking everything: {lost}")
         region.umount()
+        left = os.listdir(region.source / "ranges") if self.plan.dax else []
+        if left:
+            self._complain(f"after unlinking everything: ranges {left} are left")
         self._offline_check(region)
 
     def _keep(self, region: MountedRegion) -> None:
@@ -253,13 +268,13 @@ def fresh_space(path) -> dict:
     return space(path)
 
 
-def wait_for_space(path, baseline: dict, seconds: float = 10) -> str:
+def wait_for_space(path, baseline: dict, seconds: float = 10, of=("blocks", "inodes")) -> str:
     """Wait until the free space is *baseline* again: the kernel releases and forgets inodes after unlink.
 
     '' when it is, else what is missing.
     """
     deadline = time.monotonic() + seconds
-    while space(path) != baseline:
+    while any(space(path)[name] != baseline[name] for name in of):
         if time.monotonic() > deadline:
             return f"free space is {space(path)}, was {baseline} when fresh"
         time.sleep(0.05)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Damage to a region made by `populate.make`: one field, one record, one block, sealed or not; `chaos`."""
 
+import contextlib
+import os
 import random
 
 from daxfs import layout as L
@@ -22,11 +24,17 @@ class Facts:
         b"/file", b"/dir", b"/dir/inner", b"/dir/empty", b"/dir/hard", b"/short", b"/long", b"/null",
         b"/fifo", b"/big", b"/sparse",
     )  # fmt: skip
+    OWN = (
+        b"/dax/small", b"/dax/twin", b"/dax/empty", b"/dax/sparse", b"/dax/cut", b"/dax/sub/heir",
+        b"/dax/moved", b"/dax", b"/own",
+    )  # fmt: skip
 
     def __init__(self, sources: list[str], lookup):
         with Region.open(sources, "cow") as region:
             fs = meta_fs.mount(region)
-            self.ino = {path: lookup(fs, path).ino for path in self.PATHS} | {b"/": 1}
+            paths = self.PATHS + (self.OWN if os.path.isdir(sources[0]) else ())
+            self.ino = {path: lookup(fs, path).ino for path in paths} | {b"/": 1}
+            self.generation = {ino: fs.inodes.read(ino).generation for ino in self.ino.values()}
             nodes = {path: fs.node(ino) for path, ino in self.ino.items()}
             self.data = {p: n.map.extents(0, 1)[0][2] for p, n in nodes.items() if len(n.map)}
             self.chain = list(nodes[b"/sparse"].blocks)
@@ -45,6 +53,14 @@ class Damage:
 
     def ino(self, path: bytes) -> int:
         return self.facts.ino[path]
+
+    def range(self, path=None) -> str:
+        """The file of a range: of the inode at *path*, of (ino, generation), or the folder of them all."""
+        name = ""
+        if path is not None:
+            ino, generation = path if isinstance(path, tuple) else (self.ino(path), None)
+            name = L.range_name(ino, self.facts.generation[ino] if generation is None else generation)
+        return os.path.join(self.region.sources[0].path, L.RANGES_NAME, name)
 
     def place(self, ino: int) -> int:
         return self.sb.inode_pfn * PAGE + ino * L.INODE_SIZE
@@ -127,6 +143,8 @@ class Damage:
 def chaos(d, dice: random.Random) -> None:
     """A few random changes to metadata; half of them sealed, so that they get past the checksums."""
     blocks = [*d.facts.chain, d.facts.xattr, *(d.facts.data[p] for p in (b"/", b"/dir", b"/big"))]
+    if os.path.isdir(d.region.sources[0].path) and dice.randrange(2):
+        chaos_of_ranges(d, dice)
     for _ in range(dice.randint(1, 4)):
         what = dice.randrange(5)
         if what == 0:
@@ -147,3 +165,24 @@ def chaos(d, dice: random.Random) -> None:
         else:
             one, two = dice.choice(blocks), dice.choice(blocks)
             d.put(one * PAGE, d.get(two * PAGE, PAGE))
+
+
+def chaos_of_ranges(d, dice: random.Random) -> None:
+    """A few random changes to the folder of ranges, and to the inodes that have them."""
+    for _ in range(dice.randint(1, 4)):
+        path = dice.choice([path for path in d.facts.OWN if path != b"/dax"])
+        range_, what = d.range(path), dice.randrange(6)
+        with contextlib.suppress(OSError):  # gone, or no file any more
+            if what == 0:
+                os.unlink(range_)
+            elif what == 1:
+                os.truncate(range_, dice.randrange(1 << dice.randrange(20)))
+            elif what == 2:
+                os.rename(range_, d.range((dice.randrange(1, 400), dice.randrange(4))))
+            elif what == 3:
+                os.unlink(range_)
+                dice.choice((os.mkdir, os.mkfifo, lambda name: os.symlink("/etc/passwd", name)))(range_)
+            elif what == 4:
+                d.inode(path, flags=dice.choice((0, L.FLAG_OWN, L.FLAG_DAX, L.FLAG_OWN | L.FLAG_PREALLOC)))
+            else:
+                d.inode(path, generation=dice.randrange(5), size=dice.randrange(1 << dice.randrange(24)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A seeded load of mixed file system operations that logs each one before and after, and its judge.
 
-    python tests/load.py run --root DIR --log FILE --seed N [--ops N]
+    python tests/load.py run --root DIR --log FILE --seed N [--ops N] [--dax]
     python tests/load.py check --root DIR --log FILE
 
 The log must lie outside the mount under test (tmpfs): one JSON line before an
@@ -17,10 +17,12 @@ import contextlib
 import copy
 import ctypes
 import errno
+import fcntl
 import json
 import mmap
 import os
 import random
+import struct
 import sys
 import time
 
@@ -55,6 +57,23 @@ def fallocate(fd: int, mode: int, pos: int, length: int) -> None:
     if _libc.fallocate(fd, mode, ctypes.c_int64(pos), ctypes.c_int64(length)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+# linux/fs.h
+FSGETXATTR, FSSETXATTR, XFLAG_DAX = 0x801C581F, 0x401C5820, 0x8000
+
+
+def set_dax(path, on: bool) -> None:
+    """chattr +x or -x. OSError as the kernel says."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        words = bytearray(28)
+        fcntl.ioctl(fd, FSGETXATTR, words)
+        flags = struct.unpack_from("<I", words)[0] & ~XFLAG_DAX
+        struct.pack_into("<I", words, 0, flags | XFLAG_DAX * on)
+        fcntl.ioctl(fd, FSSETXATTR, words)
+    finally:
+        os.close(fd)
 
 
 class Doer:
@@ -208,6 +227,9 @@ class Doer:
     def _do_chmod(self, op, _model):
         os.chmod(op["path"], op["mode"])
 
+    def _do_dax(self, op, _model):
+        set_dax(op["path"], op["on"])
+
     def _do_utime(self, op, _model):
         os.utime(op["path"], ns=(op["mtime_ns"], op["mtime_ns"]))
 
@@ -229,8 +251,9 @@ class Chooser:
         "replace": 3, "refused": 2,
     }
 
-    def __init__(self, seed: int, model: Model):
+    def __init__(self, seed: int, model: Model, dax: bool = False):
         self.rng = random.Random(seed)
+        self.weights = self.WEIGHTS | ({"dax": 6} if dax else {})
         self.model = model
         self.queue: list[dict] = []
         self.orphans: list[int] = []
@@ -239,7 +262,7 @@ class Chooser:
     def next(self) -> dict:
         """The next operation. The draw depends on the seed and on what was applied to the model."""
         while not self.queue:
-            (kind,) = self.rng.choices(list(self.WEIGHTS), list(self.WEIGHTS.values()))
+            (kind,) = self.rng.choices(list(self.weights), list(self.weights.values()))
             self.entries = list(self.model.walk())
             chosen = getattr(self, f"_pick_{kind}")()
             self.queue = chosen if isinstance(chosen, list) else [chosen] if chosen else []
@@ -392,6 +415,10 @@ class Chooser:
         path = self._some("file", "dir")
         return path and {"op": "chmod", "path": path, "mode": self.rng.choice((0o700, 0o750, 0o755))}
 
+    def _pick_dax(self):
+        path = self._some("file", "file", "dir")
+        return path and {"op": "dax", "path": path, "on": self.rng.random() < 0.6}
+
     def _pick_utime(self):
         path = self._some("file")
         return path and {"op": "utime", "path": path, "mtime_ns": self.rng.randrange(1, 2 * 10**18)}
@@ -514,7 +541,7 @@ def _settle(log, record: dict) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def run(root: str, log: str, seed: int, ops: int | None) -> int:
+def run(root: str, log: str, seed: int, ops: int | None, dax: bool = False) -> int:
     """Load *root* for *ops* operations or until the file system dies. Exit status: 0, 1 for a complaint."""
     history = History(log)
     if history.inflight:
@@ -525,7 +552,7 @@ def run(root: str, log: str, seed: int, ops: int | None) -> int:
     # Who starts several loads waits for this line of each before it kills the daemon.
     print("ready", flush=True)
     model, doer, number = history.model, Doer(), history.count
-    chooser = Chooser(seed, model)
+    chooser = Chooser(seed, model, dax)
     last = None if ops is None else number + ops
     while last is None or number < last:
         number += 1
@@ -577,9 +604,10 @@ def main() -> int:
         if name == "run":
             sub.add_argument("--seed", type=int, default=0)
             sub.add_argument("--ops", type=int)
+            sub.add_argument("--dax", action="store_true", help="change DAX flags, too")
     args = parser.parse_args()
     if args.command == "run":
-        return run(args.root, args.log, args.seed, args.ops)
+        return run(args.root, args.log, args.seed, args.ops, args.dax)
     complaints = judge(args.root, args.log)
     print("\n".join(complaints) or "the tree is what the log promises")
     return 1 if complaints else 0

@@ -193,6 +193,9 @@ class Model:
     def _do_chmod(self, op, _result):
         self.find(op["path"]).mode = op["mode"]
 
+    def _do_dax(self, op, _result):
+        """Where the data lie is not seen in the tree."""
+
     def _do_utime(self, op, _result):
         self.find(op["path"]).mtime = op["mtime_ns"]
 

@@ -11,6 +11,7 @@ reused pid by their start time.
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import functools
 import itertools
 import json
@@ -18,6 +19,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -130,7 +132,58 @@ def left_mounts() -> list[str]:
     with open("/proc/self/mounts") as file:
         rows = [line.split() for line in file]
     return [_unescape(row[1]) for row in rows
-            if row[2] in (FS_TYPE, "daxfs") and (PREFIX in row[0] or PREFIX in row[1])]
+            if row[2] in (FS_TYPE, "daxfs", "tmpfs") and (PREFIX in row[0] or PREFIX in row[1])]
+
+
+_FSXATTR = struct.Struct("<5I8x")  # struct fsxattr of linux/fs.h; its first word is the flags
+_FSGETXATTR, _FSSETXATTR, _XFLAG_DAX = 0x801C581F, 0x401C5820, 0x8000
+
+
+def set_dax(path, on: bool = True) -> None:
+    """The DAX flag of a file or directory, as `chattr +x` and `xfs_io -c "chattr +x"` set it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        flags, *others = _FSXATTR.unpack(fcntl.ioctl(fd, _FSGETXATTR, bytes(_FSXATTR.size)))
+        flags = flags | _XFLAG_DAX if on else flags & ~_XFLAG_DAX
+        fcntl.ioctl(fd, _FSSETXATTR, _FSXATTR.pack(flags, *others))
+    finally:
+        os.close(fd)
+
+
+def has_dax(path) -> bool:
+    """Whether a file or directory has the DAX flag."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return bool(_FSXATTR.unpack(fcntl.ioctl(fd, _FSGETXATTR, bytes(_FSXATTR.size)))[0] & _XFLAG_DAX)
+    finally:
+        os.close(fd)
+
+
+class Tmpfs:
+    """A tmpfs of *size* bytes with huge=*huge* (None: as the kernel does), mounted at ``path``."""
+
+    def __init__(self, size: int, huge: str | None = None):
+        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}tmpfs"))
+        options = f"size={size}" + (f",huge={huge}" if huge else "")
+        try:
+            run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.path])
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Unmount it, lazily where something of it is in use. May be called twice."""
+        while mounts_of(self.path):
+            if run(["umount", self.path], check=False).returncode != 0:
+                run(["umount", "-l", self.path], check=False)
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rmdir()
+
+    def __enter__(self) -> "Tmpfs":
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.close()
 
 
 def start_time(pid: int) -> int | None:
@@ -148,21 +201,27 @@ class MountedRegion:
 
     *kind* is ``file`` (sparse file on /dev/shm), ``pool`` (pool directory
     there) or ``path`` with *source* given (never removed). *size* in bytes.
-    *mkfs* are further arguments of mkfs.daxfs, *options* the default mount
-    options, *transport* is added to all options that name none. Made formatted;
+    *pool*: a pool directory in place of *kind*, on a tmpfs of its own with huge=*pool* ("never", "advise",
+    "always", "within_size") and *room* bytes for region and ranges; the first mount gives the root directory
+    the DAX flag, so that everything made in it has one. *mkfs* are further arguments of mkfs.daxfs,
+    *options* the default mount options, *transport* is added to all options that name none. Made formatted;
     ``mount()`` mounts it. A context manager.
     """
 
     def __init__(self, size: int = 256 * MIB, kind: str = "file", source=None, mkfs=(), options: str = "",
-                 transport: str | None = None):
+                 transport: str | None = None, pool: str | None = None, room: int = 1024 * MIB):
         name = f"{PREFIX}{next(_numbers)}"
         base = Path("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
         self.size = size
         self.options = options
         self.transport = transport
         self.given = source is not None
+        kind = "pool" if pool else kind
         ending = "pool" if kind == "pool" else "region"
+        self.tmpfs = Tmpfs(size + room, pool) if pool else None
+        base = self.tmpfs.path if self.tmpfs else base
         self.source = Path(source) if self.given else base / f"{name}.{ending}"
+        self._root_wants_dax = bool(pool)
         self.path = Path(tempfile.gettempdir()) / f"{name}.mnt"
         self.log_file = Path(tempfile.gettempdir()) / f"{name}.log"
         self.pid: int | None = None
@@ -191,10 +250,21 @@ class MountedRegion:
         """Mount with *options* (default: those given at construction) and learn the daemon's pid."""
         if options is not None:
             self.options = options
+        if self._root_wants_dax:
+            self._root_wants_dax = False
+            self._flag_root()
         run(self.mount_command(), timeout=timeout)
         if mounts_of(self.path) != [FS_TYPE]:
             raise CommandError(f"mount.daxfs returned, but {self.path} is {mounts_of(self.path)}")
         return self.adopt()
+
+    def _flag_root(self) -> None:
+        """Give the root directory the DAX flag, by a mount of its own: not every transport has ioctls."""
+        asked, self.transport, options, self.options = self.transport, "dev", self.options, ""
+        self.mount()
+        set_dax(self.path)
+        self.umount()
+        self.transport, self.options = asked, options
 
     def adopt(self) -> "MountedRegion":
         """Learn the pid of the daemon behind the mount."""
@@ -340,12 +410,12 @@ class MountedRegion:
         self.log_file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
-        if self.given:
-            return
-        if self.source.is_dir():
+        if not self.given and self.source.is_dir():
             shutil.rmtree(self.source, ignore_errors=True)
-        else:
+        elif not self.given:
             self.source.unlink(missing_ok=True)
+        if self.tmpfs:
+            self.tmpfs.close()
 
     def __enter__(self) -> "MountedRegion":
         return self

@@ -7,11 +7,14 @@ is to be found on it. Uses daxfs.meta alone, no mount.
 
 import itertools
 import os
+import shutil
+import stat
 from contextlib import contextmanager
 from unittest import mock
 
+from daxfs import layout as L
 from daxfs.errors import CorruptError
-from daxfs.meta import attr, file, fs, mkfs, namespace, xattr
+from daxfs.meta import attr, file, fs, mkfs, namespace, own, placement, poison, xattr
 from daxfs.meta import dir as directory
 from daxfs.region import Region, create_file
 
@@ -62,6 +65,10 @@ def steady(mounted):
 def write(mounted, ino: int, pos: int, data: bytes) -> None:
     """Write as the data path does: fill the fresh pages, drain, publish."""
     node = mounted.open(ino)
+    if node.map.own is not None:
+        write_own(mounted, node, pos, data)
+        mounted.release(node)
+        return
     plan = file.prepare_write(mounted, node, pos, len(data))
     assert plan.length == len(data)
     for pgoff, pages, pfn in plan.fresh:
@@ -75,11 +82,25 @@ def write(mounted, ino: int, pos: int, data: bytes) -> None:
     mounted.release(node)
 
 
+def write_own(mounted, node, pos: int, data: bytes) -> None:
+    """Write into a range: the size first, then the bytes in it."""
+    if pos + len(data) > node.map.size:
+        file.truncate(mounted, node, pos + len(data), mounted.clock())
+    range_ = node.map.own
+    with node.map:
+        range_.cover(node.map, pos >> 12, own.pages_of(pos + len(data)))
+        mounted.region.nt_store((range_.pfn << 12) + pos, data)
+    mounted.region.drain()
+    own.forget_times(mounted, node.ino)
+
+
 def read(mounted, ino: int) -> bytes:
     """All of a file. CorruptError where damage made it larger than any that is made here."""
     node = mounted.node(ino)
     if node.map.size > 64 * MIB:
         raise CorruptError(f"inode {ino}: {node.map.size} bytes")
+    if node.map.own is not None:
+        return os.pread(node.map.own.fd, node.map.size, 0)
     out = bytearray(node.map.size)
     for pgoff, pages, pfn, kind, _ in node.map.extents():
         if kind == 2:
@@ -146,6 +167,71 @@ def flags(mounted) -> None:
     mounted.region.store(4096 + 96, b"\1")
 
 
+def poisoned(mounted) -> None:
+    """Poisoned pages of two files and of free space; the last changes of the list are to be replayed."""
+    ino = lookup(mounted, b"/sparse").ino
+    poison.add(mounted, poison.places(mounted, 0, 1, ino))
+    (start, _), *_ = mounted.alloc.runs()
+    mounted.journal.settle()
+    poison.add(mounted, [(poison.PACKED, start + 2, start + 5)])
+    poison.add(mounted, poison.places(mounted, 0, 1, lookup(mounted, b"/file").ino))
+    poison.clear(mounted, [(poison.PACKED, start + 3, start + 4)])
+
+
+def owned(mounted) -> None:
+    """Files in ranges of their own: made there, moved there and away, removed; with holes, a link, xattrs."""
+    top = namespace.create(mounted, 1, b"dax", 0o040755, CREDS).ino
+    attr.set_flags(mounted, top, L.FLAG_DAX)
+
+    def make(name, mode=0o100644):
+        return namespace.create(mounted, top, name, mode, CREDS).ino
+
+    write(mounted, make(b"small"), 0, content(10000, 20))
+    write(mounted, make(b"twin"), 0, content(12000, 27))
+    make(b"empty")
+    sparse = make(b"sparse")
+    for i in range(8):
+        write(mounted, sparse, i * 100000, content(5000, 30 + i))
+    file.truncate(mounted, mounted.node(sparse), 5 << 20, mounted.clock())
+    cut = make(b"cut")
+    write(mounted, cut, 0, content(50000, 21))
+    file.truncate(mounted, mounted.node(cut), 12345, mounted.clock())
+    xattr.put(mounted, cut, b"user.large", content(5000, 22))
+    sub = make(b"sub", 0o040700)
+    namespace.link(mounted, cut, sub, b"hard")
+    write(mounted, namespace.create(mounted, sub, b"heir", 0o100600, CREDS).ino, 4096, content(4096, 23))
+    moved = make(b"moved")
+    write(mounted, moved, 0, content(30000, 24))
+    follow(mounted, moved, 0)
+    back = namespace.create(mounted, 1, b"own", 0o100644, CREDS).ino
+    write(mounted, back, 8192, content(30000, 25))
+    follow(mounted, back, L.FLAG_DAX)
+    gone = make(b"gone")
+    write(mounted, gone, 0, content(4096, 26))
+    namespace.unlink(mounted, top, b"gone")
+
+
+def follow(mounted, ino: int, flags: int) -> None:
+    """Change the flags of a closed file, and move its data where they say."""
+    attr.set_flags(mounted, ino, flags)
+    node = mounted.open(ino)
+    placement.follow(mounted, node)
+    mounted.release(node)
+
+
+def kill_own(mounted) -> None:
+    """A daemon dies: an open orphan with a range, a range that is longer, one without an inode."""
+    top, longer = lookup(mounted, b"/dax").ino, lookup(mounted, b"/own")
+    ino = namespace.create(mounted, top, b"orphan", 0o100644, CREDS).ino
+    write(mounted, ino, 0, content(9000, 28))
+    node = mounted.open(ino)
+    namespace.unlink(mounted, top, b"orphan")
+    mounted.pool.resize(longer.ino, longer.generation, 40)
+    mounted.pool.create(200, 1)
+    mounted.pool.resize(200, 1, 3)
+    assert node.opens
+
+
 def lookup(mounted, path: bytes):
     """The inode of an absolute path."""
     inode = mounted.inodes.read(1)
@@ -155,10 +241,15 @@ def lookup(mounted, path: bytes):
     return inode
 
 
-def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), flagged=False, **options) -> str:
+def make(
+    path: str, size: int = 16 * MIB, orphan: bool = False, more=(), flagged=False, own_ranges=False,
+    poisonous=False, **options
+) -> str:
     """Format *path* (and *more* sources) and fill it; unmounted cleanly.
 
     *orphan*: the daemon was killed instead, with an unlinked file in use. *flagged*: as `flags` does.
+    *own_ranges*: as `owned` does; *path* ends in a slash, it is a pool directory.
+    *poisonous*: as `poisoned` does.
     """
     for source in (path, *more):
         create_file(source, size)
@@ -166,13 +257,19 @@ def make(path: str, size: int = 16 * MIB, orphan: bool = False, more=(), flagged
         mkfs.make(region, mkfs.plan(region, **{"label": b"frozen", "uuid": UUID, **options}))
         mounted = steady(fs.mount(region))
         fill(mounted)
-        if orphan:
+        if own_ranges:
+            owned(mounted)
+        if own_ranges and orphan:
+            kill_own(mounted)
+        elif orphan:
             ino = namespace.create(mounted, 1, b"orphan", 0o100644, CREDS).ino
             write(mounted, ino, 0, content(9000, 5))
             mounted.open(ino)
             namespace.unlink(mounted, 1, b"orphan")
         elif flagged:
             flags(mounted)
+        elif poisonous:
+            poisoned(mounted)
         else:
             mounted.unmount()
     return path
@@ -202,7 +299,12 @@ def tree(mounted, ino: int = 1, path: bytes = b"") -> dict[bytes, tuple]:
 
 
 def copy(source: str, dest: str) -> str:
-    """Copy a sparse file, holes as holes."""
+    """Copy a sparse file, holes as holes, or a pool directory of such files."""
+    if os.path.isdir(source):
+        os.makedirs(dest, 0o700, exist_ok=True)
+        for name in os.listdir(source):
+            copy(os.path.join(source, name), os.path.join(dest, name))
+        return dest
     with open(source, "rb") as old, open(dest, "wb") as new:
         end = os.fstat(old.fileno()).st_size
         new.truncate(end)
@@ -214,13 +316,31 @@ def copy(source: str, dest: str) -> str:
                 break
             stop = os.lseek(old.fileno(), at, os.SEEK_HOLE)
             at += os.copy_file_range(old.fileno(), new.fileno(), stop - at, at, at)
+    os.chmod(dest, os.stat(source).st_mode)
     return dest
 
 
+def remove(path: str) -> None:
+    """Remove a file, or a pool directory with all that is in it."""
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
 def digest(path: str) -> bytes:
-    """A checksum of a file's bytes, to see that nothing changed."""
+    """A checksum of a file's bytes, to see that nothing changed; of a directory: of all that is in it."""
     import hashlib
 
+    if os.path.isdir(path):
+        whole = hashlib.blake2b()
+        for name in sorted(os.listdir(path)):
+            one = os.path.join(path, name)
+            have = os.lstat(one)
+            plain = stat.S_ISREG(have.st_mode) or stat.S_ISDIR(have.st_mode)
+            whole.update(repr((name, have.st_mode, have.st_nlink)).encode())
+            whole.update(digest(one) if plain else b"")
+        return whole.digest()
     with open(path, "rb") as source:
         os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         return hashlib.file_digest(source, "blake2b").digest()

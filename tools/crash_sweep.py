@@ -72,6 +72,9 @@ def arguments(words=None) -> argparse.Namespace:
     add("--random", type=int, metavar="N", help=f"sequences of set random (default {SIZES.random})")
     add("--ops", type=int, metavar="N",
         help=f"operations in a random sequence (default {SIZES.ops}; with --quick {QUICK_OPS})")
+    add("--ownlong", type=int, metavar="N", help=f"sequences of set ownlong (default {SIZES.ownlong})")
+    add("--observedlong", type=int, metavar="N",
+        help=f"sequences of set observedlong (default {SIZES.observedlong})")
     add("--sample", type=share, metavar="SHARE", help="run only this share of each set: 10%% or 0.1")
     add("--match", metavar="TEXT", help="run only sequences whose name contains TEXT; a full name means one")
     add("--time", type=float, metavar="SECONDS", help="stop after this time; the same command goes on")
@@ -81,7 +84,8 @@ def arguments(words=None) -> argparse.Namespace:
     add("--fresh", action="store_true", help="run what was chosen again, whatever earlier runs found")
     add("--json", action="store_true", help="print the summary as JSON; the last line goes to stderr")
     args = parser.parse_args(words)
-    if args.jobs < 1 or min(args.limit, args.three or 0, args.random or 0, args.ops or 0) < 0:
+    numbers = [getattr(args, name) or 0 for name in dataclasses.asdict(SIZES)]
+    if args.jobs < 1 or min(args.limit, *numbers) < 0:
         parser.error("that number is too small")
     if args.quick:
         args.fresh, args.time, args.out = True, args.time or QUICK_SECONDS, args.out or OUT / "quick"

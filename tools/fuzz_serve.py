@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Mutated requests for the native decoder and its answers, without a mount (daxfs/native/serve_fuzz.c).
 
-    tools/fuzz_serve.py [--count N] [--seed N] [--write nt|cached]
+    tools/fuzz_serve.py [--count N] [--seed N] [--write nt|cached] [--pool]
 
 Each message must get a verdict and a reply of a sane length; one that is refused must store nothing. Samples
 of what would be passed on to pyfuse3 or Python are checked by tests/t3_data/rawmsg.py, which shares nothing
@@ -27,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=1_000_000, help="messages (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=time.time_ns() & 0xFFFFFFFF | 1)
     parser.add_argument("--write", choices=("nt", "cached"), default="nt", help="write policy of the region")
+    parser.add_argument("--pool", action="store_true", help="files in ranges of their own")
     return parser.parse_args()
 
 
@@ -38,7 +39,7 @@ def main() -> int:
         print(f"\r{report['done']:,} of {args.count:,}", end="", file=sys.stderr, flush=True)
 
     print(f"seed {args.seed}")
-    with datakit.Kit() as kit:
+    with datakit.Kit(pool=args.pool) as kit:
         try:
             report = fuzzing.run(kit, args.seed, args.count, progress, write=args.write)
         except AssertionError as wrong:

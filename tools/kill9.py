@@ -31,6 +31,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=3, help="loading processes (default 3)")
     parser.add_argument("--replay-kill", choices=("mixed", "always", "never"), default="mixed",
                         help="kill again while the mount replays the journal")
+    parser.add_argument("--ranges", choices=("mixed", "always", "never"), default="mixed",
+                        help="files with the DAX flag, on a pool directory")
     parser.add_argument("--transport", choices=(*TRANSPORTS, "all"),
                         help="mount with it; all: in turns with those of this host")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy region and logs of failed rounds here")
@@ -77,7 +79,8 @@ def main() -> int:
     if not transports:
         return 2
     seed = args.seed if args.seed is not None else random.randrange(1 << 20)
-    replay_kill = {"mixed": None, "always": True, "never": False}[args.replay_kill]
+    chosen = {"mixed": None, "always": True, "never": False}
+    replay_kill, dax = chosen[args.replay_kill], chosen[args.ranges]
     console.print(f"seeds {seed} to {seed + args.rounds - 1}")
     reports = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -85,7 +88,7 @@ def main() -> int:
         task = progress.add_task("rounds", total=args.rounds)
         for number in range(args.rounds):
             transport = transports[number % len(transports)]
-            plan = Plan.draw(seed + number, args.workers, replay_kill, transport)
+            plan = Plan.draw(seed + number, args.workers, replay_kill, transport, dax)
             report = Round(plan, args.keep).run()
             reports.append(report)
             if report.complaints:

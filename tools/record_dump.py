@@ -29,7 +29,8 @@ from daxfs.testing import log
 LINE = 64
 COLUMNS = ("stores", "bytes", "flushes", "flushed_lines", "drains")
 STORES = (log.STORE, log.NT_STORE, log.NT_FILL)
-AREAS = ("superblock", "state", "journal", "inode", "map", "data", "backup", "label", "region")
+AREAS = ("superblock", "state", "journal", "inode", "map", "data", "backup", "label", "range",
+         "region")
 
 
 def arguments() -> argparse.Namespace:
@@ -59,6 +60,8 @@ class Names:
                 self.ops[event.op] = operation_name(event.data.decode("utf-8", "replace"))
 
     def area(self, place: int) -> str:
+        if place >= log.OWN:
+            return "range"
         return next((name for name, start, end in self.areas if start <= place < end), "region")
 
     def op(self, number: int) -> str:
@@ -215,7 +218,7 @@ def show_sites(console: Console, sites: dict) -> None:
 def event_facts(event, names: Names) -> dict:
     """One event as plain values; the text of an operation as it is, data as their size alone."""
     out = {"kind": log.NAMES[event.kind], "op": event.op, "thread": event.thread}
-    if event.kind in (log.BEGIN, log.END):
+    if event.kind in (log.BEGIN, log.END, log.RANGE):
         return out | {"text": event.data.decode("utf-8", "replace")}
     if event.kind != log.DRAIN:
         out |= {"place": event.place, "length": event.length, "area": names.area(event.place)}
@@ -227,7 +230,7 @@ def event_facts(event, names: Names) -> dict:
 def event_line(event, names: Names) -> str:
     """The same for people."""
     head = f"{event.op:>7} {event.thread:>3}  {log.NAMES[event.kind]:<8} "
-    if event.kind in (log.BEGIN, log.END):
+    if event.kind in (log.BEGIN, log.END, log.RANGE):
         return head + printable(event.data.decode("utf-8", "replace"))
     where = f"{names.area(event.place):<10} {event.place:#x}+{event.length}"
     if event.kind == log.DRAIN:

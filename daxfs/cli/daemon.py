@@ -52,10 +52,11 @@ def start_log(config: MountConfig, foreground: bool) -> None:
 
 
 def start(config: MountConfig, serve: Callable, status_of: Callable[[OSError], int],
-          answers: Callable[[], None]) -> int:
+          answers: Callable[[], None], prog: str = "mount.daxfs") -> int:
     """Fork; the child runs ``serve(config, ready)``. The parent returns a status when the mount answers.
 
     *answers*: called in the parent once the child is ready; an OSError means that the mount does not answer.
+    *prog*: whose name stands before the message if something goes wrong.
     """
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -75,7 +76,7 @@ def start(config: MountConfig, serve: Callable, status_of: Callable[[OSError], i
     reply = json.loads(text)
     if "error" in reply:
         os.waitpid(pid, 0)
-        common.say("mount.daxfs", reply["error"])
+        common.say(prog, reply["error"])
         if os.environ.get("DAXFS_DEBUG") == "1":
             print(reply["traceback"], file=sys.stderr)
         return reply["status"]

@@ -21,6 +21,7 @@ from daxfs import _flush
 from daxfs.cli import common
 from daxfs.cli.stat import console
 from daxfs.fuse import control, mountinfo, transports
+from daxfs.fuse.passthrough import SINCE
 
 CAP_SYS_ADMIN = 21
 # What mount.daxfs negotiates as root beyond libfuse, and the kernel that it came with.
@@ -81,10 +82,76 @@ def kernel(root: Path) -> Finding:
 
 def passthrough(root: Path) -> Finding:
     version = transports.kernel_version(root)
-    why = "direct mappings of files; not used by this version"
-    if version >= (6, 9):
-        return Finding("FUSE passthrough", True, f"kernel {'.'.join(map(str, version))} has it", why)
-    return Finding("FUSE passthrough", None, "no, it came with 6.9", why)
+    since, why = ".".join(map(str, SINCE)), "the kernel maps a file of the pool directory in place of ours"
+    if version < SINCE:
+        todo = f"a kernel from {since} on"
+        return Finding("FUSE passthrough", None, f"no, it came with {since}", why, todo)
+    have = f"kernel {'.'.join(map(str, version))} has it"
+    if not admin(root).ok:
+        return Finding("FUSE passthrough", None, f"{have}, for CAP_SYS_ADMIN alone", why, "mount as root")
+    return Finding("FUSE passthrough", True, have, why)
+
+
+def leases(root: Path) -> Finding:
+    """F_SETLEASE, by which daxfs finds out whether somebody has a range open or mapped."""
+    name, why = "file leases", "chattr -x moves data out of their range once nobody has it mapped"
+    text = _read(root / "proc/sys/fs/leases-enable")
+    if text == "1":
+        return Finding(name, True, "enabled", why)
+    return Finding(name, None, "switched off" if text else "not in this kernel", why,
+                   "sysctl fs.leases-enable=1" if text else "")
+
+
+def fault_records(root: Path) -> Finding:
+    """perf_event_open, by which a client's msync knows without a scan of all which pages were stored to."""
+    name, why = "page fault records", "msync of a large observed mapping looks at what was stored to alone"
+    text = _read(root / "proc/sys/kernel/perf_event_paranoid")
+    if not text:
+        return Finding(name, None, "not in this kernel", why)
+    if int(text) < 2 or admin(root).ok:
+        return Finding(name, True, "for all page faults", why)
+    if int(text) == 2:
+        return Finding(name, None, "without those of system calls: after one all is looked at once", why,
+                       "sysctl kernel.perf_event_paranoid=1, or CAP_PERFMON")
+    return Finding(name, None, f"not for you (kernel.perf_event_paranoid={text})", why,
+                   "sysctl kernel.perf_event_paranoid=2, or 1")
+
+
+def pools(root: Path) -> Finding:
+    """File systems on which a pool directory can have files with ranges of their own, the best first."""
+    why = "a region in a pool directory, whose DAX files are mapped directly; not overlayfs, not hugetlbfs"
+    found = []
+    for mount in mountinfo.mounts(str(root / "proc/self/mountinfo")):
+        words = mount.super_options + mount.options
+        system = re.match("/(sys|proc|dev)(/|$)", mount.mountpoint) and mount.mountpoint != "/dev/shm"
+        if mount.fstype not in ("tmpfs", "ext4", "xfs") or "ro" in words or system:
+            continue
+        dax = next((word for word in words if re.fullmatch("dax(=always|=inode)?", word)), "")
+        huge = next((word for word in words if re.fullmatch("huge=(within_size|always)", word)), "")
+        rank = 0 if dax else 1 if huge else 2 if mount.fstype == "tmpfs" else 3
+        note = "disk" if rank == 3 else dax or huge or "pages of 4 KiB"
+        found.append((rank, f"{mount.mountpoint} ({mount.fstype}, {note})"))
+    best = [text for _, text in sorted(dict.fromkeys(found))]
+    if not best:
+        return Finding("pool directories", None, "no tmpfs, ext4 or XFS", why, "mount -t tmpfs tmpfs DIR")
+    more = f" and {len(best) - 4} more" if len(best) > 4 else ""
+    todo = "" if min(found)[0] < 2 else "mount -t tmpfs -o huge=within_size tmpfs DIR: mappings of 2 MiB"
+    return Finding("pool directories", True, ", ".join(best[:4]) + more, why, todo)
+
+
+def direct(root: Path) -> Finding:
+    """What direct mappings need, together: what is missing, and how to have one where nothing is."""
+    why = "a program's mmap reaches the region's own pages, at the speed of the memory"
+    missing = [one.todo for one in (passthrough(root),) if not one.ok]
+    reasons = transports.reasons(transports.look(root=root))
+    if all(reasons[kind] is not None for kind in _TRANSPORTS):
+        missing.append(f"a native transport ({reasons['dev'].todo or reasons['dev'].why})")
+    if pools(root).ok is None:
+        missing.append("a file system for a pool directory")
+    if missing:
+        return Finding("direct mappings", None, "can't be had", why, "; ".join(missing))
+    how = "mkfs.daxfs --size 1G DIR/, mount it, and chattr +x a file or directory (or mount with dax=always)"
+    return Finding("direct mappings", True, f"can be had: {how}", why)
 
 
 def fuse_init(root: Path) -> Finding:
@@ -154,7 +221,7 @@ def tmpfs_huge(root: Path) -> Finding:
     if found[1] == "force" or huge:
         return Finding("tmpfs huge pages", True, ", ".join(huge) or "forced for all tmpfs", why)
     return Finding("tmpfs huge pages", None, "no tmpfs is mounted with them", why,
-                   "mount -t tmpfs -o huge=always tmpfs DIR, or daxfs quickstart")
+                   "mount -t tmpfs -o huge=within_size tmpfs DIR, or daxfs quickstart")
 
 
 def map_sync(root: Path) -> Finding:
@@ -179,7 +246,7 @@ def pmem(root: Path) -> Finding:
 
 
 def hugetlb(root: Path) -> Finding:
-    why = "a source on hugetlbfs has 2 MiB pages for certain"
+    why = "a source file on hugetlbfs has 2 MiB pages for certain; a pool directory there has no own ranges"
     free = _read(root / "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
     if free and int(free):
         return Finding("hugetlb pages", True, f"{free} of 2 MiB free", why)
@@ -208,7 +275,7 @@ def tools(root: Path) -> list[Finding]:
 
 
 PROBES = (kernel, fuse_device, fusermount, admin, allow_other, passthrough, fuse_init, transport_rows, cpu,
-          tmpfs_huge, hugetlb, map_sync, pmem, tools)
+          direct, pools, leases, fault_records, tmpfs_huge, hugetlb, map_sync, pmem, tools)
 
 
 def examine(root: str = "/") -> list[Finding]:

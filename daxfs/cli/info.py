@@ -57,11 +57,12 @@ def look(text: str) -> dict:
 def mounted(reply: dict) -> dict:
     """The daemon's reply in the shape of `unmounted`."""
     return {
-        **reply["superblock"],
+        **(reply["superblock"] or {}),
         "sources": reply["region"]["sources"],
         "granularity": reply["granularity"], "emulated": reply["emulated"], "pmd": reply["region"]["pmd"],
         "mounted": {name: reply[name] for name in ("pid", "mountpoint", "options", "readonly")},
         "space": reply["space"],
+        "ranges": reply["ranges"],
         "problems": [],
     }  # fmt: skip
 
@@ -98,7 +99,7 @@ def unmounted(sources: list[str]) -> dict:
         described = region.describe()
         found: dict = {"sources": described["sources"], "granularity": described["granularity"],
                        "emulated": described["emulated"], "pmd": _pmd(region), "mounted": None,
-                       "space": None, "problems": problems}  # fmt: skip
+                       "space": None, "pool": None, "problems": problems}  # fmt: skip
         sb = _superblock(region, problems)
         if sb is None:
             return found
@@ -107,6 +108,7 @@ def unmounted(sources: list[str]) -> dict:
             found |= facts.of_state(region.mem, sb.seed)
             fs = metafs.mount(region, readonly=True)
             found |= {"space": facts.of_space(fs), "to_replay": fs.replayed, "orphans": len(fs.orphans)}
+            found["ranges"] = facts.of_ranges(region)
             fs = None
         except (OSError, ValueError, IndexError) as exc:
             problems.append(f"{sources[0]}: {exc}; fsck.daxfs has more to say")
@@ -171,9 +173,10 @@ def rows(found: dict) -> list[tuple[str, str]]:
     out.append(("granularity", f"{found['granularity']}{safety}"))
     out.append(("2 MiB mappings", found["pmd"]))
     if "uuid" not in found:
-        return out
+        return out + ([("state", _state(found) + ", raw")] if found["mounted"] else [])
     out += [("UUID", found["uuid"]), ("label", found["label"] or "-"),
             ("format", f"revision {found['format_rev']}, state of pages in {found['map']}"),
+            ("features", _features(found["features"])),
             ("created", _when(found["created_ns"])),
             ("journal", common.show_size(found["journal_bytes"]))]
     space = found["space"]
@@ -181,11 +184,26 @@ def rows(found: dict) -> list[tuple[str, str]]:
         size, free = common.show_size(space["bytes"]), common.show_size(space["free_bytes"])
         out.append(("data", f"{size}, {free} free"))
         out.append(("inodes", f"{space['inodes']}, {space['free_inodes']} free"))
+        if space["poisoned_bytes"]:
+            out.append(("poisoned", f"{common.show_size(space['poisoned_bytes'])} (daxfs poison list)"))
+    ranges = found.get("ranges")
+    if ranges:
+        size, stored = common.show_size(ranges["bytes"]), common.show_size(ranges["stored_bytes"])
+        out.append(("own ranges", f"{ranges['count']}, {size}, {stored} of storage"))
     if "clean" in found:
         out.append(("mounts", f"{found['mount_count']}, last {_when(found['last_mount_ns'])}"))
         out.append(("last check", _when(found["last_check_ns"])))
         out.append(("state", _state(found)))
     return out
+
+
+def _features(words: dict) -> str:
+    """Feature bits by name, unknown ones by number."""
+    out = []
+    for word, bits in words.items():
+        known = facts.FEATURES.get(word, {})
+        out += [known.get(1 << i, f"{word} {i}") for i in range(64) if bits >> i & 1]
+    return ", ".join(out) or "-"
 
 
 def _state(found: dict) -> str:

@@ -14,8 +14,9 @@ from daxfs.cli import common
 
 PROG = "daxfs"
 # Loaded when called: `daxfs stat` shall not pay for what the others import.
-SUBCOMMANDS = {"quickstart": "quickstart", "info": "info", "stat": "stat", "trace": "trace",
-               "doctor": "doctor", "install-links": "links"}  # fmt: skip
+SUBCOMMANDS = {"quickstart": "quickstart", "info": "info", "raw": "raw", "stat": "stat", "trace": "trace",
+               "revoke": "revoke", "run": "run", "poison": "poison", "doctor": "doctor",
+               "install-links": "links"}  # fmt: skip
 
 
 class Subcommands(click.Group):
@@ -49,10 +50,14 @@ def is_mount(argv: list[str]) -> bool:
 
 
 def main(argv=None) -> int:
-    """Exit status 0, or 1 for any failure; mount's own when it mounts."""
+    """Exit status 0, or 1 for any failure; mount's own when it mounts, raw or not."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if is_mount(argv):
         from daxfs.cli import mount
 
         return mount.main(argv)
+    if argv[:1] == ["raw"]:
+        from daxfs.cli import raw
+
+        return raw.main(argv[1:])
     return common.run(command, PROG, lambda exc: 1, argv or ["--help"], usage=2)

@@ -95,7 +95,7 @@ def look_at(source: str, wanted: int | None) -> str:
     except FileNotFoundError:
         if wanted is None:
             raise SourceError(f"{path}: missing; --size makes it") from None
-        return ""
+        return ranges_at(source)
     if not stat.S_ISREG(st.st_mode) and wanted is not None:
         raise SourceError(f"{source}: has its own size; --size is for files")
     if wanted is not None and st.st_size > wanted:
@@ -103,7 +103,17 @@ def look_at(source: str, wanted: int | None) -> str:
     loop = loop_device(st) if stat.S_ISREG(st.st_mode) else ""
     if loop:
         raise SourceError(f"{path}: busy: it stands behind {loop}")
-    return own_magic(path, st) or signature(path, st)
+    return own_magic(path, st) or signature(path, st) or ranges_at(source)
+
+
+def ranges_at(source: str) -> str:
+    """Says whether a pool directory has ranges of an older region, which making a new one removes."""
+    names: list[str] = []
+    if is_pool(source):
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(os.path.join(source, layout.RANGES_NAME))
+    count = sum(layout.range_owner(name) is not None for name in names)
+    return f"{count} ranges of a region that is gone" if count else ""
 
 
 def loop_device(st: os.stat_result) -> str:

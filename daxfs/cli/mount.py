@@ -48,17 +48,24 @@ def command(source, directory, texts, foreground, ro, rw, verbose, fstype, names
     if ro or rw:
         config.readonly = ro
         config.given.add("ro" if ro else "rw")
-    config.mountpoint = directory
     if config.remount:
+        config.mountpoint = directory
         return remount(config, verbose)
+    return start(config, source, directory, foreground, verbose, serve)
+
+
+def start(config: options.MountConfig, source: str, directory: str, foreground: bool, verbose: bool,
+          serve_it, prog: str = PROG) -> int:
+    """Mount *source* at *directory* with ``serve_it(config, ready)``, here or in a daemon; exit status."""
+    config.mountpoint = directory
     config.fsname = config.fsname or source
     config.sources = [absolute(path) for path in options.source_list(source)]
     check_mountpoint(config)
     if foreground:
         daemon.start_log(config, foreground=True)
-        serve(config, lambda: say_mounted(config, verbose))
+        serve_it(config, lambda: say_mounted(config, verbose))
         return 0
-    status = daemon.start(config, serve, status_of, lambda: check_answers(config))
+    status = daemon.start(config, serve_it, status_of, lambda: check_answers(config), prog)
     if status == 0:
         say_mounted(config, verbose)
     return status
@@ -91,9 +98,9 @@ def check_mountpoint(config: options.MountConfig) -> None:
 
 def serve(config: options.MountConfig, ready) -> None:
     """The serving process: the one place of the commands that needs pyfuse3."""
-    from daxfs.fuse import session
+    from daxfs.fuse import fs_session, session
 
-    session.run(config, ready, common.patiently)
+    session.run(fs_session.FsSession, config, ready, common.patiently)
 
 
 def check_answers(config: options.MountConfig) -> None:
@@ -123,7 +130,7 @@ def remount(config: options.MountConfig, verbose: bool) -> int:
     mount = mountinfo.mount_at(where)
     if mount is None or mount.fstype not in mountinfo.TYPES:
         raise DaxfsError(f"{config.mountpoint}: no daxfs is mounted here", errno.EINVAL)
-    _check_record(config, mount)
+    _check_fixed(config, mount)
     wish = _wish(config)
     flags = _remount_flags(config, mount)
     if wish.get("readonly"):
@@ -132,7 +139,8 @@ def remount(config: options.MountConfig, verbose: bool) -> int:
     else:
         control.ask_mount(mount, {"set": wish})
         _kernel_remount(where, flags)
-    asked = config.given & (set(options.CHOICES) | set(options.COUNTS) | set(options.IDS) | {"log_file"})
+    lasting = {*options.CHOICES, *options.COUNTS, *options.IDS, "log_file", "raw", "revoke"} - {"dax"}
+    asked = config.given & lasting
     if asked:
         common.say(PROG, f"a remount leaves these as they are: {', '.join(sorted(asked))}")
     if verbose:
@@ -140,12 +148,18 @@ def remount(config: options.MountConfig, verbose: bool) -> int:
     return 0
 
 
-def _check_record(config: options.MountConfig, mount: mountinfo.Mount) -> None:
-    """UsageError where a remount is to begin or move a recording; what fstab says again may be there."""
-    if "record" in config.given:
-        have = control.ask_mount(mount, {"get": "stat"})["recording"]
-        if not have or have["path"] != config.record:
-            raise UsageError("record= can't be changed by a remount; umount and mount")
+def _check_fixed(config: options.MountConfig, mount: mountinfo.Mount) -> None:
+    """UsageError where a remount is to change dax=, or to begin or move a recording.
+
+    What fstab says again may be there.
+    """
+    if not config.given & {"dax", "record"}:
+        return
+    have = control.ask_mount(mount, {"get": "info"})
+    if "dax" in config.given and (now := options.parse(have["options"]).dax) != config.dax:
+        raise UsageError(f"dax= can't be changed by a remount, it is {now}; umount and mount")
+    if "record" in config.given and (have["recording"] or {}).get("path") != config.record:
+        raise UsageError("record= can't be changed by a remount; umount and mount")
 
 
 def _wish(config: options.MountConfig) -> dict:

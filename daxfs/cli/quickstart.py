@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """daxfs quickstart: an emulated region, formatted, mounted and tried, in one go; --undo takes it away.
 
-Limits: uses the other commands as a user would and shows them; root gets a tmpfs of its own with huge pages,
-others a file on /dev/shm. What was made is written to a state file, and --undo removes what stands there.
+Limits: uses the other commands as a user would and shows them. The source is a pool directory: for root on a
+tmpfs of its own, for others on /dev/shm; it says which and why (`pick`). What was made is written to a state
+file, and --undo removes what stands there.
 """
 
 import errno
@@ -24,6 +25,7 @@ from daxfs.fuse import mountinfo
 ROOT_BASE = "/run/daxfs-quickstart"
 FIO = ("--name=quickstart --size=16M --bs=4k --rw=randrw --ioengine=psync --direct=1 --runtime=2 "
        "--time_based --verify=crc32c --verify_state_save=0 --unlink=1 --output-format=json")
+SHMEM = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 XFS_IO = ("pwrite -S 0xda 0 1m", "fsync", "pread -v 0 16", "mmap 0 64k", "mwrite -S 0xfe 4096 100",
           "msync -s")
 
@@ -46,6 +48,26 @@ def read_state() -> dict | None:
     except ValueError as exc:
         raise DaxfsError(f"{base()}/state.json is damaged; umount and remove {base()} by hand") from exc
     return state
+
+
+def pick(root: bool) -> tuple[str, str]:
+    """(what a tmpfs of our own is mounted with, "" for none; what was picked and why)."""
+    if not root:
+        mount = mountinfo.mount_at("/dev/shm")
+        huge = next((word for word in mount.super_options if word.startswith("huge=")), "") if mount else ""
+        pages = f"with {huge}" if huge else "with pages of 4 KiB"
+        return "", (f"a pool directory on /dev/shm, {pages}: only root can mount a tmpfs with larger ones; "
+                    "mappings go through the page cache, for only root can have direct ones")
+    try:
+        enabled = Path(SHMEM).read_text()
+    except FileNotFoundError:
+        enabled = "[deny]"
+    if "[deny]" in enabled:
+        return "mode=0700", "a pool directory on a tmpfs of its own, whose pages have 4 KiB on this kernel"
+    # huge=always takes 2 MiB for a file of one byte, and gives them back only when nothing else is left.
+    return "mode=0700,huge=within_size", (
+        "a pool directory on a tmpfs of its own: pages of 2 MiB wherever a file has so many bytes, and small "
+        "files stay small (huge=within_size)")
 
 
 def is_mounted(path: str) -> bool:
@@ -83,25 +105,29 @@ def begin(directory: str | None, size: int) -> None:
     """Everything, in order; what was made goes again if a step fails."""
     home = base()
     home.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700)
-    state = {"directory": os.path.abspath(directory or home / "mnt"), "source": str(home / "memory/region"),
-             "tmpfs": os.geteuid() == 0, "made_directory": False}  # fmt: skip
+    options, picked = pick(os.geteuid() == 0)
+    state = {"directory": os.path.abspath(directory or home / "mnt"), "source": str(home / "memory"),
+             "tmpfs": bool(options), "made_directory": False}  # fmt: skip
+    click.echo(f"Picked {picked}.")
     try:
         save(state)
-        (home / "memory").mkdir()
+        (home / "memory").mkdir(mode=0o700)
         if state["tmpfs"]:
-            options = f"size={size + (1 << 20)},mode=0700,huge=always"
+            # As much again for the ranges of DAX files.
+            options = f"size={2 * size + (4 << 20)},{options}"
             show(["mount", "-t", "tmpfs", "-o", options, "daxfs-quickstart", home / "memory"])
         if not os.path.isdir(state["directory"]):
             os.makedirs(state["directory"])
             state["made_directory"] = True
             save(state)
-        show([program("mkfs.daxfs"), "--size", str(size), state["source"]])
+        show([program("mkfs.daxfs"), "--size", str(size), state["source"] + "/"])
         show([program("mount.daxfs"), state["source"], state["directory"]])
         try_it(Path(state["directory"]))
     except BaseException:
         take_away(state, quiet=True)
         raise
-    click.echo(f"\nMounted on {state['directory']} (emulated: not power-fail safe).")
+    click.echo(f"\nMounted on {state['directory']} (emulated: not power-fail safe).\n"
+               f"New files in {state['directory']}/dax have the DAX flag, and ranges of their own.")
     what_next(state)
 
 
@@ -133,15 +159,20 @@ def try_it(directory: Path) -> None:
         os.fsync(file.fileno())
     if hello.read_text() != "hello, daxfs\n":
         raise DaxfsError(f"{hello}: reads back otherwise than it was written")
-    xfs_io, fio = common.find_tool("xfs_io"), common.find_tool("fio")
+    xfs_io, fio, chattr = (common.find_tool(name) for name in ("xfs_io", "fio", "chattr"))
+    dax = directory / "dax"
+    click.echo(f"$ mkdir {dax}")
+    dax.mkdir()
+    if chattr:
+        show([chattr, "+x", dax])
     if xfs_io:
         commands = [part for one in XFS_IO for part in ("-c", one)]
-        show([xfs_io, "-f", *commands, directory / "xfs_io"])
+        show([xfs_io, "-f", *commands, dax / "xfs_io"])
     if fio:
         text = show([fio, f"--directory={directory}", *FIO.split()], output=False)
         for line in fio_summary(text):
             click.echo(f"  {line}")
-    for name, path in (("xfs_io", xfs_io), ("fio", fio)):
+    for name, path in (("xfs_io", xfs_io), ("fio", fio), ("chattr", chattr)):
         if not path:
             click.echo(f"({name} is not installed, so its job is left out)")
 

@@ -61,8 +61,16 @@ def render(facts: dict, before: dict | None = None, seconds: float = 0) -> Group
     parts = [head(facts), operations(facts, before, seconds)]
     if facts["transport"]["kind"] != "pyfuse3":
         parts.append(answered(facts))
+    if "dax" in facts:  # not of a raw mount, which has no files of its own
+        parts.append(dax(facts["dax"]))
     if facts["faults"]["faults"]:
         parts.append(faults(facts["faults"]))
+    if answered_faults := (facts.get("dax", {}).get("observed", {}).get("handler") or {}).get("faults"):
+        parts.append(handled(answered_faults))
+    if any(one["count"] for _, one, _ in write_backs(facts)):
+        parts.append(flushing(facts))
+    if facts["raw"]:
+        parts.append(raw(facts["raw"]))
     parts.append(layers(facts))
     return Group(*(part for one in parts for part in (one, Text(""))))
 
@@ -146,11 +154,81 @@ def answered(facts: dict) -> Table:
     return table
 
 
+def dax(found: dict) -> Table:
+    """Direct mappings: the policy, whether they can be had, ranges, and data that went to or from one."""
+    moves = found["moves"]
+    rows = [("dax=", found["policy"]),
+            ("direct mappings", f"none: {found['why_not']}" if found["why_not"] else "can be had"),
+            ("DAX files open", f"{found['open']}, {found['direct']} of them direct")]
+    if found["ranges"]:
+        rows.append(("own ranges in use", f"{found['ranges']} of {show_size(found['range_bytes'])} together"))
+    if found["coarse_fsyncs"]:
+        size = show_size(found["coarse_bytes"])
+        rows.append(("coarse fsyncs", f"{found['coarse_fsyncs']}, which took {size} for dirty: nobody tracks "
+                                      "what is stored through direct mappings"))
+    observed = found["observed"]
+    if observed["mappings"] or observed["looks"]:
+        rows.append(("observed", f"{observed['mappings']} mappings of {observed['clients']} programs; "
+                                 f"{observed['precise_fsyncs']} fsyncs, {observed['pages_found']} pages; "
+                                 f"{observed['given_up']} could not look"))
+    if any(moves.values()):
+        rows.append(("moves", f"{moves['to_own']} to own ranges, {moves['to_packed']} back, "
+                              f"{show_size(moves['bytes'])}, the longest {show_time(moves['longest_ns'])}; "
+                              f"{moves['put_off']} put off, {moves['failed']} failed"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name, "bold"), Text(value))
+    return table
+
+
 def faults(found: dict) -> Table:
-    """Faults by kind, size, result and reason, the most frequent first."""
+    """Faults of cached mappings by kind, size, result and reason, the most frequent first."""
     table = _grid("fault", "size", "result", "reason", ">count")
     for row in sorted(found["faults"], key=lambda row: -row["count"]):
         table.add_row(row["kind"], row["size"], row["result"], row["reason"], str(row["count"]))
+    return table
+
+
+def handled(rows: list[dict]) -> Table:
+    """Faults that the daemon answered (fault=user), and how long that took, the most frequent first."""
+    table = _grid("fault=user", "size", "result", "reason", ">count", ">p50 ≤", ">p99 ≤")
+    for row in sorted(rows, key=lambda row: -row["count"]):
+        table.add_row(row["kind"], "PMD" if row["order"] else "PTE", row["result"], row["reason"],
+                      str(row["count"]), show_time(row["p50_ns"]), show_time(row["p99_ns"]))
+    return table
+
+
+def write_backs(facts: dict) -> list[tuple[str, dict, dict]]:
+    """(what, its times, its pages): write-backs, and looks at what programs stored."""
+    found = [("dirty pages", facts["writeback"], facts["writeback_pages"])]
+    observed = facts.get("dax", {}).get("observed")
+    if observed:
+        found.append(("looks (kernel)", observed["look"], observed["look_pages"]))
+        if handler := observed["handler"]:
+            found.append(("entries (user)", handler["writeback"], handler["writeback_pages"]))
+    return found
+
+
+def flushing(facts: dict) -> Table:
+    """Write-backs by where what is dirty was known, with times and pages of one."""
+    table = _grid("write-back", ">count", ">mean", ">p50 ≤", ">p99 ≤", ">pages", ">p50 ≤", ">p99 ≤")
+    for name, times, pages in write_backs(facts):
+        if times["count"]:
+            table.add_row(name, str(times["count"]), show_time(times["total_ns"] / times["count"]),
+                          show_time(times["p50_ns"]), show_time(times["p99_ns"]), str(pages["total_pages"]),
+                          str(pages["p50_pages"]), str(pages["p99_pages"]))
+    return table
+
+
+def raw(files: list[dict]) -> Table:
+    """The raw region's files, and how they are mapped by who opens them first from now on."""
+    table = _grid("raw file", "source", ">size", ">opens", "mappings")
+    for one in files:
+        direct = "direct" if one["direct"] or (one["dax"] and not one["opens"]) else "cached"
+        why = f" ({one['why_not']})" if one["why_not"] and direct == "cached" else ""
+        table.add_row(one["name"], one["path"], show_size(one["bytes"]), str(one["opens"]), direct + why)
     return table
 
 
@@ -166,6 +244,15 @@ def show_counter(name: str, value) -> str:
 
 def layers(facts: dict) -> Table:
     """The layers below, side by side: tracker and flush, journal and space."""
+    table = Table.grid(padding=(0, 4, 1, 0))
+    cells = [_plain("tracker", facts["tracker"]), _plain("flush", facts["flush"])]
+    cells += _file_system(facts) if "space" in facts else []
+    for left, right in zip(cells[::2], cells[1::2] + [Text("")], strict=False):
+        table.add_row(left, right)
+    return table
+
+
+def _file_system(facts: dict) -> list[Table]:
     page = facts["space"].get("page_size", 4096)
     space = facts["space"]
     known = {
@@ -174,14 +261,10 @@ def layers(facts: dict) -> Table:
         "inodes": str(space["files"]),
         "inodes free": str(space["ffree"]),
         "quarantined": show_size(space.get("quarantined", 0) * page),
+        "poisoned": show_size(space.get("poisoned", 0) * page),
     }
-    table = Table.grid(padding=(0, 4, 1, 0))
-    cells = [_plain("tracker", facts["tracker"]), _plain("flush", facts["flush"]),
-             _plain("journal", facts["journal"]), _plain("space", known),
-             _plain("inodes", facts.get("inodes", {}))]
-    for left, right in zip(cells[::2], cells[1::2] + [Text("")], strict=False):
-        table.add_row(left, right)
-    return table
+    return [_plain("journal", facts["journal"]), _plain("space", known),
+            _plain("inodes", facts.get("inodes", {}))]
 
 
 def _plain(title: str, values: dict) -> Table:

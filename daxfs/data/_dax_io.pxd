@@ -4,12 +4,19 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from daxfs._flush cimport Flush, daxfs_flush
 from daxfs._iomap cimport FileMap, RangeTable, filemap, range_table
+from daxfs.data._trace cimport TraceRing, trace_ring
 from daxfs.data._tracker cimport Tracker, dax_tracker
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base
         size_t iov_len
+
+cdef extern from "daxfs/native/latency.h" nogil:
+    enum: LATENCY_BUCKETS
+    struct latency:
+        uint64_t total
+        uint64_t bucket[40]
 
 cdef extern from "daxfs/native/daxio.h" nogil:
     struct daxio:
@@ -18,6 +25,8 @@ cdef extern from "daxfs/native/daxio.h" nogil:
         dax_tracker *tracker
         int nt, drain_write, writable, ram
         uint64_t dirtied_pages, flushed_pages, writebacks
+        latency writeback_ns, writeback_pages
+        trace_ring *trace
     int dax_copy_out(daxio *io, const filemap *f, uint64_t pos, uint64_t size, char *target)
     int dax_pieces(daxio *io, const filemap *f, uint64_t pos, uint64_t size, iovec *iov, int max)
     int dax_touch(daxio *io, const filemap *f, uint64_t pos, uint64_t size)
@@ -29,11 +38,12 @@ cdef extern from "daxfs/native/daxio.h" nogil:
 
 @cython.no_gc_clear
 cdef class DaxIo:
-    cdef daxio io                # good while this object lives: it points into the next four, so they go last
+    cdef daxio io                # good while this object lives: it points into the next five, so they go last
     cdef RangeTable ranges
     cdef Flush flush
     cdef object region
     cdef readonly Tracker tracker
+    cdef readonly TraceRing trace    # shared by all that happens on the mount
     cdef int _check(self) except -1
     cdef int _fill_over(self, FileMap f, uint64_t pgoff, uint64_t pages, uint64_t pos, uint64_t size,
                         const char *source)

@@ -19,6 +19,7 @@ from libc.stdint cimport int64_t, uint64_t, UINT64_MAX, uintptr_t
 from daxfs._iomap cimport IOMAP_MAPPED, FileMap, filemap_lookup, iomap, range_enter, range_exit
 
 from daxfs.errors import UsageError, fail
+from daxfs.latency import Operation
 from daxfs.pfn import sg_list
 
 cdef extern from *:
@@ -43,6 +44,10 @@ cdef inline uint64_t _min(uint64_t a, uint64_t b) noexcept nogil:
     return a if a < b else b
 
 
+cdef object _histogram(latency *l):
+    return Operation.of(counter(&l.total), [counter(&l.bucket[n]) for n in range(LATENCY_BUCKETS)])
+
+
 cdef class DaxIo:
     """The data path of one region.
 
@@ -56,6 +61,8 @@ cdef class DaxIo:
                              f"drain one of {', '.join(DRAIN_POLICIES)}")
         self.region, self.ranges, self.flush, self.tracker = region, region.table, region.flush, tracker
         self.io.table, self.io.ops, self.io.tracker = &self.ranges.t, self.flush.t, tracker.t
+        self.trace = TraceRing()
+        self.io.trace = &self.trace.r
         self.io.nt, self.io.drain_write = write == "nt", drain == "write"
         self.io.writable = region.mode != "ro"
         self.io.ram = all(source.detected.medium == "emulated" for source in region.sources)
@@ -85,6 +92,25 @@ cdef class DaxIo:
         """Calls of writeback that did not fail, by any thread."""
         return counter(&self.io.writebacks)
 
+    @property
+    def address(self):
+        """Of its struct daxio (native/daxio.h), good while this object lives: for the fault handler."""
+        return <uintptr_t>&self.io
+
+    def snapshot(self):
+        """Policies and counters, for reports."""
+        return {
+            "write": "nt" if self.nt else "cached",
+            "drain": "write" if self.drain_write else "fsync",
+            "dirtied_bytes": self.dirtied_pages << SHIFT,
+            "flushed_bytes": self.flushed_pages << SHIFT,
+            "writebacks": self.writebacks,
+        }
+
+    def writeback_times(self):
+        """(Operation of ns, Operation of pages): write-backs that found something dirty."""
+        return _histogram(&self.io.writeback_ns), _histogram(&self.io.writeback_pages)
+
     # -- reading ---------------------------------------------------------------------------
 
     def read(self, FileMap f not None, uint64_t pos, uint64_t size):
@@ -101,7 +127,8 @@ cdef class DaxIo:
         if pos >= end:
             return b""
         size = _min(size, end - pos)
-        if size >= VIEW_FROM:
+        # A view of an own range could lose pages while it is sent: a program may take them away.
+        if size >= VIEW_FROM and f.m.own == NULL:
             with nogil:
                 f.read_lock()
                 filemap_lookup(&f.m, pos >> SHIFT, &m)

@@ -23,7 +23,7 @@ cdef extern from "daxfs/native/wire.h" nogil:
 cdef extern from "daxfs/native/serve.h" nogil:
     enum: SERVE_PIECES, SERVE_BUCKETS
     enum: SERVE_DONE, SERVE_RELAY, SERVE_CALL, SERVE_FORGET, SERVE_INTERRUPT, SERVE_DROP
-    uint32_t SERVE_WRITE, SERVE_DIRECT, SERVE_DSYNC, SERVE_NOATIME, SERVE_DIRECTORY
+    uint32_t SERVE_WRITE, SERVE_DIRECT, SERVE_DSYNC, SERVE_NOATIME, SERVE_DIRECTORY, SERVE_RAW
     struct serve_msg:
         const wire_in *head
         const char *arg
@@ -45,7 +45,8 @@ cdef extern from "daxfs/native/serve.h" nogil:
     struct serve_limits:
         int writes, nothing, atime, lazytime, getattr
         char *inodes
-        uint64_t inode_limit, max_write
+        uint64_t inode_limit, raw_first, raw_end, max_write
+        int parks, ranges
     struct serve_counts:
         uint64_t *count
         uint64_t *errors
@@ -53,23 +54,36 @@ cdef extern from "daxfs/native/serve.h" nogil:
         uint64_t *relayed
         uint64_t **bucket
         uint64_t malformed
+    struct serve_opener:
+        uint32_t flags, uid, gid, pid
+    enum: SERVE_PARKED_MOST, SERVE_PARKED_EACH
     struct server:
         daxio *io
         serve_limits limits
         serve_fault fault
         void *fault_ctx
         int64_t test_time
+        int armed
         int64_t (*now)(server *s) noexcept nogil
     int server_init(server *s, daxio *io)
     void server_destroy(server *s)
     int64_t server_realtime(server *s)
-    uint64_t server_open(server *s, filemap *f, uint64_t ino, uint32_t flags)
+    uint64_t server_open(server *s, filemap *f, uint64_t ino, uint32_t flags, int32_t backing,
+                         const serve_opener *opener)
+    uint32_t server_opener(server *s, uint64_t fh)
+    uint32_t server_taken(server *s, uint64_t fh)
+    void server_opened(server *s, uint64_t fh, uint32_t open_flags)
     int server_close(server *s, uint64_t fh)
     int serve_split(const char *bytes, size_t n, serve_msg *m)
     int serve "serve"(server *s, serve_counts *c, const serve_msg *m, serve_reply *r)
     void serve_done(server *s, serve_reply *r)
     size_t serve_arg_size(uint32_t opcode)
     void serve_counts_add(serve_counts *sum, const serve_counts *c)
+
+cdef extern from "daxfs/native/serve_park.h" nogil:
+    int server_reap(server *s, uint64_t ino, int64_t age, uint64_t *fh)
+    int server_parked(server *s, uint64_t *ino)
+    int server_disarm(server *s)
 
 cdef extern from "daxfs/native/serve_fuzz.h" nogil:
     enum: FUZZ_MESSAGE, FUZZ_VERDICTS

@@ -9,17 +9,18 @@ Metadata thread: open, close, the limits. `feed` and `counts`: one thread at a t
 transport's. No method may be called while a FileMap lock is held.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from daxfs._iomap cimport FileMap
 
-from daxfs.data.latency import Operation
+from daxfs.latency import Operation
 from daxfs.errors import UsageError, fail
 
-WRITE, DIRECT, DSYNC, NOATIME, DIRECTORY = (
-    SERVE_WRITE, SERVE_DIRECT, SERVE_DSYNC, SERVE_NOATIME, SERVE_DIRECTORY)
+WRITE, DIRECT, DSYNC, NOATIME, DIRECTORY, RAW = (
+    SERVE_WRITE, SERVE_DIRECT, SERVE_DSYNC, SERVE_NOATIME, SERVE_DIRECTORY, SERVE_RAW)
+PARKED_MOST, PARKED_EACH = SERVE_PARKED_MOST, SERVE_PARKED_EACH
 VERDICTS = ("done", "relay", "call", "forget", "interrupt", "drop")
 ATIME_POLICIES = ("noatime", "relatime", "strictatime")
 WRONG = ("", "no such verdict", "no errno, or one without an answer", "a reply of the wrong length",
@@ -78,12 +79,21 @@ cdef class Server:
 
     # -- handles ---------------------------------------------------------------------------
 
-    def open(self, FileMap f, uint64_t ino, uint32_t flags=0):
-        """A handle on a file or, with DIRECTORY, a directory: its number, never 0. *f*: its map."""
+    def open(self, FileMap f, uint64_t ino, uint32_t flags=0, int32_t backing=0, opener=None):
+        """A handle on a file or, with DIRECTORY, a directory: its number, never 0. *f*: its map.
+
+        *backing*: the kernel's number of the file that mappings are of; the reply to OPEN or CREATE names it.
+        *opener*: (flags of open(2), uid, gid, pid) where a later OPEN that is the same may get this handle
+        once it is parked; None: it never is.
+        """
         cdef uint64_t fh
+        cdef serve_opener by
         if f is None and not flags & SERVE_DIRECTORY:
             raise UsageError("a file has a map")
-        fh = server_open(&self.s, NULL if f is None else &f.m, ino, flags)
+        if opener is not None:
+            by.flags, by.uid, by.gid, by.pid = opener
+        fh = server_open(&self.s, NULL if f is None else &f.m, ino, flags, backing,
+                         NULL if opener is None else &by)
         if not fh:
             raise MemoryError
         self.maps[fh] = f
@@ -100,6 +110,44 @@ cdef class Server:
 
     def __len__(self):
         return len(self.maps)
+
+    # -- parked handles (native/serve_park.h) ----------------------------------------------
+
+    def opened(self, uint64_t fh, uint32_t open_flags):
+        """The reply to its OPEN had these FOPEN_ flags (the transport says so by itself)."""
+        server_opened(&self.s, fh, open_flags)
+
+    def opener(self, uint64_t fh):
+        """The pid of who opened it, by the last OPEN that it answered; 0: not known."""
+        return server_opener(&self.s, fh)
+
+    def taken(self, uint64_t fh):
+        """How often it answered one more OPEN while it was parked: who had it before may have mappings."""
+        return server_taken(&self.s, fh)
+
+    def reap(self, uint64_t ino=0, double age=0):
+        """The numbers of handles, not parked any more, that had been for *age* seconds: to be closed now.
+
+        *ino*: of that inode; 0: of all.
+        """
+        cdef uint64_t fh[SERVE_PARKED_MOST]
+        cdef int n = server_reap(&self.s, ino, <int64_t>(age * 1e9), fh)
+        return [fh[i] for i in range(n)]
+
+    def parked(self):
+        """The inodes with parked handles, each as often as it has some."""
+        cdef uint64_t ino[SERVE_PARKED_MOST]
+        cdef int n = server_parked(&self.s, ino)
+        return [ino[i] for i in range(n)]
+
+    @property
+    def armed(self):
+        """Handles were parked since the last `disarm`, and who waits for that was told."""
+        return bool(self.s.armed)
+
+    def disarm(self):
+        """True: nothing is parked, and the next one that is will be told again."""
+        return bool(server_disarm(&self.s))
 
     # -- limits ----------------------------------------------------------------------------
 
@@ -159,6 +207,15 @@ cdef class Server:
         self.s.limits.inode_limit = value
 
     @property
+    def raw(self):
+        """Numbers of the raw region's inodes, as a range; they stand in no table."""
+        return range(self.s.limits.raw_first, self.s.limits.raw_end)
+
+    @raw.setter
+    def raw(self, numbers):
+        self.s.limits.raw_first, self.s.limits.raw_end = numbers.start, numbers.stop
+
+    @property
     def max_write(self):
         """Bytes of the largest READ, WRITE and READDIR."""
         return self.s.limits.max_write
@@ -175,6 +232,24 @@ cdef class Server:
     @inodes.setter
     def inodes(self, uintptr_t address):
         self.s.limits.inodes = <char *>address
+
+    @property
+    def parks(self):
+        """Handles may be parked, and opens may get them."""
+        return bool(self.s.limits.parks)
+
+    @parks.setter
+    def parks(self, bint value):
+        self.s.limits.parks = value
+
+    @property
+    def ranges(self):
+        """Descriptor of the folder of own ranges, open until the last request; -1: none."""
+        return self.s.limits.ranges
+
+    @ranges.setter
+    def ranges(self, int fd):
+        self.s.limits.ranges = fd
 
     def set_clock(self, time):
         """*time*: ns since the epoch that every request sees from now on; None: the real time."""

@@ -28,8 +28,6 @@ cdef extern from "daxfs/native/transport.h" nogil:
         int interrupted
     struct channel:
         serve_counts counts
-    struct trace_event:
-        uint32_t kind
     struct transport:
         int event_fd
         int ended
@@ -45,8 +43,6 @@ cdef extern from "daxfs/native/transport.h" nogil:
     void transport_pump(transport *t)
     int transport_linger(transport *t, int fd, int loop, unsigned ns)
     void transport_reply(transport *t, pending *p, int error, const iovec *iov, int n)
-    int transport_trace(transport *t, int on)
-    int transport_trace_read(transport *t, trace_event *out)
     int uring_probe()
 
 cdef extern from *:
@@ -216,16 +212,3 @@ cdef class Transport:
         for i in range(self.t.nchannels):
             all[i] = &self.t.channel[i].counts
         return self.server.summed(all, self.t.nchannels)
-
-    def trace(self, bint on):
-        """Begin or end to keep an event for each request and reply. MemoryError: no room for them."""
-        if transport_trace(&self.t, on):
-            raise MemoryError
-
-    def trace_read(self):
-        """The events since the last call, as bytes (daxfs/fuse/trace.py takes them apart)."""
-        cdef trace_event e
-        out = []
-        while len(out) < 1024 and transport_trace_read(&self.t, &e):
-            out.append(PyBytes_FromStringAndSize(<char *>&e, sizeof(e)))
-        return out

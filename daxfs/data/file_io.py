@@ -8,13 +8,19 @@ stores the size. The file's lock is held from the first look to the end: native 
 write meanwhile. Metadata thread; no suspension point.
 """
 
+import errno
+import logging
+
 from .. import layout as L
 from .._flush import StateArena
-from .._iomap import PLAIN, UNSETTLED
-from ..meta import attr, extent, fallocate, file, prealloc
+from .._iomap import COARSE, PLAIN, POISONED, UNSETTLED
+from ..errors import fail
+from ..meta import attr, extent, fallocate, file, own, placement, prealloc
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from ._dax_io import DaxIo
 from ._tracker import PteTracker
+
+log = logging.getLogger(__name__)
 
 TRACKERS = {"pte": PteTracker}
 
@@ -43,14 +49,26 @@ class FileIo:
         self.arena = state_arena(fs)
         self.tracker = TRACKERS[track](self.arena)
         self.dax = DaxIo(fs.region, self.tracker, write, drain)
+        self.coarse_fsyncs = self.coarse_pages = 0  # fsyncs that took all of a file for dirty; what that was
 
     def opened(self, node) -> None:
         """Call once for each open, before the first write."""
+        if node.opens == 1:
+            placement.follow(self.fs, node)
+            if own.is_stored_to(self.fs, node):
+                node.map.set_state(COARSE)
         self.tracker.attach(node.map)
         attr.note_plain(self.fs, node)
 
-    def read(self, node, pos: int, size: int, noatime: bool = False):
-        """Up to *size* bytes at *pos* (see `DaxIo.read`: a view must be used up before anything changes)."""
+    def read(self, node, pos: int, size: int, noatime: bool = False, short: bool = True):
+        """Up to *size* bytes at *pos* (see `DaxIo.read`: a view must be used up before anything changes).
+
+        EIO at a poisoned page, and where one follows, unless *short*: the page cache takes a short answer
+        for the end of the file.
+        """
+        self._mend(node)
+        if node.map.state & POISONED:
+            size = self.fs.poison.readable(node, pos, size, short)
         data = self.dax.read(node.map, pos, size)
         if not noatime:
             attr.touch_read(self.fs, node.ino)
@@ -62,14 +80,34 @@ class FileIo:
             return 0
         self.fs.may_change()  # writes over blocks that are there ask nobody else
         with node.map:
-            written = self._write(node, pos, data)
+            if node.map.state & POISONED and self.fs.poison.covered(node, pos, len(data)):
+                written = self._write(node, pos, data)
+                self._end_poison(node, pos, written)
+            else:
+                written = self._write(node, pos, data)
             attr.note_plain(self.fs, node)
         return written
 
+    def _end_poison(self, node, pos: int, written: int) -> None:
+        """A write has covered poisoned pages: they leave the list, which is durable on return."""
+        if node.map.dirty is not None and node.map.dirty.count:
+            # Orders data that went through the cache before the record; for others its transaction drains.
+            self.dax.writeback(node.map, pos >> PAGE_SHIFT, prealloc.pages_of(pos + written))
+        self.fs.poison.stored(node, pos, written)
+
+    def _mend(self, node) -> None:
+        """Map a range anew of which a page went away: nobody's page stands there now."""
+        if node.map.own is not None and node.map.own.torn:
+            log.warning("inode %d: a page of its range went away; mapped anew", node.ino)
+            node.map.own.mend(node.map)
+
     def _write(self, node, pos: int, data) -> int:
+        self._mend(node)
         if not self.dax.write(node.map, pos, data):
             attr.touch_write(self.fs, node.ino)
             return len(data)
+        if node.map.own is not None:
+            return self._write_own(node, pos, data)
         if pos <= node.map.size < pos + len(data):
             if self._append(node, pos, data):
                 return len(data)
@@ -112,6 +150,30 @@ class FileIo:
         file.grow(fs, node, end, fs.clock())
         return True
 
+    def _write_own(self, node, pos: int, data) -> int:
+        """A write into a range that grows the file or needs storage: no record, as an append."""
+        fs, fmap = self.fs, node.map
+        if pos >= L.MAX_FILE_SIZE:
+            raise fail(errno.EFBIG)
+        end = own.grow(node, pos >> PAGE_SHIFT, min(pos + len(data), L.MAX_FILE_SIZE))
+        own.zero_behind(node, pos)
+        data = memoryview(data)[: end - pos]
+        if end <= fmap.size:
+            if self.dax.write(fmap, pos, data):
+                raise fail(errno.EIO, f"inode {node.ino}: its range has no storage where it had some")
+            attr.touch_write(fs, node.ino)
+            return len(data)
+        if fmap.state & UNSETTLED:
+            # Orders the records that hold this inode before the size in place: replay would undo that.
+            fs.journal.settle()
+        try:
+            self.dax.fill(fmap, pos, data, list(extent.holes(node, pos >> PAGE_SHIFT, own.pages_of(end))), ())
+        except BaseException:
+            own.cut(node)
+            raise
+        file.grow(fs, node, end, fs.clock())
+        return len(data)
+
     def fallocate(self, node, mode: int, pos: int, length: int) -> None:
         """fallocate(2) (`meta.fallocate`); durable on return, whatever the policies.
 
@@ -125,10 +187,25 @@ class FileIo:
         Where nothing is dirty one drain does for all: it orders non-temporal stores
         that no drain followed yet (drain=fsync) and the time words before the reply.
         """
+        if node.map.own is not None:
+            self._before_fsync(node)
         dirty = node.map.dirty
         pages = self.dax.writeback(node.map) if dirty is not None and dirty.count else 0
         self.fs.sync_inode(node.ino)
         return pages
+
+    def _before_fsync(self, node) -> None:
+        """What programs stored through mappings of the range: all of it, or what was found (observer.py)."""
+        self._mend(node)
+        fmap = node.map
+        if fmap.state & COARSE and not self.fs.readonly:
+            # Nobody tracks those stores, so every page counts as dirty (S15).
+            self.coarse_pages += own.mark_stored(node, 0, fmap.own.pages)
+            self.coarse_fsyncs += 1
+        # Orders stores that the kernel below tracks, and the range's length, before size and times.
+        fmap.own.sync()
+        if not self.fs.readonly:
+            own.fold_times(self.fs, node)
 
     def release(self, node) -> None:
         """A handle closes. Dirty pages stay dirty in the FileMap; the last close writes them back.
@@ -145,7 +222,10 @@ class FileIo:
     def _last_close(self, node) -> None:
         if node.map.dirty is not None and node.map.dirty.count:
             self.dax.writeback(node.map)
+        if node.map.own is not None:
+            own.fold_times(self.fs, node)
         prealloc.closed(self.fs, node)
+        placement.closed(self.fs, node)
 
     def write_back(self) -> None:
         """Flush, drain and mark clean what is dirty in any file."""
@@ -172,10 +252,8 @@ class FileIo:
             "slots": self.arena.slots if self.arena else 0,
             "slots_used": self.arena.used if self.arena else 0,
             "fallbacks": self.arena.fallbacks if self.arena else 0,
-            "write": "nt" if self.dax.nt else "cached",
-            "drain": "write" if self.dax.drain_write else "fsync",
-            "dirtied_bytes": self.dax.dirtied_pages * 4096,
-            "flushed_bytes": self.dax.flushed_pages * 4096,
-            "writebacks": self.dax.writebacks,
+            **self.dax.snapshot(),
+            "coarse_fsyncs": self.coarse_fsyncs,
+            "coarse_bytes": self.coarse_pages * 4096,
             "dirty_bytes": 4096 * sum(self.tracker.dirty_pages(node.map) for node in self.fs.nodes.values()),
         }

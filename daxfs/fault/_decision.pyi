@@ -12,6 +12,7 @@ class Decision(NamedTuple):
     result: str
     reason: str
 
+def result_name(result: int) -> str: ...
 def decide(
     kind: str,
     pgoff: int,
@@ -25,6 +26,9 @@ def decide(
     pmd: bool = True,
     zero_page: bool = True,
     sync: bool = False,
+    table: bool = False,
+    poison: bool = False,
+    poison_pmd: bool = False,
 ) -> Decision: ...
 
 class CachedFaults:

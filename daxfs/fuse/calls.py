@@ -15,6 +15,7 @@ where that is nothing; FITRIM between two steps, and answers EINTR. All others r
 step of the loop, as they do in file systems on disk: a signal makes them neither shorter nor undone.
 """
 
+import contextlib
 import errno
 
 import trio
@@ -42,7 +43,7 @@ def _handle(ops, fh: int, nodeid: int, kind: int):
     handle = ops.handles[fh]
     if handle.ino != nodeid:
         raise fail(errno.EBADF)
-    if ops.fs.inodes.mode(nodeid) & 0o170000 != kind:
+    if ops.mode(nodeid) & 0o170000 != kind:
         raise fail(errno.EISDIR if kind == _REGULAR else errno.ENOTDIR)
     return handle
 
@@ -68,7 +69,10 @@ async def _write(ops, call):
 async def _fsync(ops, call):
     fh, flags = _unpack(wire.FSYNC_IN, call)
     _handle(ops, fh, call.nodeid, _REGULAR)
-    await ops.fsync(fh, bool(flags & wire.FSYNC_DATASYNC))
+    async with contextlib.AsyncExitStack() as stack:
+        if ops.observing is not None and ops.observing.looks_at(call.nodeid):
+            await stack.enter_async_context(ops.observing.around_fsync(call.nodeid))
+        await ops.fsync(fh, bool(flags & wire.FSYNC_DATASYNC))
     return ()
 
 
@@ -143,7 +147,7 @@ async def _statx(ops, call):
 async def _tmpfile(ops, call):
     flags, mode, umask, _ = _unpack(wire.CREATE_IN, call)
     info, entry = await ops.tmpfile(call.nodeid, mode, flags, umask, call)
-    return wire.entry_out(entry), wire.open_out(info, ops.open_flags)
+    return wire.entry_out(entry), wire.open_out(info, ops.open_flags, ops.backing.get(entry.st_ino, 0))
 
 
 async def _syncfs(ops, call):
@@ -167,7 +171,14 @@ CALLS = {
     wire.COPY_FILE_RANGE_64: _copy_file_range_64,
 }
 
-LONG = frozenset((wire.COPY_FILE_RANGE, wire.COPY_FILE_RANGE_64, wire.IOCTL))  # suspend: others run beside
+_LONG = frozenset((wire.COPY_FILE_RANGE, wire.COPY_FILE_RANGE_64, wire.IOCTL))
+
+
+def is_long(ops, call) -> bool:
+    """Whether it suspends, so that others have to run beside it."""
+    if call.opcode == wire.FSYNC:
+        return ops.observing is not None and ops.observing.looks_at(call.nodeid)
+    return call.opcode in _LONG
 
 
 async def run(ops, call):

@@ -211,7 +211,11 @@ def mount_of(path: str) -> mountinfo.Mount:
     except OSError as exc:
         if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             raise DaxfsError(f"{path}: the daemon is gone; umount {path}", exc.errno) from exc
-        raise
+        # Shut down or lost it answers nothing but us, and the mount point itself is in the table of mounts.
+        found = mountinfo.mount_at(os.path.abspath(path)) if exc.errno == errno.EIO else None
+        if found is None:
+            raise
+        device = found.device
     mount = mountinfo.mount_of_device(device)
     if mount is None or mount.fstype not in mountinfo.TYPES:
         raise DaxfsError(f"{path}: not on a daxfs mount", errno.EINVAL)

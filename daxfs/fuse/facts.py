@@ -4,12 +4,20 @@
 Limits: plain values only (JSON takes them), no pyfuse3; reads, never changes.
 """
 
+import contextlib
 import os
 import uuid as uuidlib
 
 from daxfs import layout
 from daxfs.meta.fs import state_of
 from daxfs.pfn import PAGE_SIZE
+
+# Feature bits by word, as `daxfs info` calls them.
+FEATURES = {
+    "compat": {layout.COMPAT_FLAGS: "flags of inodes"},
+    "ro_compat": {layout.RO_COMPAT_POISON: "poison"},
+    "incompat": {layout.INCOMPAT_OWN: "own ranges"},
+}
 
 
 def of_superblock(sb) -> dict:
@@ -63,4 +71,18 @@ def of_space(fs) -> dict:
         "free_bytes": have["bfree"] * PAGE_SIZE,
         "inodes": have["files"],
         "free_inodes": have["ffree"],
+        "poisoned_bytes": fs.poison.pages * PAGE_SIZE,
     }
+
+
+def of_ranges(region) -> dict | None:
+    """How many ranges inodes have, with size and storage in bytes; None without a pool directory."""
+    pool = region.pool
+    if pool is None:
+        return None
+    have = []
+    for owner in pool.owners():
+        with contextlib.suppress(FileNotFoundError):  # one that was removed under a mounted region
+            have.append(pool.stat(*owner))
+    size, stored = sum(one.st_size for one in have), sum(one.st_blocks for one in have) * 512
+    return {"count": len(have), "bytes": size, "stored_bytes": stored}

@@ -15,6 +15,8 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
+from ..errors import PoisonError
+
 log = logging.getLogger(__name__)
 
 # Seconds to wait before ENOSPC is answered while unlinked inodes hold space. The kernel sends RELEASE and
@@ -62,13 +64,16 @@ def handler(method):
             counter.add(perf_counter_ns() - start)
 
     run.is_handler = True
+    run.method = method
     return run
 
 
 def _failed(name: str, error: OSError) -> FUSEError:
     """The FUSEError for an OSError; what is no ordinary answer is logged too."""
     code = error.errno or errno.EIO
-    if code in (errno.EIO, errno.EUCLEAN):
+    if isinstance(error, PoisonError):
+        log.info("%s: %s", name, error)  # asked for, and any program that may read the file can cause it
+    elif code in (errno.EIO, errno.EUCLEAN):
         log.error("%s: %s", name, error)
     return FUSEError(code)
 

@@ -26,7 +26,7 @@ import struct
 import trio
 
 from daxfs.errors import SourceError
-from daxfs.fuse import fusermount, mountinfo
+from daxfs.fuse import fusermount, mountinfo, passthrough
 from daxfs.fuse.options import SUBTYPE, MountConfig, fuse_arguments
 
 DEVICE = "/dev/fuse"
@@ -39,6 +39,7 @@ _IN_FLAGS, _IN_FLAGS2 = IN_HEADER.size + 12, IN_HEADER.size + 16
 _OUT_FLAGS, _OUT_FLAGS2 = OUT_HEADER.size + 12, OUT_HEADER.size + 32
 # max_background, congestion_threshold, max_write, time_gran, max_pages
 _OUT_SIZES, _SIZES = OUT_HEADER.size + 16, struct.Struct("=HHIIH")
+_OUT_STACK_DEPTH = OUT_HEADER.size + 36  # behind flags2, since 7.40
 FORGET, INIT = 2, 26
 INIT_EXT = 1 << 30
 FEATURES = {
@@ -62,10 +63,14 @@ WANTED = bits("dont_mask", "handle_killpriv_v2", "direct_io_allow_mmap", "abort_
 WANTED_NATIVE = WANTED | bits("readdirplus_auto", "parallel_dirops", "ioctl_dir", "max_pages", "async_dio",
                               "big_writes")
 OVER_IO_URING = bits("over_io_uring")
+PASSTHROUGH = bits("passthrough")
 # pyfuse3 copies what it gets, so a pipe in between is two system calls more for each request.
 UNWANTED = bits("splice_write", "splice_move", "splice_read")
 PAGES_LIMIT = "/proc/sys/fs/fuse/max_pages_limit"
 MOST_PAGES = 4096  # 16 MiB: buffers of that size are there for each request that is under way
+# The file system of a backing file stands on no other one: so a range can't be a file of overlayfs, but
+# overlayfs can still be mounted on us, though not two on each other.
+STACK_DEPTH = 1
 BACKGROUND = 64  # requests that nobody waits for (asynchronous I/O, readahead) at a time
 PAIR_BUFFER = 8 << 20  # bytes of messages in either direction
 # A node that can't exist: inode numbers are below 2**32.
@@ -141,11 +146,15 @@ def patched(reply: bytes, offer: int, wanted: int = WANTED, pages: int = 0) -> t
     add = wanted & offer
     if add >> 32:
         add = add | INIT_EXT if extended and offer & INIT_EXT else add & 0xFFFFFFFF
+    if add & PASSTHROUGH and len(reply) < _OUT_STACK_DEPTH + 4:
+        add &= ~PASSTHROUGH  # without a depth the kernel would not let us back anything
     flags |= add
     out = bytearray(reply)
     _WORD.pack_into(out, _OUT_FLAGS, flags & 0xFFFFFFFF)
     if flags & INIT_EXT and extended:
         _WORD.pack_into(out, _OUT_FLAGS2, flags >> 32)
+    if add & PASSTHROUGH:
+        _WORD.pack_into(out, _OUT_STACK_DEPTH, STACK_DEPTH)
     if pages and add & bits("max_pages") and extended:
         gran = _SIZES.unpack_from(out, _OUT_SIZES)[3]
         _SIZES.pack_into(out, _OUT_SIZES, BACKGROUND, BACKGROUND * 3 // 4, pages * 4096, gran, pages)
@@ -272,6 +281,7 @@ class Link:
             native = self.transport != "pyfuse3"
             wanted = WANTED_NATIVE if native else WANTED
             wanted |= OVER_IO_URING if self.transport == "uring" else 0
+            wanted |= PASSTHROUGH if native and passthrough.privileged() else 0
             self.ours.send(without_splice(request))
             await trio.lowlevel.wait_readable(self.ours)
             self.pages = most_pages() if offer & bits("max_pages") else 32

@@ -10,7 +10,11 @@ How they come (kernel 6.18; all are "restricted", their sizes are in the command
   a VFS that takes our EOPNOTSUPP for "ask the file system itself" would send it. It gets EOPNOTSUPP again.
 - The other commands as they are, with whatever the caller may be: we ask for uid 0 where Linux asks for
   CAP_SYS_ADMIN, since a request names no capabilities.
+- BLKDAXSET and BLKDAXGET, on files of the raw region alone, say nothing of their argument, which is the
+  address of an int: it is fetched from the caller's memory, or put there.
 - XFS_IOC_GOINGDOWN says that it reads, so FUSE does not send its argument; it is fetched from the caller.
+- DAXFS_IOC_ABOUT, OBSERVE and FORGET (observing.py) with their arguments. The process that asks is the one of
+  the request, whoever else has the descriptor.
 - FIGETBSZ, FIOQSIZE, FIBMAP, FS_IOC_FIEMAP, FIFREEZE, FS_IOC_GETFSUUID and FICLONE end in the VFS.
 
 An error is the error of the whole request: `result` of fuse_ioctl_out is not looked at on all paths.
@@ -25,6 +29,8 @@ import trio
 
 from ..errors import fail
 from ..layout import FLAG_DAX, FLAG_NOATIME, FLAG_NODUMP, FLAG_SYNC, LABEL_MAX
+from . import observing
+from .mappers import mappers
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +42,11 @@ GETFLAGS, SETFLAGS, GETVERSION, GETVERSION32 = 0x80086601, 0x40086602, 0x8008760
 FSGETXATTR, FSSETXATTR = 0x801C581F, 0x401C5820
 GETFSLABEL, SETFSLABEL = 0x81009431, 0x41009432
 FITRIM, GOINGDOWN = 0xC0185879, 0x8004587D
+BLKDAXSET, BLKDAXGET = 0x1280, 0x1281
 _FL = {0x8: FLAG_SYNC, 0x40: FLAG_NODUMP, 0x80: FLAG_NOATIME, 0x02000000: FLAG_DAX}  # FS_*_FL
 _XFLAGS = {0x20: FLAG_SYNC, 0x40: FLAG_NOATIME, 0x80: FLAG_NODUMP, 0x8000: FLAG_DAX}  # FS_XFLAG_*
 _WORD = struct.Struct("=I")
+_INT = struct.Struct("=i")
 _FSXATTR = struct.Struct("=IIIII8x")  # xflags, extsize, nextents, projid, cowextsize
 _RANGE = struct.Struct("=QQQ")  # start, len, minlen
 _FSLABEL = 256
@@ -49,10 +57,11 @@ _PATIENCE = 2.0  # seconds for the memory of a caller, which may be a mapping of
 class Request:
     """One IOCTL: the call, its handle and inode, and the words of fuse_ioctl_in that matter."""
 
-    __slots__ = ("arg", "call", "data", "ino", "out_size")
+    __slots__ = ("arg", "call", "data", "fh", "ino", "out_size")
 
-    def __init__(self, call, ino: int, arg: int, data: bytes, out_size: int):
-        self.call, self.ino, self.arg, self.data, self.out_size = call, ino, arg, data, out_size
+    def __init__(self, call, fh: int, arg: int, data: bytes, out_size: int):
+        self.call, self.fh, self.ino, self.arg = call, fh, call.nodeid, arg
+        self.data, self.out_size = data, out_size
 
     def unpack(self, codec):
         """The argument. EINVAL where it has another size."""
@@ -115,7 +124,7 @@ async def _fssetxattr(ops, request):
 
 
 async def _set(ops, request, flags: int) -> None:
-    await ops.set_flags(request.ino, flags)
+    await ops.set_flags(request.ino, flags, request.call.pid)
     ops.attributes_changed(request.ino)
 
 
@@ -161,27 +170,77 @@ async def _goingdown(ops, request):
     return request.reply()
 
 
+async def _blkdaxget(ops, request):
+    """1 where the file is mapped directly by who opens it first from now on."""
+    value = await ops.dax_get(request.fh)
+    await _put(request.call.pid, request.arg, _INT.pack(value))
+    return request.reply()
+
+
+async def _blkdaxset(ops, request):
+    """As on block devices: EACCES, EFAULT, nothing to do, ENOTTY, EBUSY, in this order."""
+    if request.call.uid:
+        raise fail(errno.EACCES)
+    value = bool(*_INT.unpack(await _fetch(request.call.pid, request.arg, _INT.size)))
+    if await ops.dax_may_set(request.fh, value):
+        await _not_mapped(ops, request.ino, await ops.dax_openers(request.fh))
+        await ops.dax_set(request.fh, value)
+    return request.reply()
+
+
+async def _not_mapped(ops, ino: int, openers: set[int]) -> None:
+    """EBUSY where somebody has inode *ino* mapped, or it takes too long to tell."""
+    with trio.move_on_after(_PATIENCE):
+        if not await trio.to_thread.run_sync(mappers, ops.device, ino, openers, abandon_on_cancel=True):
+            return
+    raise fail(errno.EBUSY)
+
+
 async def _fetch(pid: int, address: int, size: int) -> bytes:
     """*size* bytes of the memory of a process that waits for us. EFAULT where they can't be had."""
+    return await _in_memory(pid, os.O_RDONLY, lambda fd: os.pread(fd, size, address), len, size)
+
+
+async def _put(pid: int, address: int, data: bytes) -> None:
+    """*data* into the memory of a process that waits for us. EFAULT where that can't be."""
+    await _in_memory(pid, os.O_WRONLY, lambda fd: os.pwrite(fd, data, address), int, len(data))
+
+
+async def _in_memory(pid: int, mode: int, action, measure, size: int):
+    """What ``action(fd)`` gives, which must *measure* *size*. EFAULT."""
     with trio.move_on_after(_PATIENCE):
         # In a thread: their page may be one that we have to provide ourselves.
-        return await trio.to_thread.run_sync(_memory, pid, address, size, abandon_on_cancel=True)
+        out = await trio.to_thread.run_sync(_memory, pid, mode, action, abandon_on_cancel=True)
+        if measure(out) == size:
+            return out
     raise fail(errno.EFAULT)
 
 
-def _memory(pid: int, address: int, size: int) -> bytes:
+def _memory(pid: int, mode: int, action):
     try:
-        fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{pid}/mem", mode | os.O_CLOEXEC)
         try:
-            data = os.pread(fd, size, address)
+            return action(fd)
         finally:
             os.close(fd)
     except (OSError, OverflowError) as error:
-        log.warning("the argument of an ioctl of process %d can't be read: %s", pid, error)
+        log.warning("the argument of an ioctl of process %d can't be reached: %s", pid, error)
         raise fail(errno.EFAULT) from None
-    if len(data) != size:
-        raise fail(errno.EFAULT)
-    return data
+
+
+async def _about(ops, request):
+    return request.reply(ops.observing.about(request.ino, request.call.pid))
+
+
+async def _observe(ops, request):
+    request.unpack(observing.OBSERVE_IO)
+    return request.reply(await ops.observing.observe(request.fh, request.call.pid, request.data))
+
+
+async def _forget(ops, request):
+    request.unpack(observing.FORGET_IN)
+    await ops.observing.forget(request.fh, request.call.pid, request.data)
+    return request.reply()
 
 
 COMMANDS = {
@@ -195,7 +254,11 @@ COMMANDS = {
     SETFSLABEL: _setfslabel,
     FITRIM: _fitrim,
     GOINGDOWN: _goingdown,
+    observing.ABOUT: _about,
+    observing.OBSERVE: _observe,
+    observing.FORGET: _forget,
 }
+RAW_COMMANDS = {BLKDAXSET: _blkdaxset, BLKDAXGET: _blkdaxget}
 
 
 async def run_ioctl(ops, call):
@@ -208,9 +271,9 @@ async def run_ioctl(ops, call):
     fh, flags, command, arg, in_size, out_size = _IN.unpack_from(call.arg)
     if ops.handles[fh].ino != call.nodeid:
         raise fail(errno.EBADF)
-    answer = COMMANDS.get(command)
+    answer = (RAW_COMMANDS if ops.is_raw(call.nodeid) else COMMANDS).get(command)
     if answer is None:
         raise fail(errno.ENOTTY)
     if flags & _UNRESTRICTED or in_size > len(call.data):
         raise fail(errno.EINVAL)
-    return await answer(ops, Request(call, call.nodeid, arg, bytes(call.data[:in_size]), out_size))
+    return await answer(ops, Request(call, fh, arg, bytes(call.data[:in_size]), out_size))

@@ -13,15 +13,17 @@ from pyfuse3 import EntryAttributes, FileInfo
 
 from .. import layout as L
 from ..data import _serve as serve
-from ..data._serve import Server
 from ..data.file_io import FileIo
-from ..errors import fail
+from ..errors import CorruptError
 from ..fault._decision import CachedFaults
-from ..meta import attr, namespace, xattr
+from ..fault.observer import Observer
+from ..meta import attr, namespace, own, xattr
 from ..meta.file import killed_privileges
 from ..meta.namespace import Creds
+from .direct import DirectOperations
 from .handler import MAPPING, PRIVILEGED, group_check, handler
-from .handshake import FEATURES, HANDOFF_NODE
+from .observing import Observing
+from .ops_base import BaseOperations
 from .ops_ioctl import IoctlOperations
 from .ops_more import MoreOperations
 from .stats import Stats
@@ -30,13 +32,12 @@ log = logging.getLogger(__name__)
 
 # Nobody but this kernel changes the file system, and it forgets what its own requests change.
 TIMEOUT = 3600.0
-_KILLPRIV = 1 << FEATURES["handle_killpriv_v2"]
 
 
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("direct", "dsync", "in_group", "ino", "noatime", "node", "osync")
+    __slots__ = ("direct", "dsync", "in_group", "ino", "mode", "noatime", "node", "osync", "plain")
 
     def __init__(self, ino: int, node, flags: int = 0, in_group=None, direct: bool = False):
         self.ino, self.node = ino, node
@@ -45,44 +46,26 @@ class Handle:
         self.osync = bool(flags & os.O_DSYNC)
         # The kernel sends FSYNC after a buffered write through such a descriptor, but not after a direct one.
         self.dsync = self.direct and self.osync
+        self.mode = flags & os.O_ACCMODE
+        self.plain = False  # its mappings may store, and it is not known that all of them are observed
         self.in_group = in_group  # None: the opener may write and leave setuid and setgid set
 
 
-class Handles(dict):
-    """Handles by number. EBADF for one that is not there."""
-
-    def __missing__(self, fh: int):
-        raise fail(errno.EBADF)
-
-
-class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
+class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperations):
     """One mount. *fs*: meta.fs.FileSystem; *files*: data.file_io.FileIo; *faults*: CachedFaults."""
 
-    supports_dot_lookup = True
-    enable_writeback_cache = False
     enable_acl = True
 
     def __init__(self, fs, files, faults, stats):
-        super().__init__()
-        self.fs, self.files, self.faults, self.stats = fs, files, faults, stats
-        names = [name for name in dir(type(self)) if hasattr(getattr(type(self), name), "is_handler")]
-        self.counters = {name: stats.operation(name) for name in names}
-        self.handles = Handles()
-        self.sync = False  # mount option sync: every write is as if O_SYNC was given
-        self.handshake = None  # a handshake.Link where we mounted by ourselves
-        self.killpriv = False
-        self.recorded = False  # record=: one thread, so that the log has one order of operations
-        self.open_flags = 0  # FOPEN_ flags that pyfuse3 has no names for; of files that calls.py opens
-        self.direct = False  # a native transport: all files are opened with direct I/O
+        super().__init__(fs, files.dax, faults, stats)
+        self.files, self.emptied, self.observer = files, set(), Observer()
+        self.observing = Observing(self)
         self.held: set[int] = set()  # unlinked inodes whose end was waited for in vain (handler.py)
-        self.server = Server(files.dax)  # numbers of handles, and what native threads may answer
-        self.server.set_fault_hook(faults)
         fs.inodes.on_grown.append(self._grown)
-
-    def handoff(self) -> None:
-        """The made-up FORGET of the handshake: INIT is answered, no request was read from the kernel yet."""
-        self.killpriv = bool(self.handshake.flags & _KILLPRIV)
-        self.handshake.takeover()
+        if fs.pool is not None:
+            fs.pool.on_made.append(self.tell_ranges)
+        stats.dax = self.describe_dax
+        fs.moves.on_moved.append(self.attributes_changed)  # blocks are others now, and times may change alone
 
     # -- what native threads may answer ------------------------------------------------------
 
@@ -94,42 +77,56 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         fs, server = self.fs, self.server
         server.inodes = fs.region.address + fs.inodes.base
         server.inode_limit = fs.inodes.limit
-        server.getattr = not fs.inodes.damaged
+        self.tell_ranges()
+        server.getattr = not (fs.inodes.damaged or fs.inodes.poisoned)
         server.atime = "noatime" if fs.readonly else fs.atime
         server.lazytime = fs.lazytime
         # With msync there is one word for errors in the region, and a thread can't know whose they are.
         server.writes = writes and not fs.readonly and fs.region.granularity != "page"
         server.nothing = self.recorded or fs.shut
+        server.parks = writes and not fs.readonly
+        if not server.parks or server.nothing:
+            self.reap()
 
-    def lost(self) -> str:
-        """The region is lost: why. The first call says so in the log, and shuts the file system down."""
-        why = self.fs.region.lost
-        if not self.fs.shut:
-            log.critical("%s; all requests answer EIO until it is unmounted, then run fsck.daxfs", why)
-            self.server.nothing = True
-            self.fs.shutdown(durable=False)
-        return why
+    def tell_ranges(self) -> None:
+        self.server.ranges = -1 if self.fs.pool is None else self.fs.pool.dir_fd
 
     def _grown(self, limit: int) -> None:
         self.server.inode_limit = limit
 
     # -- attributes ------------------------------------------------------------------------
 
-    def entry(self, inode) -> EntryAttributes:
-        """The attributes of a meta.inode.Inode as pyfuse3 wants them."""
+    def mode(self, ino: int) -> int:
+        """Type and permissions of an inode that a handle is open on."""
+        return self.fs.inodes.mode(ino)
+
+    def entry(self, inode, named: bool = False) -> EntryAttributes:
+        """The attributes of a meta.inode.Inode as pyfuse3 wants them.
+
+        *named*: for a listing or a lookup, where a file whose range is missing must be found to be removed.
+        """
         out = EntryAttributes()
+        blocks = 0
+        if inode.flags & L.FLAG_OWN:
+            try:
+                inode, blocks = own.shown(self.fs, inode)
+            except CorruptError:
+                if not named:
+                    raise
         out.st_ino = inode.ino
         out.generation = inode.generation
         out.entry_timeout = TIMEOUT
         # A direct write may drop these bits behind the kernel's back, and the last close gives blocks back.
-        out.attr_timeout = 0 if inode.mode & 0o6000 or inode.flags & L.FLAG_PREALLOC else TIMEOUT
+        # And of a range a program changes the times by its mapping.
+        ours = inode.mode & 0o6000 or inode.flags & (L.FLAG_PREALLOC | L.FLAG_OWN)
+        out.attr_timeout = 0 if ours else TIMEOUT
         out.st_mode = inode.mode
         out.st_nlink = inode.nlink
         out.st_uid = inode.uid
         out.st_gid = inode.gid
         out.st_rdev = inode.rdev
         out.st_size = inode.size
-        out.st_blocks = inode.blocks * 8
+        out.st_blocks = inode.blocks * 8 + blocks
         out.st_atime_ns = inode.atime
         out.st_mtime_ns = inode.mtime
         out.st_ctime_ns = inode.ctime
@@ -137,8 +134,9 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
 
     def told(self, inode) -> EntryAttributes:
         """`entry`, counted: the kernel will forget it some day."""
+        out = self.entry(inode, named=True)
         self.fs.remember(inode.ino)
-        return self.entry(inode)
+        return out
 
     @handler
     def lookup(self, parent, name, ctx):
@@ -149,16 +147,6 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         absent.st_ino = 0
         absent.entry_timeout = TIMEOUT
         return absent
-
-    async def forget(self, inodes):
-        for ino, count in inodes:
-            if ino == HANDOFF_NODE:
-                self.handoff()
-                continue
-            try:
-                self.forget_one(ino, count)
-            except Exception:
-                log.exception("forget: inode %d", ino)
 
     def forget_one(self, ino: int, count: int) -> None:
         """The kernel forgets *count* of the times that it was told of *ino*."""
@@ -234,6 +222,7 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
     @handler
     def unlink(self, parent, name, ctx):
         namespace.unlink(self.fs, parent, name)
+        self.reap_unlinked()
 
     @handler
     def rmdir(self, parent, name, ctx):
@@ -242,14 +231,19 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
     @handler
     def rename(self, parent, name, new_parent, new_name, flags, ctx):
         namespace.rename(self.fs, parent, name, new_parent, new_name, flags, Creds(ctx.uid, ctx.gid))
+        self.reap_unlinked()
 
     # -- files -----------------------------------------------------------------------------
 
-    def _new_handle(self, handle: Handle, flags: int = 0, known: int = 0) -> int:
-        """Its number. *flags*: of open(2). The native server knows it from now on (*known*: its flags)."""
+    def _new_handle(self, handle: Handle, flags: int = 0, known: int = 0, backing: int = 0,
+                    opener=None) -> int:
+        """Its number. *flags*: of open(2). The native server knows it from now on (*known*: its flags).
+
+        *backing*: the kernel's number of the file that its mappings are of (direct.py); *opener*: parking.py.
+        """
         known |= (serve.WRITE if flags & os.O_ACCMODE else 0) | (serve.DIRECT if handle.direct else 0)
         known |= (serve.DSYNC if handle.dsync else 0) | (serve.NOATIME if handle.noatime else 0)
-        fh = self.server.open(handle.node.map, handle.ino, known)
+        fh = self.server.open(handle.node.map, handle.ino, known, backing, opener)
         self.handles[fh] = handle
         return fh
 
@@ -257,26 +251,34 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         """The node of a handle that closes. Waits for native threads that are in the middle of a request."""
         handle = self.handles.pop(fh)
         self.server.close(fh)
+        self.closing(handle.node)
         return handle.node
 
     def _opened(self, ino: int, flags: int, ctx) -> FileInfo:
         """A handle on a file. Direct I/O, of all or with O_DIRECT: each read and write is a request."""
         node = self.fs.open(ino)
         self.files.opened(node)
+        opener = (flags, ctx.uid, ctx.gid, ctx.pid)
         if self.sync:
             flags |= os.O_DSYNC
-        handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None, self.direct)
+        backing = self.direct_of(node)
+        direct = self.direct or backing > 0
+        handle = Handle(ino, node, flags, group_check(ctx) if ctx.uid else None, direct)
+        handle.plain = backing > 0 and self.expect_stores(node, flags)
         if self.fs.inodes.flags(ino) & L.FLAG_SYNC:
             handle.dsync = handle.osync = True  # the kernel, which knows nothing of the flag, sends no FSYNC
         # A read that must move the access time has to arrive here, so the cache is dropped before it.
-        keep = not attr.atime_due(self.fs, ino)
-        return FileInfo(fh=self._new_handle(handle, flags), direct_io=handle.direct, keep_cache=keep)
+        keep = not backing and not attr.atime_due(self.fs, ino)
+        fh = self._new_handle(handle, flags, backing=backing, opener=opener)
+        return FileInfo(fh=fh, direct_io=handle.direct, keep_cache=keep)
 
     @handler
     def open(self, ino, flags, ctx):
         if flags & os.O_ACCMODE and self.fs.readonly:
             raise OSError(errno.EROFS, "read-only")
         self.fs.inodes.read(ino)
+        self.may_open(ino)
+        self.reap_unused(ino)
         if flags & os.O_TRUNC:
             changes = {"size": 0}
             self._without_set_ids(ino, changes, ctx)
@@ -290,12 +292,13 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         return self._opened(inode.ino, flags, ctx), self.told(inode)
 
     @handler
-    def read(self, fh, pos, size, mapping=False):
-        """*mapping*: pages for a mapping, though the program's own reads are direct."""
+    def read(self, fh, pos, size, mapping=None):
+        """*mapping*: pages for a mapping, though the program's own reads are direct; None: it doesn't say."""
         handle = self.handles[fh]
         if mapping or not handle.direct:
             self.faults.request(handle.node.map, pos, size, False)
-        return self.files.read(handle.node, pos, size, handle.noatime)
+        short = handle.direct and mapping is False
+        return self.files.read(handle.node, pos, size, handle.noatime, short)
 
     @handler
     def write(self, fh, pos, data, writer=None):
@@ -328,6 +331,10 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
 
     @handler
     def release(self, fh):
+        self.release_now(fh)
+
+    def release_now(self, fh: int) -> None:
+        """A handle on a file closes."""
         node = self._drop_handle(fh)
         self.held.discard(node.ino)
         self.files.release(node)
@@ -351,7 +358,7 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
             except OSError:
                 log.error("directory %d: %r names inode %d, which is not in use", ino, name, child)
                 continue
-            if not pyfuse3.readdir_reply(token, name, self.entry(inode), cookie):
+            if not pyfuse3.readdir_reply(token, name, self.entry(inode, named=True), cookie):
                 break
             if name not in (b".", b".."):
                 fs.remember(child)
@@ -399,13 +406,13 @@ class Operations(IoctlOperations, MoreOperations, pyfuse3.Operations):
         xattr.remove(self.fs, ino, name)
 
 
-def make_operations(fs, config) -> Operations:
-    """The handlers for a mounted *fs*; ``.stats`` is what `daxfs stat` shows.
+def make_operations(fs, config, kind: type[Operations] = Operations) -> Operations:
+    """The handlers, of class *kind*, for a mounted *fs*; ``.stats`` is what `daxfs stat` shows.
 
     *config*: with ``track``, ``write``, ``drain`` and ``flags`` (options of mount.daxfs).
     """
     files = FileIo(fs, config.track, config.write, config.drain)
     faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
-    operations = Operations(fs, files, faults, Stats(fs, files, faults))
+    operations = kind(fs, files, faults, Stats(fs, files, faults))
     operations.sync = config.flags.get("sync", False)
     return operations

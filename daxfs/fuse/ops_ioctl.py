@@ -15,12 +15,12 @@ from .handler import handler
 
 log = logging.getLogger(__name__)
 
+_FEW = 16  # handles of one file whose openers are looked up
+
 
 class IoctlOperations:
     """What Operations (ops.py) gets for IOCTL."""
 
-    notify = None  # pyfuse3.invalidate_inode, or who tells the kernel else, once there is a mount
-    kernel_sync = None  # coroutine function: has the kernel write its dirty pages of this mount back
     trims = True  # False while a recording runs: its log has no way to say what a trim does
 
     def attributes_changed(self, ino: int) -> None:
@@ -40,9 +40,18 @@ class IoctlOperations:
         return inode.flags & FLAGS_USER, inode.nextents, inode.generation
 
     @handler
-    def set_flags(self, ino, flags):
-        """Handles that are open go on as they were opened."""
-        attr.set_flags(self.fs, ino, flags)
+    def set_flags(self, ino, flags, caller=0):
+        """Handles that are open go on as they were opened. *caller*: the pid of who asks.
+
+        The kernel makes such a request through a handle of its own, opened by the caller, beside the
+        program's; and those that it has just closed may still be on their way to us.
+        """
+        self.end_parking(ino)
+        theirs = 0
+        if caller and (node := self.fs.nodes.get(ino)) is not None and node.opens <= _FEW:
+            theirs = sum(handle.node is node and self.server.opener(fh) == caller
+                         for fh, handle in self.handles.items())
+        attr.set_flags(self.fs, ino, flags, theirs)
 
     @handler
     def get_label(self):
@@ -73,6 +82,7 @@ class IoctlOperations:
         """
         fs = self.fs
         self.server.nothing = True  # native threads leave all to us from now on; the region stops the others
+        self.reap()
         try:
             if mode == 0 and not fs.shut:
                 self.files.quiesce()

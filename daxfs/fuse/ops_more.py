@@ -17,7 +17,7 @@ from ..meta.namespace import Creds
 from . import wire
 from .handler import group_check, handler
 
-_STATX_ATTRS = {L.FLAG_DAX: 0x200000, L.FLAG_NODUMP: 0x40}  # linux/stat.h
+_ATTR_DAX, _ATTR_NODUMP = 0x200000, 0x40  # STATX_ATTR_* of linux/stat.h
 
 
 class MoreOperations:
@@ -73,8 +73,10 @@ class MoreOperations:
     def statx(self, ino):
         """(EntryAttributes, time of birth, STATX_ATTR_* that are set, those that could be)."""
         inode = self.fs.inodes.read(ino)
-        attributes = sum(bit for flag, bit in _STATX_ATTRS.items() if inode.flags & flag)
-        return self.entry(inode), inode.btime, attributes, sum(_STATX_ATTRS.values())
+        attributes = _ATTR_NODUMP if inode.flags & L.FLAG_NODUMP else 0
+        if self.maps_directly(inode):
+            attributes |= _ATTR_DAX
+        return self.entry(inode), inode.btime, attributes, _ATTR_DAX | _ATTR_NODUMP
 
     @handler
     def tmpfile(self, parent, mode, flags, umask, ctx):

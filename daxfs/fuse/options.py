@@ -16,7 +16,7 @@ SUBTYPE = "daxfs"
 
 # name -> values that work; LATER: values that are words of the design, but not in this version.
 CHOICES = {
-    "dax": ("inode", "never"),
+    "dax": ("inode", "always", "never"),
     "track": ("pte",),
     "flush": ("auto", "clwb", "clflushopt", "clflush", "none", "msync"),
     "write": ("nt", "cached"),
@@ -25,7 +25,7 @@ CHOICES = {
     "transport": ("auto", "uring", "dev", "pyfuse3"),
     "log_level": ("debug", "info", "warning", "error"),
 }
-LATER = {"dax": ("always",), "track": ("extent", "pmd", "none")}
+LATER = {"track": ("extent", "pmd", "none")}
 COUNTS = {"flushers": 1, "threads": 64}  # the most that there can be; one flusher is what this version has
 IDS = ("uid", "gid")
 PATHS = ("log_file", "record")
@@ -55,9 +55,9 @@ SHOWN_VALUE = re.compile(r"(user_id|group_id|rootmode|max_read|blksize)=[0-9]+$"
 class MountConfig:
     """What a mount was asked for. ``given``: names of the options as typed; ``ignored``: those swallowed.
 
-    atime: relatime, noatime or strictatime. uid, gid: new owner of the root directory, None: as it is.
-    threads: None where it was not given. flags: those of FLAGS. Everything else has the name and the value
-    that its option has.
+    raw: show the region itself in a directory of the root (raw.py). atime: relatime, noatime or strictatime.
+    uid, gid: new owner of the root directory, None: as it is. threads: None where it was not given. flags:
+    those of FLAGS. Everything else has the name and the value that its option has.
     """
 
     sources: list[str] = field(default_factory=list)
@@ -82,6 +82,8 @@ class MountConfig:
     log_file: str = ""
     log_level: str = "info"
     record: str = ""
+    revoke: bool = False
+    raw: bool = False
     debug: bool = False
     flags: dict[str, bool] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)
@@ -90,7 +92,8 @@ class MountConfig:
     def describe(self) -> str:
         """The options in force, as one text that `parse` takes back."""
         words = ["ro" if self.readonly else "rw", self.atime]
-        words += [name for name in ("nodiratime", "lazytime", "debug") if getattr(self, name)]
+        plain = ("nodiratime", "lazytime", "raw", "revoke", "debug")
+        words += [name for name in plain if getattr(self, name)]
         words += [f"{name}={getattr(self, name)}" for name in CHOICES]
         words += [f"{name}={getattr(self, name)}" for name in (*COUNTS, *IDS)
                   if getattr(self, name) is not None]
@@ -155,6 +158,12 @@ def _plain(config: MountConfig, name: str) -> bool:
         config.nodiratime = name == "nodiratime"
     elif name in ("lazytime", "nolazytime"):
         config.lazytime = name == "lazytime"
+    elif name == "dax":
+        config.dax = "always"  # as ext4 and XFS take it
+    elif name == "raw":
+        config.raw = True
+    elif name == "revoke":
+        config.revoke = True
     elif name == "debug":
         config.debug, config.log_level = True, "debug"
     elif name == "remount":
@@ -212,7 +221,8 @@ def _count(name: str, value: str) -> int:
 def _known(name: str) -> bool:
     """True for a name of an option, with or without a value."""
     valued = {*CHOICES, *COUNTS, *IDS, *PATHS, "fsname", "subtype"}
-    plain = {"ro", "rw", "nodiratime", "diratime", "lazytime", "nolazytime", "debug", "remount", "defaults"}
+    plain = {"ro", "rw", "nodiratime", "diratime", "lazytime", "nolazytime", "dax", "debug", "remount", "raw",
+             "revoke", "defaults"}
     return name in valued or name in plain or name in FLAGS or name in ATIME
 
 

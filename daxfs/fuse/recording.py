@@ -100,7 +100,7 @@ BEGIN = {
     "syncfs": lambda ops: {},
     "setxattr": lambda ops, ino, name, value, ctx: {"ino": ino, "name": _name(name), **_sum(value)},
     "removexattr": lambda ops, ino, name, ctx: {"ino": ino, "name": _name(name)},
-    "set_flags": lambda ops, ino, flags: {"ino": ino, "flags": flags},
+    "set_flags": lambda ops, ino, flags, caller=0: {"ino": ino, "flags": flags},
     "set_label": lambda ops, label: {"label": _name(label)},
     "shutdown": lambda ops, mode: {"mode": mode},
 }  # fmt: skip

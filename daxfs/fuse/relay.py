@@ -5,7 +5,7 @@ The native threads queue a request that they leave to us (`Transport.next_call`)
 runs the same handler that pyfuse3 would. Replies of pyfuse3 itself are handed on in streak.py.
 
 Limits: the trio thread; a call runs to its end before the next one begins, but for those that say themselves
-that they take long (calls.LONG).
+that they take long (calls.is_long).
 """
 
 import errno
@@ -42,10 +42,12 @@ class Relay:
             while self.transport.ended is None:
                 await self.streak.wait_calls()
                 while (call := self.transport.next_call()) is not None:
-                    if call.opcode in calls.LONG:
+                    if calls.is_long(self.operations, call):
                         nursery.start_soon(self.answer, call)
                     else:
                         await self.answer(call)
+                if self.operations.begins_parking():
+                    nursery.start_soon(self.operations.reap_by_time)
             nursery.cancel_scope.cancel()  # nobody waits for the long ones any more
 
     async def answer(self, call) -> None:

@@ -21,16 +21,13 @@ import trio
 
 from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
 from daxfs.errors import DaxfsError, SourceError, UsageError, fail
-from daxfs.fuse import calls, control, facts, handshake, mountinfo, transports, wire
-from daxfs.fuse.ops import handler, make_operations
+from daxfs.fuse import calls, control, handshake, mountinfo, transports, wire
+from daxfs.fuse.ops_base import BaseOperations
 from daxfs.fuse.options import MountConfig, fuse_arguments
-from daxfs.fuse.recording import Recording
+from daxfs.fuse.passthrough import Passthrough, why_not
 from daxfs.fuse.relay import Relay
 from daxfs.fuse.streak import Streak
 from daxfs.fuse.tracing import HandlerTrace, Tracer
-from daxfs.layout import ROOT_INO
-from daxfs.meta import attr
-from daxfs.meta import fs as metafs
 from daxfs.pfn import PAGE_SIZE
 from daxfs.region import Region
 
@@ -42,84 +39,65 @@ _SYNC_PATIENCE = 10.0  # seconds for the kernel to write its dirty pages back wh
 
 
 class Session:
-    """A region, its FileSystem and its FUSE mount. Use `run`."""
+    """A region and its FUSE mount. Use `run` with one of its kinds: fs_session.py, raw_session.py.
+
+    A kind has the methods that raise NotImplementedError here. ``fs`` of it: what is mounted, a FileSystem or
+    a NoFileSystem. ``after_loss``: what to do when a source was lost.
+    """
+
+    after_loss = ""
 
     def __init__(self, config: MountConfig):
         self.config = config
         self.mountpoint = os.path.realpath(config.mountpoint)  # before it is mounted on
         self.ended_by = "umount"
         self.lost = ""  # of the region, once it is closed
+        self.parked = 0  # handles, when it was last asked
         self.early: list[int] = []  # signals that came before they were listened for
         self.region: Region | None = None
-        self.recording: Recording | None = None
-        self.fs: metafs.FileSystem | None = None
+        self.fs = None
         self.mount: mountinfo.Mount | None = None
         self.link: handshake.Link | None = None  # None: libfuse mounts
         self.link_why = ""
+        self.offer = 0  # what the kernel's INIT offers
         found = transports.for_mount(transports.probe(), config.flags)
         self.transport, self.transport_why = transports.choose(config.transport, found)
         self.native: Transport | None = None  # None: pyfuse3 has the kernel's descriptor
         self.streak = contextlib.nullcontext() if self.transport == "pyfuse3" else Streak()
 
     def open(self) -> None:
-        """Region and file system, with replay. SourceError, FormatError, CorruptError, UsageError."""
+        """Region and what is in it. SourceError, FormatError, CorruptError, UsageError."""
+        raise NotImplementedError
+
+    def make_operations(self) -> BaseOperations:
+        """The handlers, when the region is open."""
+        raise NotImplementedError
+
+    def info(self) -> dict:
+        """What `daxfs info` shows beside `describe`."""
+        raise NotImplementedError
+
+    def remount(self, wish: dict) -> dict:
+        """Change what *wish* names of a mount that goes on. DaxfsError where that can't be."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """After the last request: everything durable, and what is mounted marked clean."""
+        raise NotImplementedError
+
+    def open_region(self, mode: str) -> None:
+        """``region``, from now on."""
         config = self.config
-        mode = "cow" if config.readonly else "rw"  # replay of a read-only mount stays in this process
         self.region = Region.open(config.sources, mode, config.granularity, config.flush)
-        if config.record:
-            self._record()
-        self._operation({"op": "mount", "readonly": config.readonly}, self._open_fs)
-        if self.fs.replayed:
-            log.info("%s: replayed %d records of the journal", config.fsname, self.fs.replayed)
-        if self.region.emulated:
-            log.info("%s: emulated: not power-fail safe", config.fsname)
-
-    def _record(self) -> None:
-        """Record from before the first store on. Where that can't be, the region is closed again."""
-        try:
-            self.recording = Recording(self.region, self.config, self.mountpoint)
-        except BaseException:
-            self.region.close()
-            self.region = None
-            raise
-
-    def _operation(self, begin: dict, call):
-        """``call()``, as an operation of the recording if there is one."""
-        return call() if self.recording is None else self.recording.run(begin, call)
-
-    def _open_fs(self) -> dict:
-        config = self.config
-        self.fs = metafs.mount(self.region, config.readonly)
-        self._set_times(config)
-        owner = {"uid": config.uid, "gid": config.gid}
-        changes = {name: value for name, value in owner.items() if value is not None}
-        if changes:
-            self._own_root(changes)
-        return {"replayed": self.fs.replayed}
-
-    def _own_root(self, changes: dict) -> None:
-        """Options uid= and gid=: the root directory belongs to them from now on."""
-        inode = self.fs.inodes.read(ROOT_INO)
-        if all(getattr(inode, name) == value for name, value in changes.items()):
-            return
-        if self.config.readonly:
-            raise fail(errno.EROFS, "uid= and gid= change the root directory's owner, so not with ro")
-        attr.setattr(self.fs, ROOT_INO, changes)
-
-    def _set_times(self, config: MountConfig) -> None:
-        self.fs.atime, self.fs.nodiratime, self.fs.lazytime = config.atime, config.nodiratime, config.lazytime
 
     def serve(self, ready) -> None:
         """Mount and answer the kernel until it is unmounted or a signal says so.
 
         *ready()* is called when the mount is there and will be answered.
         """
-        self.operations = make_operations(self.fs, self.config)
-        if self.recording is not None:
-            self.recording.cover(self.operations, handler)
-            self.operations.recorded = True
+        self.operations = self.make_operations()
         self.operations.tell_limits()
-        self.tracer = Tracer(HandlerTrace(self.operations))
+        self.tracer = Tracer(self.operations.ring, HandlerTrace(self.operations, self.operations.ring))
         self._connect()
         self.operations.notify = pyfuse3.invalidate_inode
         self.operations.kernel_sync = functools.partial(_sync, self.mountpoint)
@@ -127,12 +105,14 @@ class Session:
             self.mount = mountinfo.mount_at(self.mountpoint)
             if self.mount is None or self.mount.fstype not in mountinfo.TYPES:
                 raise DaxfsError(f"{self.mountpoint}: the mount is not in {mountinfo.MOUNTINFO}")
+            self.operations.device = self.mount.device
             trio.run(self._main, ready)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             # Threads before descriptors: nobody may use a number that means something else by then.
             if self.native is not None:
                 self.native.stop()
+                self.operations.reap()  # while the descriptor is there that their backing belongs to
                 # The operations live until the next garbage collection, the transport's descriptors must not.
                 self.operations.stats.native = None
             # Takes the mount away, lazily where it is in use, and ends requests that nobody answered.
@@ -148,6 +128,7 @@ class Session:
         except handshake.Unusable as exc:
             self.link_why = str(exc)
             self._without_link()
+            self._set_passthrough("", 0)
             log.info("%s: mounted by libfuse, with the features that it knows: %s", self.mountpoint, exc)
             _init(self.operations, self.mountpoint, self.mountpoint, fuse_arguments(self.config))
             return
@@ -172,11 +153,15 @@ class Session:
                 if listener:
                     nursery.start_soon(listener.serve, nursery)
                 nursery.start_soon(self._begin, ready, nursery)
+                nursery.start_soon(self.beside)
                 await self._pyfuse3()
                 nursery.cancel_scope.cancel()
         finally:
             if listener:
                 listener.close()
+
+    async def beside(self) -> None:
+        """What else there is to do while the mount is served."""
 
     async def _pyfuse3(self) -> None:
         """pyfuse3's loop, to its end."""
@@ -196,6 +181,7 @@ class Session:
                 pyfuse3.terminate()
                 return
             log.debug("%s: agreed on %s", self.mountpoint, " ".join(handshake.names(self.link.flags)))
+            self._set_passthrough(self.transport, self.link.flags)
             if self.transport != "pyfuse3":
                 self._start_native()
                 nursery.start_soon(Relay(self.native, self.operations, self.streak).serve, self._native_ended)
@@ -203,10 +189,18 @@ class Session:
 
     def _agree(self, offer: int) -> str:
         """The transport, now that the kernel has said what it offers. UsageError where that is not enough."""
+        self.offer = offer
         found = transports.for_mount(transports.probe(self.link.fuse), self.config.flags)
         self.transport, self.transport_why = transports.choose(
             self.config.transport, transports.at_init(found, offer))
         return self.transport
+
+    def _set_passthrough(self, transport: str, agreed: int) -> None:
+        """Direct mappings, or why there are none. *agreed*: the flags of INIT's reply."""
+        there = bool(agreed & handshake.PASSTHROUGH)
+        offered = bool(self.offer & handshake.PASSTHROUGH)
+        why = "" if there else why_not(transport, offered, transports.kernel_version())
+        self.operations.passthrough = Passthrough(self.link.fuse if there else -1, why)
 
     def _start_native(self) -> None:
         link, operations = self.link, self.operations
@@ -220,7 +214,7 @@ class Session:
             transports.thread_count(self.config.threads),
             operations.open_flags)
         self.native.start()
-        self.tracer = Tracer(self.native)
+        self.tracer = Tracer(self.operations.ring)
         operations.stats.native = self.native
         operations.stats.called = {wire.OPCODES[opcode].lower() for opcode in calls.CALLS}
 
@@ -252,14 +246,16 @@ class Session:
     def answer(self, request: dict):
         """The control socket's requests. DaxfsError for one that is unknown or refused."""
         if request.get("get") == "trace":
-            return self.tracer.watch()
+            return self.tracer.watch(request.get("events", ["requests"]))
+        if request.get("get") in ("stat", "info"):
+            self.parked = len(self.operations.server.parked())
+            self.operations.reap()  # what programs have closed is not open
         if request.get("get") == "stat":
             return self.describe() | self.operations.stats.snapshot()
         if request.get("get") == "info":
-            sb = facts.of_superblock(self.fs.sb) | facts.of_state(self.fs.mem, self.fs.seed)
-            return self.describe() | {"superblock": sb, "space": facts.of_space(self.fs)}
+            return self.describe() | self.info()
         if isinstance(request.get("set"), dict):
-            return self._remount(request["set"])
+            return self.remount(request["set"])
         raise fail(errno.EINVAL, "unknown request")
 
     def describe(self) -> dict:
@@ -275,11 +271,12 @@ class Session:
             "safety": region["safety"],
             "readonly": self.fs.readonly,
             "shut_down": self.fs.shut,
-            "replayed": self.fs.replayed,
             "init": handshake.names(self.link.flags) if self.link else [],
             "mounted_by": self._mounted_by(),
             "transport": self._describe_transport(),
-            "recording": self.recording.describe() if self.recording else None,
+            "direct": self._describe_direct(),
+            "raw": self.operations.raw.describe() if self.operations.raw else None,
+            "recording": None,
             "region": region,
         }
 
@@ -298,59 +295,33 @@ class Session:
             out["queues"] = out["threads"] - 1  # the first reads what still comes through read(2)
         return out
 
-    def _remount(self, wish: dict) -> dict:
-        """Change ro/rw and the policies for times. EROFS: the region was opened read-only."""
-        config, fs = self.config, self.fs
-        readonly = bool(wish.get("readonly", fs.readonly))
-        if not readonly and self.region.mode != "rw":
-            raise fail(errno.EROFS, "was mounted read-only; umount it and mount it rw")
-        atime = wish.get("atime", fs.atime)
-        if atime not in metafs.ATIME_POLICIES:
-            raise fail(errno.EINVAL, f"atime policy {atime!r} is unknown")
-        self._operation({"op": "remount", "readonly": readonly}, lambda: self._set_readonly(readonly))
-        config.readonly = readonly
-        config.atime = atime
-        config.nodiratime = bool(wish.get("nodiratime", config.nodiratime))
-        config.lazytime = bool(wish.get("lazytime", config.lazytime))
-        self._set_times(config)
-        self.operations.tell_limits()
-        log.info("%s: remounted %s,%s", self.mountpoint, "ro" if readonly else "rw", atime)
-        return {"ok": True, "options": config.describe()}
+    def _describe_direct(self) -> dict:
+        """why_not: "" where files with ranges of their own are mapped directly. open: inodes that are now.
 
-    def _set_readonly(self, readonly: bool) -> None:
-        fs = self.fs
-        if readonly and not fs.readonly:
-            # All durable and marked clean while stores are still allowed.
-            self.operations.tell_limits(writes=False)
-            self.operations.files.quiesce()
-            fs.sync_all()
-            fs.set_mounted(0)
-        elif not readonly and fs.readonly:
-            fs.set_mounted(1)
-        fs.readonly = readonly
+        parked: handles that were kept until this was asked.
+        """
+        operations = self.operations
+        count = sum(map(operations.is_direct, operations.backing))
+        return {"why_not": operations.passthrough.why, "open": count, "parked": self.parked}
 
     def close(self, durable: bool) -> None:
-        """End the file system (*durable*: make everything durable and mark it clean), then the region."""
+        """End what is mounted (*durable*: with `end`), then the region."""
         try:
             if self.fs is not None and durable:
                 if self.region.lost:
                     self.operations.lost()
-                self._operation({"op": "unmount"}, self._close_fs)
+                self.end()
         finally:
-            if self.recording is not None:
-                self.recording.close()
             if self.region is not None:
                 self.lost = self.region.lost
-                self.region.close()
+                self.close_region()
 
-    def _close_fs(self) -> None:
-        if self.fs.readonly and self.region.mode == "rw":
-            self.fs.readonly = False  # remounted ro: orphans and times still want their end
-        self.operations.files.quiesce()
-        self.fs.unmount()
+    def close_region(self) -> None:
+        """Nothing stores any more."""
+        self.region.close()
 
 
-def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
+def run(kind: type[Session], config: MountConfig, ready, attempt=lambda action: action()) -> str:
     """Mount as *config* says and serve it to its end; what ended it ("umount", or a signal's name).
 
     OSError (DaxfsError) for all that goes wrong, ECONNABORTED among it; the mount is gone then. *ready* as
@@ -358,7 +329,7 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
     """
     # Until they are received in _signals, and while it ends, these wait: a mount must not outlive us.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    session = Session(config)
+    session = kind(config)
     # numpy's threads were there before and don't block them: no default action may end us with a mount.
     for number in _ENDING:
         signal.signal(number, lambda number, _frame: session.early.append(number))
@@ -377,7 +348,8 @@ def run(config: MountConfig, ready, attempt=lambda action: action()) -> str:
         if not session.lost:
             raise
     if session.lost:
-        raise SourceError(f"{session.lost}; what was not durable by then is lost, run fsck.daxfs", errno.EIO)
+        raise SourceError(f"{session.lost}; what was not durable by then is lost{session.after_loss}",
+                          errno.EIO)
     log.info("%s: ended by %s", session.mountpoint, session.ended_by)
     if session.ended_by != "umount" and session.ended_by not in signal.Signals.__members__:
         why = "the connection was aborted" if session.ended_by == ABORT else session.ended_by

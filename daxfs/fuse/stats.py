@@ -2,12 +2,13 @@
 """What `daxfs stat` shows: operations with their latencies, and the counters of the layers below.
 
 One thread writes (the trio loop); a snapshot is made in the same thread. What a counter of
-operations has is said in data/latency.py.
+operations has is said in latency.py.
 """
 
+import time
 from collections import Counter
 
-from ..data.latency import Operation
+from ..latency import Operation
 
 # Requests whose handler has another name than theirs.
 _HANDLERS = {"rename2": "rename", "readdirplus": "readdir", "readdir": "readdir_plain",
@@ -47,15 +48,16 @@ def merged(handlers: dict[str, Operation], native: dict, called: set[str]) -> di
     return out
 
 
-class Stats:
-    """All counters of one mount. *fs*, *files* and *faults* are asked when a snapshot is made."""
+class Counters:
+    """What is counted of any mount. *faults* and *flush* are asked when a snapshot is made."""
 
-    def __init__(self, fs, files, faults):
-        self.fs, self.files, self.faults = fs, files, faults
+    def __init__(self, faults, flush):
+        self.faults, self.flush = faults, flush
         self.operations: dict[str, Operation] = {}
         self.native = None  # a started Transport
+        self.dax = dict  # what Operations say of direct mappings
         self.called: set[str] = set()  # requests that it leaves to Python, not to pyfuse3
-        self.started = fs.clock()
+        self.started = time.monotonic_ns()
 
     def operation(self, name: str) -> Operation:
         return self.operations.setdefault(name, Operation())
@@ -67,14 +69,29 @@ class Stats:
 
     def snapshot(self) -> dict:
         """Plain values, for JSON."""
-        fs, region = self.fs, self.fs.region
-        journal = fs.journal
         return {
-            "uptime_ns": fs.clock() - self.started,
+            "uptime_ns": time.monotonic_ns() - self.started,
             "operations": self._operations(),
             "faults": self.faults.snapshot(),
-            "flush": {"kind": region.flush.kind, "nt_kind": region.flush.nt, **region.flush.counters()},
+            "flush": {"kind": self.flush.kind, "nt_kind": self.flush.nt, **self.flush.counters()},
+        }
+
+
+class Stats(Counters):
+    """All counters of the mount of a file system."""
+
+    def __init__(self, fs, files, faults):
+        super().__init__(faults, fs.region.flush)
+        self.fs, self.files = fs, files
+
+    def snapshot(self) -> dict:
+        fs, journal = self.fs, self.fs.journal
+        ns, pages = self.files.dax.writeback_times()
+        return super().snapshot() | {
             "tracker": self.files.snapshot(),
+            "writeback": ns.snapshot(),
+            "writeback_pages": pages.times("pages"),
+            "dax": self.dax(),
             "journal": {
                 "records": journal.records,
                 "bytes": journal.bytes,
@@ -83,7 +100,8 @@ class Stats:
                 "ring_bytes": journal.size,
                 "replayed": fs.replayed,
             },
-            "space": {"page_size": 4096, **fs.statfs(), "quarantined": fs.alloc.held},
+            "space": {"page_size": 4096, **fs.statfs(), "quarantined": fs.alloc.held,
+                      "poisoned": fs.poison.pages},
             "inodes": {
                 "open": sum(n.opens > 0 for n in fs.nodes.values()),
                 "known_to_kernel": len(fs.lookups),

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Requests and replies in words: takes the records of a trace apart, and writes a line for each.
 
-A record is what native/transport.c (struct trace_event) or tracing.py made of one message. A Decoder turns it
-into an event, a dict of plain values that JSON takes; `line` turns an event into text. Limits: no trio, no
-pyfuse3; believes nothing: a record that is too short or odd gives an event with what could be read. INIT
-comes before anybody can ask, so its flags stay numbers.
+A record (struct trace_event of native/trace.h) is what native code or tracing.py made of one message, or of a
+fault or write-back (trace_dax.py has those). A Decoder turns it into an event, a dict of plain values that
+JSON takes; `line` turns an event into text. Limits: no trio, no pyfuse3; believes nothing: a record that is
+too short or odd gives an event with what could be read. INIT comes before anybody can ask, so its flags stay
+numbers.
 """
 
 import errno
@@ -14,6 +15,7 @@ import os
 import struct
 import time
 
+from daxfs.fuse import trace_dax
 from daxfs.fuse.trace_fields import (
     NAMES,
     NOTES,
@@ -29,7 +31,9 @@ from daxfs.fuse.wire import OPCODES
 HEAD = struct.Struct("<QIIQQIIIiIIQB7x")
 BODY = 144  # of a message without its header; no reply but data and listings is longer
 RECORD = struct.Struct(f"{HEAD.format}{BODY}s")
-REQUEST, REPLY, LOST, NOTIFICATION = range(4)
+REQUEST, REPLY, LOST, NOTIFICATION, DAX = range(5)
+# What a watcher may ask for: class -> bit (native/trace.h).
+CLASSES = {"requests": 1, "faults": 2, "writeback": 4}
 HOW = ("served", "relayed", "called", "")
 IN_HEADER, OUT_HEADER = 40, 16
 
@@ -46,9 +50,14 @@ _SETATTR = {"mode": 0, "uid": 1, "gid": 2, "size": 3, "atime": 4, "mtime": 5, "f
 _NOW = {"atime": 7, "mtime": 8}
 
 
-def lost(count: int) -> bytes:
-    """The record that says that *count* others could not be kept."""
-    return RECORD.pack(time.time_ns(), LOST, 0, count, 0, 0, 0, 0, 0, 0, 3, 0, 0, b"")
+def class_of(record: bytes) -> int:
+    """The bit of the class that a record belongs to; all of them for what everybody has to know."""
+    _, kind, opcode, *_ = HEAD.unpack_from(record)
+    if kind == LOST:
+        return -1
+    if kind != DAX:
+        return CLASSES["requests"]
+    return CLASSES["faults" if opcode < trace_dax.FIRST_WRITEBACK else "writeback"]
 
 
 class Word(str):
@@ -195,9 +204,13 @@ def _entries(op: str, body: bytes) -> list[str]:
 
 
 class Decoder:
-    """Records to events. Remembers requests until their replies, which don't say what they answer."""
+    """Records to events. Remembers requests until their replies, which don't say what they answer.
 
-    def __init__(self):
+    *device*: st_dev of the mount.
+    """
+
+    def __init__(self, device: int = 0):
+        self.device = device
         self._pending: dict[int, tuple] = {}  # unique -> (op, ns, ino, arguments)
 
     def event(self, record: bytes) -> dict:
@@ -209,6 +222,10 @@ class Decoder:
         body = record[HEAD.size : HEAD.size + length]
         if kind == LOST:
             return {"kind": "lost", "time_ns": ns, "count": unique}
+        if kind == DAX:
+            more = ({"pid": pid} if pid else {}) | ({"latency_ns": latency} if latency else {})
+            found = trace_dax.event(opcode, nodeid, self.device, body)
+            return {"kind": "dax", "time_ns": ns, **found, **more}
         op = OPCODES.get(opcode, f"opcode {opcode}" if opcode else "")
         base = {"kind": "", "time_ns": ns, "unique": unique, "op": op, "bytes": size,
                 "how": HOW[how] if how < len(HOW) else ""}
@@ -297,6 +314,10 @@ def line(event: dict) -> str:
         return f"{clock} -- {event['count']} events were lost: they came faster than they were read"
     if kind == "notification":
         return f"{clock} notify {event['op']}({_listed(event['args'])})"
+    if kind == "dax":
+        took = f" <{show_time(event['latency_ns'])}>" if "latency_ns" in event else ""
+        caller = f" pid {event['pid']}" if "pid" in event else ""
+        return f"{clock} {trace_dax.text(event)}{took}{caller}"
     head = f"{clock} #{event['unique']} {event['op'] or '?'}"
     if kind == "request":
         caller = f" pid {event['pid']} uid {event['uid']}" if event.get("pid") else ""

@@ -1,43 +1,64 @@
 # SPDX-License-Identifier: MIT
 """The daemon's side of `daxfs trace`: where records come from, and who gets them.
 
-A source has ``trace(on)`` and ``trace_read()``, a list of records as trace.py describes them: a native
-transport, or HandlerTrace for transport=pyfuse3. Tracer switches it on while somebody watches. Limits: the
-trio thread alone; nobody is waited for: what a slow watcher can't take is dropped and counted.
+All that is seen goes into the mount's ring (data/_trace.pyx): requests by the native transport, or by
+HandlerTrace for transport=pyfuse3; faults and write-backs by who does them. Tracer has the ring keep the
+classes of events that somebody watches. Limits: the trio thread alone; nobody is waited for: what a slow
+watcher can't take is dropped and counted.
 """
 
 import base64
 import errno
+import functools
 import itertools
+import operator
 import struct
 import time
 from collections import deque
 
 import trio
 
+from daxfs.errors import fail
 from daxfs.fuse import trace, wire
 from daxfs.fuse.trace_fields import ANY_SIZE, NUMBERS
 
-INTERVAL = 0.01  # seconds between two looks at a source
-SLOTS = 8192  # records that wait in a HandlerTrace
+INTERVAL = 0.01  # seconds between two looks at the ring
 BACKLOG = 32768  # records that wait for one watcher, some 7 MB
 LINE = 512  # records in one line of the control socket
 
 
-class Tracer:
-    """All watchers of one source."""
+def classes_of(names) -> int:
+    """The bits of classes by name. EINVAL: no such class, or none."""
+    known = isinstance(names, list | tuple) and all(one in list(trace.CLASSES) for one in names)
+    if not known or not names:
+        raise fail(errno.EINVAL, f"events: some of {', '.join(trace.CLASSES)}")
+    return functools.reduce(operator.or_, (trace.CLASSES[name] for name in names))
 
-    def __init__(self, source):
-        self.source = source
+
+class Tracer:
+    """All watchers of one mount. *ring*: TraceRing; *handlers*: a HandlerTrace, where pyfuse3 answers all."""
+
+    def __init__(self, ring, handlers=None):
+        self.ring, self.handlers = ring, handlers
         self.watchers: list[_Watcher] = []
 
-    async def watch(self):
-        """What a watcher is sent, as dicts: first {"tracing": true}, then records or a count of lost ones."""
-        watcher = _Watcher()
-        if not self.watchers:
-            self.source.trace(True)
+    def _keep(self) -> None:
+        """Just what somebody watches. MemoryError: nothing is kept."""
+        wanted = functools.reduce(operator.or_, (one.classes for one in self.watchers), 0)
+        self.ring.keep(wanted)
+        if self.handlers is not None:
+            self.handlers.trace(bool(wanted & trace.CLASSES["requests"]))
+
+    def watch(self, names=("requests",)):
+        """What a watcher of these classes is sent, as dicts: first {"tracing": true}, then records or a count
+        of lost ones. EINVAL."""
+        return self._watch(_Watcher(classes_of(names)))
+
+    async def _watch(self, watcher):
+        self._collect()  # what came before is not for it
         self.watchers.append(watcher)
         try:
+            self._keep()
             yield {"tracing": True}
             while True:
                 self._collect()
@@ -46,22 +67,25 @@ class Tracer:
                 await trio.sleep(INTERVAL)
         finally:
             self.watchers.remove(watcher)
-            if not self.watchers:
-                self.source.trace(False)
+            self._keep()
 
     def _collect(self) -> None:
         """What has come since the last look, to everybody."""
         taken = 0
-        while taken < BACKLOG and (records := self.source.trace_read()):
+        while taken < BACKLOG and (records := self.ring.read()):
             taken += len(records)
             for watcher in self.watchers:
-                watcher.put(records)
+                wanted = records
+                if watcher.classes != self.ring.classes:
+                    wanted = [one for one in records if trace.class_of(one) & watcher.classes]
+                watcher.put(wanted)
 
 
 class _Watcher:
-    """Records that one watcher was not sent yet."""
+    """Records that one watcher was not sent yet. *classes*: those that it asked for."""
 
-    def __init__(self):
+    def __init__(self, classes: int):
+        self.classes = classes
         self.records: deque[bytes] = deque()
         self.lost = 0
 
@@ -163,15 +187,13 @@ def _reply(name: str, value) -> tuple[bytes, int]:
 
 
 class HandlerTrace:
-    """A source in front of pyfuse3's handlers. Off, the handlers are the ones that were there before.
+    """Tells of requests in front of pyfuse3's handlers. Off, those are the ones that were there before.
 
     *operations*: ops.Operations, of which each handler may be covered already (record=).
     """
 
-    def __init__(self, operations):
-        self.operations = operations
-        self.records: deque[bytes] = deque()
-        self.lost = 0
+    def __init__(self, operations, ring):
+        self.operations, self.ring = operations, ring
         self._numbers = itertools.count(2, 2)
         self._before: dict[str, object] = {}
 
@@ -189,26 +211,13 @@ class HandlerTrace:
                 else:
                     setattr(operations, name, before)
             self._before.clear()
-            self.records.clear()
-            self.lost = 0
-
-    def trace_read(self) -> list[bytes]:
-        out = list(self.records)
-        self.records.clear()
-        if self.lost:
-            out.append(trace.lost(self.lost))
-            self.lost = 0
-        return out
 
     def _put(self, kind: int, opcode: int, unique: int, body: bytes, size: int, ino: int = 0, ctx=None,
              error: int = 0, latency: int = 0) -> None:
-        if len(self.records) >= SLOTS:
-            self.lost += 1
-            return
         who = (ctx.uid, ctx.gid, ctx.pid) if ctx is not None else (0, 0, 0)
         body = body[: trace.BODY]
-        self.records.append(trace.RECORD.pack(time.time_ns(), kind, opcode, unique, ino, *who, error,
-                                              size & 0xFFFFFFFF, 3, latency, len(body), body))
+        self.ring.put(trace.RECORD.pack(0, kind, opcode, unique, ino, *who, error, size & 0xFFFFFFFF, 3,
+                                        latency, len(body), body))
 
     def _traced(self, name: str, handler):
         describe = REQUESTS[name]

@@ -41,6 +41,7 @@ assert (_STATX_OUT.size, _STATX.size) == (32, 256), "linux/fuse.h"
 
 _NS = 10**9
 _OPEN_FLAGS = (("direct_io", 1), ("keep_cache", 2), ("nonseekable", 4))
+FOPEN_OF_BACKED = 1 << 7 | 1 << 5  # PASSTHROUGH, and NOFLUSH: there is no cache to be written back
 STATX_BASIC, STATX_BTIME = 0x7FF, 0x800
 
 
@@ -69,9 +70,13 @@ def entry_out(entry) -> bytes:
     return head + attr(entry)
 
 
-def open_out(info, more: int = 0) -> bytes:
-    """fuse_open_out from a pyfuse3.FileInfo, with *more* of the kernel's FOPEN_ flags."""
-    return _OPEN.pack(info.fh, sum(bit for name, bit in _OPEN_FLAGS if getattr(info, name)) | more, 0)
+def open_out(info, more: int = 0, backing: int = 0) -> bytes:
+    """fuse_open_out from a pyfuse3.FileInfo, with *more* of the kernel's FOPEN_ flags.
+
+    *backing*: the number of the file that the kernel shall map (0: none); then `info` keeps no cache.
+    """
+    flags = sum(bit for name, bit in _OPEN_FLAGS if getattr(info, name)) | more
+    return _OPEN.pack(info.fh, flags | FOPEN_OF_BACKED if backing else flags, backing)
 
 
 def dirent(name: bytes, ino: int, kind: int, cookie: int) -> bytes:

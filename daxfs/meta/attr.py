@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Attributes: setattr, and the times that reads and writes change. Metadata thread."""
 
+import contextlib
 import errno
 import struct
 
 from .. import layout as L
 from .._iomap import PLAIN
 from ..errors import CorruptError, fail
-from . import file, xattr
+from . import file, own, placement, xattr
 from .inode import PLACE_OF, allowed_flags
 
 _DAY = 86400 * 10**9
@@ -38,10 +39,14 @@ def setattr(fs, ino: int, changes: dict) -> None:
         finally:
             fs.drop_unused(ino)
         return
-    fs.inodes.read(ino)
-    with fs.begin() as tx:
-        apply(tx.inode(ino), tx)
-        tx.inode(ino).ctime = now
+    inode = fs.inodes.read(ino)
+    times = "mtime" in changes and inode.flags & L.FLAG_OWN
+    with own.together(fs) if times else contextlib.nullcontext():
+        with fs.begin() as tx:
+            apply(tx.inode(ino), tx)
+            tx.inode(ino).ctime = now
+        if times:
+            own.forget_times(fs, ino)
 
 
 class _Apply:
@@ -67,12 +72,14 @@ class _Apply:
             edit.mtime = min(max(changes["mtime"], MIN_TIME), MAX_TIME)
 
 
-def set_flags(fs, ino: int, flags: int) -> None:
+def set_flags(fs, ino: int, flags: int, theirs: int = 1) -> None:
     """Give an inode these of L.FLAGS_USER and no others, in one record. EINVAL for what its type can't have.
 
-    Who may do it the kernel has checked. Content and open handles stay as they are.
+    Who may do it the kernel has checked. Content and open handles stay as they are; where FLAG_DAX changed
+    the data may move (`placement.flag_changed`). *theirs*: handles that belong to who asks.
     """
-    if flags & ~allowed_flags(fs.inodes.read(ino).mode):
+    before = fs.inodes.read(ino)
+    if flags & ~allowed_flags(before.mode):
         raise fail(errno.EINVAL)
     fs.may_change()
     if flags and not fs.sb.compat & L.COMPAT_FLAGS:
@@ -81,6 +88,8 @@ def set_flags(fs, ino: int, flags: int) -> None:
         edit = tx.inode(ino)
         edit.flags = edit.flags & ~L.FLAGS_USER | flags
         edit.ctime = fs.clock()
+    if (before.flags ^ flags) & L.FLAG_DAX and before.mode & 0o170000 == own.S_IFREG:
+        placement.flag_changed(fs, ino, theirs)
 
 
 def atime_due(fs, ino: int, directory: bool = False) -> bool:

@@ -9,7 +9,7 @@ a private mapping can't be had). Metadata thread.
 """
 
 from ..errors import UsageError
-from . import check_inode, check_super, check_tree, superblock
+from . import check_inode, check_own, check_poison, check_super, check_tree, superblock
 from . import mend as mending
 from .problem import CHECKS, Findings, Problem, Report
 
@@ -39,7 +39,12 @@ def check_region(region, mend=False, progress=None) -> Report:
     mended = [p for p in mended if p.key not in left]
     report = Report(problems, mended, found.problems, found.stats, replayed, found.notes)
     if not report.left:
-        mending.mark_checked(region)
+        # Only now: as long as something is damaged, what looks like a leftover may be somebody's.
+        left = mending.tidy(region, sb, limit, found.leftovers)
+        if left:
+            report.notes.append(f"{left} ranges that a crash left could not be put right")
+        else:
+            mending.mark_checked(region)
     return report
 
 
@@ -88,6 +93,8 @@ def _look(region, progress):
     scan = check_inode.Scan(region, sb, limit, found, progress)
     check_inode.check(scan)
     check_tree.check(scan)
+    check_own.check(scan)
+    check_poison.check(scan)
     return found, sb, limit
 
 

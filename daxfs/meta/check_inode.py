@@ -183,8 +183,9 @@ def _fields(scan: Scan) -> np.ndarray:
 
 def _times(scan: Scan, ino: int):
     """How to mend wiped times: not where the size, which stands beside them, decides over data."""
-    kind = int(scan.table["mode"][ino]) & 0o170000
-    if kind == S_IFREG and (scan.table["nextents"][ino] or scan.table["size"][ino]):
+    kind, flags = int(scan.table["mode"][ino]) & 0o170000, int(scan.table["flags"][ino])
+    data = scan.table["nextents"][ino] or scan.table["size"][ino] or flags & L.FLAG_OWN
+    if kind == S_IFREG and data:
         return None
     return ("times", ino)
 

@@ -30,11 +30,12 @@ class Node:
     ``index``: of a directory (`dir.DirIndex`), once it was needed. ``capability``: whether it has
     file capabilities (the xattr), None: not known yet. ``appends``, ``ahead``: writes since it was
     opened that grew the file and came to the metadata thread; pages that the next chunk has (`prealloc`).
+    ``faults``: who answers the faults of its mappings (`fault.observer.File`), None: the kernel.
     """
 
     __slots__ = (
-        *("ahead", "appends", "blocks", "capability", "free_slots", "index", "ino", "is_file", "map"),
-        "opens",
+        *("ahead", "appends", "blocks", "capability", "faults", "free_slots", "index", "ino", "is_file"),
+        *("map", "opens"),
     )
 
     def __init__(self, ino: int, size: int, is_file: bool = False):
@@ -46,6 +47,7 @@ class Node:
         self.opens = 0
         self.index = None
         self.capability: bool | None = None
+        self.faults = None
         self.appends, self.ahead = 0, 16
 
 
@@ -77,6 +79,7 @@ def has_extents(inode) -> bool:
 def load(fs, inode) -> Node:
     """The Node of an inode, its extents read and checked against the region's data area."""
     node = Node(inode.ino, inode.size, inode.mode & 0o170000 == 0o100000)
+    node.map.ino = inode.ino
     node.map.inode = fs.region.address + fs.inodes.place(inode.ino)
     if inode.ino in fs.unsettled:
         node.map.set_state(UNSETTLED)
@@ -170,7 +173,7 @@ def replace(tx, edit, node, first: int, last: int, pieces) -> list[tuple[int, in
         stop += 1
     low, high = max(start - 1, 0), min(stop + 1, len(fmap))
     old = fmap.extents(low, high - low)
-    kept, gone = [], []
+    kept, gone, written = [], [], []
     for pgoff, length, pfn, kind, _ in old:
         end = pgoff + length
         if pgoff < first:
@@ -181,11 +184,15 @@ def replace(tx, edit, node, first: int, last: int, pieces) -> list[tuple[int, in
         inside = max(pgoff, first), min(end, last)
         if inside[0] < inside[1]:
             gone.append((pfn + inside[0] - pgoff, inside[1] - inside[0]))
+            if kind == MAPPED:
+                written.append(gone[-1])
+    if tx.fs.poison.runs:
+        tx.fs.poison.replaced(tx, gone, pieces, written)
     new = _merged(sorted(kept + list(pieces)))
     _rewrite(tx, edit, node, old, new, low, high)
     still = [(p[2], p[1]) for p in pieces]
     edit.blocks += sum(n for _, n in still) - sum(n for _, n in gone)
-    return _subtract(gone, still)
+    return subtract(gone, still)
 
 
 def _rewrite(tx, edit, node, old, new, low: int, high: int) -> None:
@@ -212,7 +219,7 @@ def _rewrite(tx, edit, node, old, new, low: int, high: int) -> None:
     tx.after(publish)
 
 
-def _subtract(runs, minus) -> list[tuple[int, int]]:
+def subtract(runs, minus) -> list[tuple[int, int]]:
     """Runs without the pages that *minus* has; neither overlaps itself. One pass over both, sorted."""
     out, minus, at = [], sorted(minus), 0
     for pfn, pages in sorted(runs):
@@ -253,6 +260,14 @@ def clear(tx, edit, node, metadata: bool = False) -> None:
     tx.after(publish)
 
 
+def forget_dirty(node, first: int, pages: int) -> None:
+    """Pages that hold no data any more are not dirty."""
+    if node.map.dirty is None or not pages:
+        return
+    with node.map:
+        node.map.dirty.clear(first, pages)
+
+
 def holes(node, first: int, last: int):
     """Yield (pgoff, len, pfn, type) for the pieces of [first, last) in order, holes included."""
     while first < last:
@@ -267,4 +282,5 @@ def page_offset(fs, node, pgoff: int) -> int:
     kind, _, _, pfn, _ = node.map.lookup(pgoff)
     if kind != MAPPED:
         raise CorruptError(f"inode {node.ino}: page {pgoff} of the directory is not mapped")
+    fs.check_poison(pfn, 1, node.ino)
     return pfn * PAGE_SIZE

@@ -15,9 +15,10 @@ of the file (docs/durability.md). The file's lock is held all the time. Metadata
 import errno
 
 from .. import layout as L
+from .._iomap import POISONED
 from ..errors import fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
-from . import extent, file, prealloc
+from . import extent, file, own, prealloc
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 MODES = (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)
@@ -28,7 +29,7 @@ def fallocate(fs, node, mode: int, pos: int, length: int, now: int) -> None:
     """fallocate(2) on a regular file; durable on return. The file type is the caller's to check.
 
     EINVAL, EOPNOTSUPP for other modes, EFBIG, EROFS; ENOSPC (a hole may need room for one
-    more extent, too): with any of them nothing has changed.
+    more extent, too), EIO for a part of a poisoned page: with any of them nothing has changed.
     """
     if pos < 0 or length <= 0:
         raise fail(errno.EINVAL)
@@ -41,7 +42,14 @@ def fallocate(fs, node, mode: int, pos: int, length: int, now: int) -> None:
     with node.map:
         file.finish_truncation(fs, node)
         prealloc.give_back(fs, node)
-        if mode & PUNCH_HOLE:
+        if mode & (PUNCH_HOLE | ZERO_RANGE) and node.map.state & POISONED:
+            fs.poison.edges(node, pos, end)
+        if node.map.own is not None:
+            if mode & PUNCH_HOLE:
+                own.punch(fs, node, pos, end, now)
+            else:
+                own.allocate(fs, node, pos, end, bool(mode & ZERO_RANGE), bool(mode & KEEP_SIZE), now)
+        elif mode & PUNCH_HOLE:
             _punch(fs, node, pos, end, now)
         else:
             _allocate(fs, node, pos, end, bool(mode & ZERO_RANGE), bool(mode & KEEP_SIZE), now)
@@ -79,7 +87,7 @@ def _punch(fs, node, pos: int, end: int, now: int) -> None:
                 tx.free(extent.replace(tx, edit, node, at, stop, []))
             if at == first:
                 _zero_edges(fs, node, pos, end)
-        file.forget_dirty(node, at, stop - at)
+        extent.forget_dirty(node, at, stop - at)
         at = stop
 
 
@@ -114,7 +122,7 @@ def _allocate(fs, node, pos: int, end: int, zero: bool, keep: bool, now: int) ->
             del taken[: sum(pfn in inside for pfn, _ in taken[: len(step)])]
             if zero:
                 start, stop = max(start, first), min(stop, last)
-                file.forget_dirty(node, start, max(stop - start, 0))
+                extent.forget_dirty(node, start, max(stop - start, 0))
     except BaseException:
         for run in taken:
             fs.alloc.free(*run)

@@ -14,7 +14,7 @@ from .. import layout as L
 from .._iomap import STALE_TIMES
 from ..errors import fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
-from . import extent, prealloc
+from . import extent, own, prealloc
 from .inode import PLACE_OF
 
 _SIZE, _MTIME = PLACE_OF["size"], PLACE_OF["mtime"]
@@ -219,6 +219,9 @@ def truncate(fs, node, size: int, now: int, changes=None) -> None:
     fs.may_change()  # here, because the tail is zeroed before the transaction
     with node.map:
         finish_truncation(fs, node)
+        if node.map.own is not None:
+            own.truncate(fs, node, size, now, changes)
+            return
         if size > node.map.size:
             prealloc.give_back(fs, node)  # or it would stay, as blocks in what is a hole
         _truncate(fs, node, size, now, changes)
@@ -248,17 +251,9 @@ def _truncate(fs, node, size: int, now: int, changes) -> None:
         elif beyond and first < node.map.end():
             tx.free(extent.replace(tx, edit, node, first, extent.MAX_PGOFF, []))
         tx.after(lambda: setattr(node.map, "size", size))
-    forget_dirty(node, first, extent.MAX_PGOFF - first)
+    extent.forget_dirty(node, first, extent.MAX_PGOFF - first)
     if first and beyond > EXTENTS_PER_STEP:
         continue_truncate(fs, node)
-
-
-def forget_dirty(node, first: int, pages: int) -> None:
-    """Pages that hold no data any more are not dirty."""
-    if node.map.dirty is None or not pages:
-        return
-    with node.map:
-        node.map.dirty.clear(first, pages)
 
 
 def finish_truncation(fs, node) -> None:

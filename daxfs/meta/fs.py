@@ -18,7 +18,7 @@ from .. import layout as L
 from .._iomap import PLAIN, STALE_TIMES, UNSETTLED
 from ..errors import CorruptError, FormatError, fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
-from . import extent, prealloc, superblock
+from . import extent, own, placement, poison, prealloc, superblock
 from .alloc import Allocator
 from .inode import InodeTable
 from .journal import Journal
@@ -44,6 +44,9 @@ class FileSystem:
     def __init__(self, region, sb, readonly=False):
         self.region = region
         self.mem = region.mem
+        self.pool = region.pool  # own ranges; None: no source is a pool directory
+        self.dax = "inode"  # mount option dax=: inode, always, never
+        self.moves = placement.Moves()
         self.sb = sb
         self.seed = sb.seed
         self.readonly = readonly
@@ -51,6 +54,7 @@ class FileSystem:
         self.atime, self.nodiratime, self.lazytime = "relatime", False, False
         self.journal = Journal(region, sb.journal_pfn, sb.journal_pages, self.seed)
         self.inodes = InodeTable(region, sb.inode_pfn, sb.inode_pages, self.seed)
+        self.poison = poison.Poison(self)
         self.alloc = Allocator()
         self.alloc.reclaim = self.journal.settle
         self.journal.on_settle.append(self._settled)
@@ -70,6 +74,7 @@ class FileSystem:
     def check_block(self, pfn: int, kind: int, owner: int, whole: bool = False) -> BlockHead:
         """The header of a metadata block. CorruptError where it is another one's, or (*whole*) damaged."""
         self.check_run(pfn, 1, owner)
+        self.check_poison(pfn, 1, owner)
         at = pfn << PAGE_SHIFT
         head = BlockHead._make(_block_head(self.mem, at))
         if head.magic != L.BLOCK_MAGIC or head.kind != kind or head.owner != owner or head.self_pfn != pfn:
@@ -87,6 +92,11 @@ class FileSystem:
                 return
         raise CorruptError(f"inode {owner}: pages {pfn}+{pages} are outside the data area")
 
+    def check_poison(self, pfn: int, pages: int, owner: int) -> None:
+        """CorruptError where one of these pages, metadata of *owner*, is poisoned."""
+        if self.poison.runs and self.poison.packed(pfn, pfn + pages):
+            raise CorruptError(f"inode {owner}: pages {pfn}+{pages}, its metadata, are poisoned")
+
     # -- transactions -------------------------------------------------------------------
 
     def begin(self) -> Transaction:
@@ -102,6 +112,8 @@ class FileSystem:
             raise fail(errno.EIO, "shut down")
         if self.readonly:
             raise fail(errno.EROFS)
+        if self.poison.runs and (area := self.poison.fixed()):
+            raise fail(errno.EIO, f"{area}: its pages are poisoned")
         if self.journal.doubt:
             self.journal.ready()
 
@@ -155,7 +167,13 @@ class FileSystem:
         """The Node of an inode, loaded at first use."""
         node = self.nodes.get(ino)
         if node is None:
-            node = self.nodes[ino] = extent.load(self, self.inodes.read(ino))
+            inode = self.inodes.read(ino)
+            node = extent.load(self, inode)
+            if inode.flags & L.FLAG_OWN:
+                own.attach(self, node, inode)
+            if self.poison.runs:
+                self.poison.mark(node)
+            self.nodes[ino] = node
         return node
 
     def remember(self, ino: int) -> None:
@@ -179,14 +197,24 @@ class FileSystem:
     def drop_unused(self, ino: int) -> None:
         """Let go of the Node, and of the inode where it is unlinked, if nobody uses it any more."""
         if self.in_use(ino):
+            node = self.nodes.get(ino)
+            if node is not None and not node.opens and node.map.own is not None:
+                # The kernel remembers many inodes: a descriptor and addresses for each would be too many.
+                self.sync_times(ino)
+                self._drop_node(ino)
             return
         if self.shut:
-            self.nodes.pop(ino, None)
+            self._drop_node(ino)
         elif ino in self.orphans and not self.readonly:
             self.destroy(ino)
         elif ino in self.nodes:
             self.sync_times(ino)
-            del self.nodes[ino]
+            self._drop_node(ino)
+
+    def _drop_node(self, ino: int) -> None:
+        node = self.nodes.pop(ino, None)
+        if node is not None:
+            own.drop(node)
 
     def open(self, ino: int) -> extent.Node:
         """One more handle on *ino*."""
@@ -213,7 +241,9 @@ class FileSystem:
         """
         ino = edit.number
         # All but file data is written through the journal, a long symlink's target too.
-        if edit.blocks:
+        if edit.flags & L.FLAG_OWN:
+            own.freed(tx, self, edit)
+        elif edit.blocks:
             extent.clear(tx, edit, self.node(ino), metadata=edit.mode & 0o170000 != 0o100000)
         if edit.xattr_pfn:
             tx.free([(edit.xattr_pfn, edit.xattr_pages)], metadata=True)
@@ -227,7 +257,7 @@ class FileSystem:
             self.orphans.discard(ino)
             self.linkable.discard(ino)
             self.preallocated.discard(ino)
-            self.nodes.pop(ino, None)
+            self._drop_node(ino)
             self.inodes.give(ino)
             self.inodes.used -= 1
 
@@ -286,10 +316,18 @@ class FileSystem:
             self.region.flush.check()
 
     def statfs(self) -> dict:
-        """Space in pages and inodes, as statvfs(3) wants it."""
+        """Space in pages and inodes, as statvfs(3) wants it.
+
+        Once files have ranges of their own, what is left below counts as well; whose it will be, theirs or
+        that of other files below, nobody knows.
+        """
         free = self.alloc.free_pages + self.alloc.held
+        blocks = sum(end - start for start, end in self.ranges)
+        if self.pool is not None and (self.sb.incompat & L.INCOMPAT_OWN or self.dax == "always"):
+            below, left = self.pool.space()
+            blocks, free = blocks + below, free + min(left, below)
         return {
-            "blocks": sum(end - start for start, end in self.ranges),
+            "blocks": blocks,
             "bfree": free,
             "files": self.sb.capacity,
             "ffree": self.sb.capacity - self.inodes.used,
@@ -358,12 +396,15 @@ def mount(region, readonly: bool = False, progress=None) -> FileSystem:
 
     superblock.settle(region)
     sb = superblock.read(region)
+    if region.pool is not None:
+        region.pool.join()
     if sb.ro_compat & ~L.RO_COMPAT_KNOWN and not readonly:
         raise FormatError(f"unknown features {sb.ro_compat:#x}: mount read-only (-o ro) or use a newer daxfs")
     fs = FileSystem(region, sb, readonly)
     fs.replayed = fs.journal.replay()
     state = state_of(fs.mem, fs.seed)
-    recover.rebuild(fs, state["inode_limit"], progress)
+    fs.poison.load()
+    recover.rebuild(fs, state["inode_limit"], progress, clean=not state["mounted"])
     if not readonly:
         now = fs.clock()
         region.store(_STATE + L.STATE_FIELDS.offset["mount_count"], L.WORD.pack(state["mount_count"] + 1))

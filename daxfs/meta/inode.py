@@ -45,6 +45,7 @@ class InodeTable:
         self.used = 0
         self.on_grown = []  # called with the new limit, before an inode above the old one is told to anybody
         self.damaged: frozenset[int] = frozenset()  # of a read-only mount (`recover.rebuild`)
+        self.poisoned: list[range] = []  # pages of the region, of this table (`poison.Poison`)
 
     def place(self, ino: int) -> int:
         """Byte offset of the inode in the region."""
@@ -58,6 +59,8 @@ class InodeTable:
         """
         if not 0 < ino < self.limit:
             raise fail(errno.ESTALE)
+        if self.poisoned:
+            self._check_poison(ino)
         if ino in self.damaged:
             raise CorruptError(f"inode {ino} is damaged; run fsck.daxfs")
         inode = _make(_unpack(self.mem, self.base + ino * L.INODE_SIZE))
@@ -74,9 +77,20 @@ class InodeTable:
         return _flags(self.mem, self.base + ino * L.INODE_SIZE + _FLAGS)[0]
 
     def raw(self, ino: int) -> bytearray:
-        """A copy of the inode's 256 bytes."""
+        """A copy of the inode's 256 bytes. CorruptError where they are poisoned."""
+        if self.poisoned:
+            self._check_poison(ino)
         place = self.place(ino)
         return bytearray(self.mem[place : place + L.INODE_SIZE])
+
+    def is_poisoned(self, ino: int) -> bool:
+        """Whether the page is poisoned that the inode stands in."""
+        page = self.place(ino) >> PAGE_SHIFT
+        return any(page in pages for pages in self.poisoned)
+
+    def _check_poison(self, ino: int) -> None:
+        if self.is_poisoned(ino):
+            raise CorruptError(f"inode {ino}: its page of the inode table is poisoned")
 
     def is_valid(self, raw) -> bool:
         """True where these 256 bytes are an inode of this region, or one that was never used."""

@@ -7,14 +7,15 @@ frees pages first rebuilds the allocator as a mount does; where that is refused
 (damage that makes an allocation unsafe), those problems stay. One thread.
 """
 
+import contextlib
 import logging
 import time
 
 from .. import layout as L
-from ..errors import CorruptError, DaxfsError
+from ..errors import CorruptError
 from ..pfn import PAGE_SHIFT
 from . import dir as directory
-from . import file, namespace, recover
+from . import file, namespace, own, recover
 from .fs import FileSystem
 
 log = logging.getLogger("daxfs.fsck")
@@ -26,9 +27,7 @@ _STATE = L.STATE_PFN << PAGE_SHIFT
 
 def apply(region, sb, limit: int, problems, progress) -> list:
     """Mend *problems*; returns those that were acted upon."""
-    fs = FileSystem(region, sb)
-    fs.journal.replay()
-    fs.inodes.limit = limit
+    fs = _file_system(region, sb, limit)
     try:
         if any(p.action[0] in _NEEDS_SPACE for p in problems):
             recover.rebuild(fs, limit)
@@ -38,15 +37,39 @@ def apply(region, sb, limit: int, problems, progress) -> list:
     acted = []
     for n, problem in enumerate(problems):
         progress("mending", n, len(problems))
-        name, *args = problem.action
-        try:
-            _ACTIONS[name](fs, *args)
-        except DaxfsError as error:
-            log.warning("%s: not mended: %s", problem, error)
-            continue
-        acted.append(problem)
+        if _act(fs, problem.action, problem):
+            acted.append(problem)
     fs.journal.settle()
     return acted
+
+
+def tidy(region, sb, limit: int, actions) -> int:
+    """Put right what a crash left, as a mount does; how many of these *actions* failed."""
+    if not actions:
+        return 0
+    fs = _file_system(region, sb, limit)
+    failed = sum(not _act(fs, action, "what a crash left") for action in actions)
+    fs.journal.settle()
+    return failed
+
+
+def _file_system(region, sb, limit: int) -> FileSystem:
+    fs = FileSystem(region, sb)
+    fs.journal.replay()
+    fs.inodes.limit = limit
+    with contextlib.suppress(CorruptError):  # that is one of the problems
+        fs.poison.read()
+    return fs
+
+
+def _act(fs, action: tuple, what) -> bool:
+    name, *args = action
+    try:
+        _ACTIONS[name](fs, *args)
+    except OSError as error:  # our own, and of the folder of ranges
+        log.warning("%s: not mended: %s", what, error)
+        return False
+    return True
 
 
 def mark_checked(region) -> None:
@@ -141,6 +164,34 @@ def _reconnect(fs, ino: int) -> None:
             tx.inode(ino).parent = parent
 
 
+def _feature(fs, bits: int, word: str = "incompat") -> None:
+    """Set feature bits of the superblock."""
+    fs.change_superblock(**{word: getattr(fs.sb, word) | bits})
+
+
+def _make(fs, ino: int, generation: int) -> None:
+    """An empty range, before the record that says that the file is empty."""
+    fs.pool.create(ino, generation)
+    if fs.inodes.read(ino).size:
+        _inode(fs, ino, {"size": 0})
+
+
+def _resize(fs, ino: int, generation: int, size: int) -> None:
+    """A file of *size* bytes, and the pages that it has; the range's times are not to count for the file."""
+    if fs.inodes.read(ino).size != size:
+        _inode(fs, ino, {"size": size})
+    fs.pool.resize(ino, generation, own.pages_of(size))
+    fs.pool.forget_times(ino, generation)
+
+
+def _unlink(fs, ino: int, generation: int) -> None:
+    fs.pool.unlink(ino, generation)
+
+
+def _protect(fs, ino: int, generation: int) -> None:
+    fs.pool.protect(ino, generation)
+
+
 _ACTIONS = {
     "inode": _inode,
     "raw": _raw,
@@ -150,4 +201,9 @@ _ACTIONS = {
     "type": _type,
     "trim": _trim,
     "reconnect": _reconnect,
+    "feature": _feature,
+    "make": _make,
+    "resize": _resize,
+    "unlink": _unlink,
+    "protect": _protect,
 }

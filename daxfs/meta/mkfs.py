@@ -6,7 +6,7 @@ import time
 import uuid as uuidlib
 
 from .. import layout as L
-from ..errors import DaxfsError, UsageError
+from ..errors import DaxfsError, SourceError, UsageError
 from ..pfn import PAGE_SHIFT, PAGE_SIZE, PMD_PAGES
 from .inode import COLD
 from .journal import Journal
@@ -20,7 +20,12 @@ MAP_CHUNK_PAGES = 1 << 15  # file pages that one chunk of a dirty bitmap covers
 
 
 def plan(region, label=b"", uuid: bytes | None = None, inodes: int | None = None, map_kind="mem"):
-    """The superblock for *region* (sizes from its sources). UsageError, or ENOSPC where it is too small."""
+    """The superblock for *region* (sizes from its sources). UsageError, or ENOSPC where it is too small.
+
+    SourceError where ranges of an older file system could not be removed.
+    """
+    for path in region.pool.obstacles() if region.pool is not None else ():
+        raise SourceError(f"{path}: a directory is where an inode's range may have to be")
     first = region.sources[0]
     pages = first.size // PAGE_SIZE
     if pages < L.MIN_REGION_PAGES:
@@ -65,11 +70,15 @@ def make(region, sb: Superblock, progress=lambda done, total: None, owner=(0, 0)
     *owner*: uid and gid of the root directory.
     """
     zero = bytes(PAGE_SIZE)
+    pool = region.pool  # an error of its folder comes before anything is lost
     old = [0, sb.backup_pfn] + [start for _, start, _ in sb.sources[1:]]
     for pfn in old:
         region.nt_store(pfn << PAGE_SHIFT, zero)
-    # Orders the end of any older region before the first byte of the new one.
+    # Orders the end of any older region before the first byte of the new one, and before its ranges go.
     region.drain()
+    region.flush.check()
+    if pool is not None:
+        pool.clear()
     journal = Journal(region, sb.journal_pfn, sb.journal_pages, sb.seed)
     journal.format()
     progress(1, 3)

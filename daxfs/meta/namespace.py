@@ -11,7 +11,7 @@ from typing import NamedTuple
 from .. import layout as L
 from ..errors import CorruptError, fail
 from . import dir as directory
-from . import extent, xattr
+from . import extent, own, xattr
 from .inode import allowed_flags
 
 S_IFMT, S_IFDIR, S_IFREG, S_IFLNK, S_IFCHR = 0o170000, 0o040000, 0o100000, 0o120000, 0o020000
@@ -95,6 +95,8 @@ def create(fs, parent: int, name: bytes, mode: int, creds: Creds, rdev: int = 0,
     if is_dir and dir_inode.nlink >= L.LINK_MAX:
         raise fail(errno.EMLINK)
     now = fs.clock()
+    if own.wanted(fs, mode, dir_inode.flags):
+        own.enable(fs)
     with fs.begin() as tx:
         edit = _new_inode(tx, fs, dir_inode, mode, creds, now)
         edit.rdev = rdev
@@ -119,6 +121,8 @@ def tmpfile(fs, parent: int, mode: int, creds: Creds, linkable: bool = True):
     dir_inode, _ = _dir(fs, parent)
     if not dir_inode.nlink:
         raise fail(errno.ENOENT)
+    if own.wanted(fs, S_IFREG, dir_inode.flags):
+        own.enable(fs)
     with fs.begin() as tx:
         ino = _new_inode(tx, fs, dir_inode, mode & 0o7777 | S_IFREG, creds, fs.clock()).number
         tx.after(lambda: fs.orphans.add(ino))
@@ -138,6 +142,8 @@ def _new_inode(tx, fs, dir_inode, mode: int, creds: Creds, now: int):
     edit.mode, edit.uid, edit.gid = mode, creds.uid, gid
     edit.flags = dir_inode.flags & allowed_flags(mode)
     edit.atime = edit.mtime = edit.ctime = edit.btime = now
+    if own.wanted(fs, mode, dir_inode.flags):
+        own.place(tx, fs, edit)
     if attrs:
         xattr.change(tx, fs, edit, attrs)
     return edit
@@ -170,6 +176,7 @@ def readlink(fs, ino: int) -> bytes:
     if found is None or inode.size > L.SYMLINK_MAX:
         raise CorruptError(f"symlink {ino}: its target is missing")
     fs.check_run(found[2], 1, ino)
+    fs.check_poison(found[2], 1, ino)
     at = found[2] << 12
     return bytes(fs.mem[at : at + inode.size])
 

@@ -52,6 +52,20 @@ CHECKS = {
     "symlink-target": "a symbolic link's target is as long as its size and has no NUL",
     "xattr-block": "an inode's run of extended attributes is its own and has the right checksum",
     "xattr-entry": "the entries of extended attributes fill their run, each once, in a known name space",
+    "own-feature": "the superblock says where inodes may have ranges of their own",
+    "own-extents": "an inode with a range of its own has no extents",
+    "own-folder": "the folder of ranges is there where files have their data in it",
+    "own-missing": "every inode with a range of its own has that range",
+    "own-file": "a range is a regular file",
+    "own-shared": "no two ranges are the same file",
+    "own-short": "a range has all pages of its inode",
+    "own-long": "a range has no page behind its inode's last, unless a crash left it",
+    "own-mode": "a range is for its owner alone",
+    "own-stray": "every range has its inode, unless a crash left it",
+    "poison-list": "the list of poisoned pages has the right checksum and order",
+    "poison-feature": "the superblock says where pages are poisoned",
+    "poison-entry": "every poisoned page is one of the region, or of a range that an inode has",
+    "poison-metadata": "no metadata are on poisoned pages",
     "acl": "an access control list is one that may be set and agrees with the mode",
 }
 
@@ -60,7 +74,8 @@ CHECKS = {
 class Problem:
     """One broken invariant. ``where`` names the place ("inode 12"); ``action``: what `mend` does, or None.
 
-    ``rank`` orders mending: names (0) before reconnecting and freeing (1) before link counts (2).
+    ``rank`` orders mending: names (0) before reconnecting and freeing (1) before link counts (2) before
+    what nobody has (3).
     ``done``: put right while looking (superblock, journal header, state line), since
     nothing behind it can be read otherwise.
     """
@@ -85,12 +100,13 @@ class Problem:
 
 
 class Findings:
-    """The problems of one look at a region."""
+    """The problems of one look at a region. ``leftovers``: actions for what a crash left, which are none."""
 
     def __init__(self):
         self.problems: list[Problem] = []
         self.counts: Counter[str] = Counter()
         self.notes: list[str] = []
+        self.leftovers: list[tuple] = []
         self.stats: dict[str, int] = {}
         self.replayed = 0
 

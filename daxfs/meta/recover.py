@@ -14,7 +14,7 @@ import numpy as np
 from .. import layout as L
 from ..errors import CorruptError
 from ..pfn import PAGE_SHIFT
-from . import extent, file, prealloc
+from . import extent, file, own, prealloc
 
 log = logging.getLogger(__name__)
 
@@ -93,16 +93,18 @@ def damaged(fs, table: np.ndarray, used: np.ndarray, progress=None) -> dict[int,
         place = base + ino * L.INODE_SIZE
         if not fs.inodes.is_valid(mem[place : place + L.INODE_SIZE]):
             bad[ino] = "wrong checksum"
+        elif fs.inodes.poisoned and fs.inodes.is_poisoned(ino):
+            bad[ino] = "its page of the inode table is poisoned"
         if progress and not n & 0xFFF:
             progress(n, len(used))
     return bad
 
 
-def rebuild(fs, limit: int, progress=None) -> None:
+def rebuild(fs, limit: int, progress=None, clean: bool = False) -> None:
     """Fill allocator, inode numbers and the set of orphans of *fs*.
 
     A read-only mount allocates nothing, so there damage costs the inodes that have
-    it and no more: what is whole can be copied out.
+    it and no more: what is whole can be copied out. *clean*: the region was unmounted.
     """
     table, used = used_inodes(fs, limit)
     bad = damaged(fs, table, used, progress)
@@ -128,6 +130,14 @@ def rebuild(fs, limit: int, progress=None) -> None:
     unfinished = L.FLAG_TRUNCATING | L.FLAG_PREALLOC
     orphan = (table["nlink"][used] == 0) | (table["flags"][used] & unfinished != 0)
     fs.orphans.update(used[orphan].tolist())
+    own.recover(fs, own_inodes(table, used), clean)
+
+
+def own_inodes(table: np.ndarray, used: np.ndarray) -> list[tuple[int, int, int]]:
+    """(ino, generation, size) of the inodes in use that have a range of their own."""
+    there = used[table["flags"][used] & L.FLAG_OWN != 0]
+    columns = (there, table["generation"][there], table["size"][there])
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _find_free(fs, table: np.ndarray, used: np.ndarray) -> None:

@@ -120,10 +120,11 @@ for _name in _B.names:
 class Transaction:
     """Use as a context manager: commits at the end, gives everything back on an exception."""
 
-    __slots__ = ("_after", "_blocks", "_held", "_inodes", "_raw", "_undo", "fs")
+    __slots__ = ("_after", "_blocks", "_held", "_inodes", "_raw", "_undo", "fs", "poison")
 
     def __init__(self, fs):
         self.fs = fs
+        self.poison = None  # what the list of poisoned pages becomes (`Poison.heal`); None: it stays
         self._inodes: dict[int, InodeEdit] = {}
         self._blocks: dict[int, BlockEdit] = {}
         self._raw: list = []
@@ -221,11 +222,17 @@ class Transaction:
             surplus -= runs[-1][1]
             self.fs.alloc.free(*runs.pop())
         self._undo.append(lambda: [self.fs.alloc.free(*run) for run in runs])
+        if self.fs.poison.runs:
+            for pfn, count in runs:
+                self.fs.poison.heal(self, pfn, count)
         return runs
 
     def free(self, runs, metadata: bool = False) -> None:
         """Free these pages once the transaction is durable."""
         give = self.fs.alloc.quarantine if metadata else self.fs.alloc.free
+        if self.fs.poison.runs:
+            for pfn, pages in runs:
+                self.fs.poison.heal(self, pfn, pages, zero=not metadata)  # the old record may be needed yet
         self._after.append(lambda: [give(*run) for run in runs])
 
     def after(self, call) -> None:
@@ -244,6 +251,8 @@ class Transaction:
         for edit in self._inodes.values():
             live = fs.mem[edit.place : edit.place + L.INODE_SIZE]
             out.extend(edit.entries(bytes(live), fs.seed))
+        if self.poison is not None:
+            out.append(fs.poison.entry(self.poison))
         return out
 
     def commit(self) -> None:
@@ -252,6 +261,10 @@ class Transaction:
             entries = self.entries()
             if entries:
                 try:
+                    if self.poison is not None:
+                        # Orders what was stored to poisoned pages before the record that ends their poison.
+                        self.fs.region.drain()
+                        self.fs.region.flush.check()
                     self.fs.journal.commit(entries)
                 except OSError:
                     self.abort()
@@ -261,6 +274,8 @@ class Transaction:
                     self.fs.journalled(self._inodes)
             for call in self._after:
                 call()
+            if self.poison is not None:
+                self.fs.poison.changed(self.poison)
         finally:
             self._let_go()
 

@@ -9,6 +9,7 @@ between which other operations may run: each looks at the allocator as it is the
 
 import errno
 
+from .. import layout as L
 from ..errors import fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 
@@ -21,6 +22,7 @@ class Trim:
 
     EINVAL as ext4 and XFS have it: a range that begins behind the end or is shorter than a page, a minimum
     that no range has. Part of a page at either end of the range is left out. ``trimmed``: bytes so far.
+    EOPNOTSUPP beside own ranges, which would take the storage for good (`own.enable`).
     """
 
     def __init__(self, fs, start: int, length: int, minimum: int):
@@ -28,6 +30,8 @@ class Trim:
         size = fs.sb.npages << PAGE_SHIFT
         if start >= size or length < PAGE_SIZE or minimum > size:
             raise fail(errno.EINVAL)
+        if fs.sb.incompat & L.INCOMPAT_OWN:
+            raise fail(errno.EOPNOTSUPP, "a region beside own ranges keeps its storage")
         self.fs = fs
         self.at = -(-start // PAGE_SIZE)
         self.end = min(start + length, size) >> PAGE_SHIFT

@@ -52,6 +52,7 @@ def load(fs, inode) -> Run:
     if not inode.xattr_pfn:
         return xattr_run.EMPTY
     fs.check_run(inode.xattr_pfn, inode.xattr_pages, inode.ino)
+    fs.check_poison(inode.xattr_pfn, inode.xattr_pages, inode.ino)
     head = fs.check_block(inode.xattr_pfn, L.BLOCK_XATTR, inode.ino)
     start = inode.xattr_pfn << PAGE_SHIFT
     if not L.BLOCK_SIZE <= head.length <= inode.xattr_pages * PAGE_SIZE:

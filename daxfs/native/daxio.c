@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "daxfs/native/dirty.h"
+#include "daxfs/native/own.h"
 
 #define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
 #ifndef MADV_POPULATE_WRITE
@@ -34,6 +35,14 @@ static uint64_t piece_at(const struct filemap *f, uint64_t pos, uint64_t size, s
 	if (m->len > (size >> DAXFS_PAGE_SHIFT) + 1)
 		return size;
 	return smaller(size, (m->len << DAXFS_PAGE_SHIFT) - IN_PAGE(pos));
+}
+
+/* Leave the region: err, or -EIO where a page of it, or of the file's own range, went away. */
+static int leave(const struct daxio *io, const struct filemap *f, int err)
+{
+	if (f->own && __atomic_load_n(&f->own->torn, __ATOMIC_SEQ_CST))
+		err = -EIO;
+	return range_leave(io->table, err);
 }
 
 /* Address of a mapped piece; NULL where it is not whole inside one range. */
@@ -104,6 +113,12 @@ int dax_copy_out(struct daxio *io, const struct filemap *f, uint64_t pos, uint64
 		return err;
 	for (; size; pos += n, target += n, size -= n) {
 		n = piece_at(f, pos, size, &m);
+		if (m.type != IOMAP_MAPPED && f->own) {
+			err = own_read(f, pos, n, target);
+			if (err)
+				break;
+			continue;
+		}
 		if (m.type != IOMAP_MAPPED) {
 			memset(target, 0, n);
 			continue;
@@ -115,7 +130,7 @@ int dax_copy_out(struct daxio *io, const struct filemap *f, uint64_t pos, uint64
 		}
 		memcpy(target, source + IN_PAGE(pos), n);
 	}
-	return range_leave(io->table, err);
+	return leave(io, f, err);
 }
 
 /* Append n bytes at p to iov[*count], joined to the piece before where they follow on it. */
@@ -141,6 +156,8 @@ int dax_pieces(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t
 	uint64_t n;
 	int count = 0, err;
 
+	if (f->own)
+		return -E2BIG;	/* a program may take pages of it away while they are sent */
 	for (; size; pos += n, size -= n) {
 		n = piece_at(f, pos, size, &m);
 		if (m.type == IOMAP_MAPPED) {
@@ -177,7 +194,7 @@ int dax_touch(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t 
 		else if (m.type == IOMAP_MAPPED)
 			err = -EIO;
 	}
-	return range_leave(io->table, err);
+	return leave(io, f, err);
 }
 
 int dax_covered(const struct filemap *f, uint64_t pos, uint64_t size)
@@ -241,7 +258,7 @@ int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size
 		else
 			err = store_marked(io, f, &m, pos, p + IN_PAGE(pos), source, n);
 	}
-	return range_leave(io->table, err);
+	return leave(io, f, err);
 }
 
 void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size)
@@ -280,7 +297,7 @@ int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t s
 			err = -EIO;
 		}
 	}
-	return range_leave(io->table, err);
+	return leave(io, f, err);
 }
 
 int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
@@ -328,8 +345,23 @@ static int flush_run(struct daxio *io, const struct filemap *f, uint64_t at, uin
 	return 0;
 }
 
+void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct filemap *f, uint64_t first,
+			 uint64_t last, uint64_t ns)
+{
+	struct trace_dax_body body = {.pgoff = first};
+
+	if (!r)
+		return;
+	if (what == DAX_WRITEBACK_ONE)
+		body.max_pgoff = last - first;
+	else	/* Linux names the last page; of a whole file the last one that a file can have */
+		body.max_pgoff = last > DAXFS_MAX_PGOFF ? INT64_MAX >> DAXFS_PAGE_SHIFT : last - 1;
+	trace_dax(r, what, f->ino, 0, ns, &body);
+}
+
 /* The number of dirty pages in [first, last), each run of them flushed or, with clean, marked clean. */
-static int64_t walk(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last, int clean)
+static int64_t walk(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last, int clean,
+		    struct trace_ring *trace)
 {
 	struct dax_tracker *t = io->tracker;
 	uint64_t at = first, run;
@@ -341,6 +373,7 @@ static int64_t walk(struct daxio *io, struct filemap *f, uint64_t first, uint64_
 		if (clean) {
 			t->clean(t, f, at, run);
 		} else {
+			dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, at, at + run, 0);
 			err = flush_run(io, f, at, run);
 			if (err)
 				return err;
@@ -351,28 +384,64 @@ static int64_t walk(struct daxio *io, struct filemap *f, uint64_t first, uint64_
 	return total;
 }
 
-int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
+static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last,
+			  struct trace_ring *trace)
 {
 	int64_t total;
 	int error = range_enter(io->table);
 
 	if (error)
 		return error;
-	total = walk(io, f, first, last, 0);
+	total = walk(io, f, first, last, 0, trace);
 	if (total >= 0) {
 		/* Orders the flushed data before the marks go, and before size, times and the reply to fsync. */
 		io->ops->drain(io->ops);
 		error = __atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE);
 		/* Never before flush and drain: what was stored in between would be lost. */
 		if (!error)
-			walk(io, f, first, last, 1);
+			walk(io, f, first, last, 1, NULL);
 	}
-	error = range_leave(io->table, -error);
+	error = leave(io, f, -error);
 	if (error)
 		return error;
 	if (total >= 0) {
 		DAXFS_COUNT(io->flushed_pages, total);
 		DAXFS_COUNT(io->writebacks, 1);
+	}
+	return total;
+}
+
+int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
+{
+	return write_back(io, f, first, last, NULL);
+}
+
+static int is_dirty(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
+{
+	uint64_t pages, at;
+
+	if (range_enter(io->table))
+		return 0;
+	at = io->tracker->next_run(io->tracker, f, first, &pages);
+	range_exit(io->table);
+	return at < last;
+}
+
+int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
+{
+	struct trace_ring *trace = trace_of(io->trace, TRACE_WRITEBACK);
+	uint64_t began = latency_now(), took;
+	int64_t total;
+
+	if (trace && !is_dirty(io, f, first, last))
+		trace = NULL;	/* as Linux says nothing of a file that has no entries */
+	dax_trace_writeback(trace, DAX_WRITEBACK_RANGE, f, first, last, 0);
+	total = write_back(io, f, first, last, trace);
+	took = latency_now() - began;
+	dax_trace_writeback(trace, DAX_WRITEBACK_RANGE_DONE, f, first, last, took);
+	if (total > 0) {
+		latency_add(&io->writeback_ns, took);
+		latency_add(&io->writeback_pages, (uint64_t)total);
 	}
 	return total;
 }

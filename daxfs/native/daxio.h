@@ -17,6 +17,8 @@
 
 #include "daxfs/native/filemap.h"
 #include "daxfs/native/flush.h"
+#include "daxfs/native/latency.h"
+#include "daxfs/native/trace.h"
 
 /* What may be dirty (S14); the policy behind it is data/_tracker.pyx's. All under the exclusive lock and,
  * as a bitmap may stand in the region (dirty.h), between range_enter and range_exit. */
@@ -37,13 +39,16 @@ struct daxio {
 	int nt, drain_write, writable;
 	int ram;				/* all ranges are files on tmpfs, ramfs or hugetlbfs */
 	uint64_t dirtied_pages, flushed_pages, writebacks;	/* relaxed atomics */
+	struct latency writeback_ns, writeback_pages;	/* of those that found something dirty */
+	struct trace_ring *trace;		/* NULL: nobody can watch */
 };
 
-/* Shared lock. [pos, pos + size) is inside the file. Holes and unwritten extents read as zeros. */
+/* Shared lock. [pos, pos + size) is inside the file. Holes and unwritten extents read as zeros; in an own
+ * range (filemap.h) a hole is read through its file. */
 int dax_copy_out(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size, char *target);
 /* Shared lock, kept until the pieces are used up: [pos, pos + size) as pieces of the region itself (and of
  * a page of zeros). The caller has entered the range table and leaves it after them. Number of pieces;
- * -E2BIG: more than `max`; -EIO. */
+ * -E2BIG: more than `max`, or the pages may go away (own ranges); -EIO. */
 int dax_pieces(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size,
 	       struct iovec *iov, int max);
 /* Shared lock. Read a byte of each page of [pos, pos + size), which somebody is going to be given as it is:
@@ -68,5 +73,10 @@ int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t s
 /* Flush the dirty pages of [first, last), drain, mark them clean; their number, or -errno. After a failed
  * msync the marks stay, and so does ops->error, for whoever takes it (daxfs_flush_take_error). */
 int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
+/* The same as one part of a write-back that the caller tells about, and counts. */
+int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
+/* For `daxfs trace`: DAX_WRITEBACK_* of the pages [first, last), which took ns until now; r may be NULL. */
+void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct filemap *f, uint64_t first,
+			 uint64_t last, uint64_t ns);
 
 #endif

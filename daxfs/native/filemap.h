@@ -38,6 +38,7 @@ struct range_table {
 	int dead;
 	int lost;			/* a page of a source is gone (lost.h); dead, too */
 	uint64_t seq;			/* odd while metadata are stored in place: native readers of an inode look again */
+	uint64_t own_seq;		/* odd while an inode and the file of its own range change together */
 };
 
 static inline int range_enter(struct range_table *t)
@@ -83,13 +84,30 @@ struct iomap {
 	uint32_t slot;			/* where the extent stands on media (meta's business) */
 };
 
+/* An inode's own range: a file of the pool directory whose offsets equal the inode's (own.h). Changed under
+ * the map's exclusive lock; `torn` by the SIGBUS handler (lost.h) at any time.
+ * Programs may have the range mapped, store into its holes and punch holes (MADV_REMOVE) without telling us.
+ * So an extent of the map, always MAPPED, says that storage was there when we looked, and a hole says
+ * nothing: dax_io reads such a page through `fd`, and takes storage (own_cover) before it stores there. */
+struct own_range {
+	int fd;				/* of the range's file */
+	int syncs;			/* what the file system below does is durable after fdatasync alone */
+	int torn;			/* a page went away under a load or store; what is mapped there now is nobody's */
+	uint64_t pfn;			/* of page 0, in the own window; 0: the range has no address yet */
+	uint64_t room;			/* pages that have an address */
+	uint64_t pages;			/* size of the range's file: a mapping's SIGBUS begins behind it */
+	struct own_watch *watch;	/* is told what happens to the file (own.h); NULL: nobody is */
+};
+
 struct filemap {
 	struct iomap *e;		/* extents sorted by pgoff, no overlap, no holes */
 	size_t n, cap;
 	uint64_t size;			/* bytes */
 	uint64_t pages;			/* allocated, the sum of the lengths */
+	uint64_t ino;			/* 0: not an inode of a mounted file system */
 	struct dirty_map *dirty;	/* dirty pages; NULL until a tracker is attached */
 	char *inode;			/* the inode's 256 bytes in the region; NULL: not an inode of a mounted file system */
+	struct own_range *own;		/* NULL: packed, every page stands where its extent says */
 	uint32_t state;			/* FILEMAP_*; changed with __atomic_fetch_or/and, under the lock where it says so */
 	struct file_lock lock;
 };
@@ -99,10 +117,22 @@ struct filemap {
  * Set under the exclusive lock; no size may be stored in place while it is set.
  * PLAIN: a write takes nothing away (no setuid, setgid, capabilities), and the file may be written. Cleared,
  * under the exclusive lock, by every record with this inode.
- * STALE_TIMES (lazytime): times were stored and not flushed; fsync has to. Set by any thread. */
+ * STALE_TIMES (lazytime): times were stored and not flushed; fsync has to. Set by any thread.
+ * PARKS: handles of this inode may be parked (serve_park.h): set when its first one opens directly, cleared,
+ * under the exclusive lock, before anything that the next first open has to look at changes.
+ * COARSE: a program may store through a mapping that nobody observes and no kernel tracks: fsync takes every
+ * page for dirty, and is left to the metadata thread.
+ * OBSERVED: programs have mappings that are observed (fault/observer.py): fsync has to look at them first, so
+ * it is left to the metadata thread, too.
+ * POISONED: pages of it are poisoned (meta/poison.py). Set under the exclusive lock; reads and writes are the
+ * metadata thread's. */
 #define FILEMAP_UNSETTLED 1u
 #define FILEMAP_PLAIN 2u
 #define FILEMAP_STALE_TIMES 4u
+#define FILEMAP_COARSE 8u
+#define FILEMAP_PARKS 16u
+#define FILEMAP_OBSERVED 32u
+#define FILEMAP_POISONED 64u
 
 void filemap_init(struct filemap *m);
 void filemap_destroy(struct filemap *m);

@@ -128,11 +128,17 @@ static void no_lines(uintptr_t line, size_t n)
 {
 }
 
+static void generic_fence(void)
+{
+	/* Orders every store before it, visible and so durable with kind none, before every later one. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
 static void generic_drain(struct daxfs_flush *t)
 {
 	DAXFS_COUNT(t->n_drain, 1);
-	/* Orders every store before it, visible and so durable with kind none, before every later one. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	/* The order is the fence's. */
+	generic_fence();
 }
 
 /* Kind msync: the region is a page cache, the kernel has to be told which pages. */
@@ -257,6 +263,7 @@ int daxfs_flush_bind(struct daxfs_flush *t, int granularity, int kind, int nt_ki
 	t->lines = no_lines;
 	t->edge = generic_edge;
 	t->drain = generic_drain;
+	t->fence = generic_fence;
 	t->nt_store = nt_kind == DAXFS_NT_GENERIC ? generic_nt_store : nt_store;
 	t->nt_fill = nt_kind == DAXFS_NT_GENERIC ? generic_nt_fill : nt_fill;
 #if DAXFS_X86

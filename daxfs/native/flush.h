@@ -52,6 +52,7 @@ struct daxfs_flush {
 	void (*edge)(struct daxfs_flush *, char *dst, const char *src, size_t len);
 	void (*copy_lines)(char *dst, const char *src, size_t n);
 	void (*fill_lines)(char *dst, int byte, size_t n);
+	void (*fence)(void);	/* what `drain` does, not counted; NULL: nothing */
 	size_t page_size;
 
 	uint64_t n_error;	/* times that `error` was taken: what was flushed before may not be durable */
@@ -83,6 +84,22 @@ static inline void daxfs_persist(struct daxfs_flush *t, const void *addr, size_t
 	t->flush(t, addr, len);
 	/* Orders the stores to [addr, addr+len) before whatever the caller stores next. */
 	t->drain(t);
+}
+
+/* The same by a bound table (no recorder) with `lines`: counted before the first line. A locked
+ * add behind the lines would wait until they are written back; the fence alone just orders. */
+static inline void daxfs_persist_counted_first(struct daxfs_flush *t, const void *addr, size_t len)
+{
+	size_t n = daxfs_lines(addr, len);
+
+	if (n) {
+		DAXFS_COUNT(t->n_flush, 1);
+		DAXFS_COUNT(t->flush_lines, n);
+	}
+	DAXFS_COUNT(t->n_drain, 1);
+	t->lines((uintptr_t)addr & ~(uintptr_t)(DAXFS_LINE - 1), n);
+	/* Orders the stores to [addr, addr+len) before whatever the caller stores next. */
+	t->fence();
 }
 
 /* The kept errno of the first failure (0: none), which is forgotten by this call. */

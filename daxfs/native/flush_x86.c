@@ -69,12 +69,18 @@ static void clflush_lines(uintptr_t line, size_t n)
 		_mm_clflush((const void *)line);
 }
 
-static void sfence_drain(struct daxfs_flush *t)
+static void sfence(void)
 {
-	DAXFS_COUNT(t->n_drain, 1);
 	/* Orders every clwb, clflushopt and non-temporal store before it as durable before every
 	 * later store. clflush orders itself; the fence is then for the non-temporal stores. */
 	_mm_sfence();
+}
+
+static void sfence_drain(struct daxfs_flush *t)
+{
+	DAXFS_COUNT(t->n_drain, 1);
+	/* The order is the fence's. */
+	sfence();
 }
 
 /*
@@ -127,6 +133,7 @@ static void nt_edge(struct daxfs_flush *t, char *dst, const char *src, size_t le
 void daxfs_x86_bind(struct daxfs_flush *t)
 {
 	t->drain = sfence_drain;
+	t->fence = sfence;
 	if (t->kind == DAXFS_CLWB)
 		t->lines = clwb_lines;
 	else if (t->kind == DAXFS_CLFLUSHOPT)

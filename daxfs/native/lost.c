@@ -13,7 +13,9 @@
 struct watched {
 	char *base;			/* NULL: free. Stored last, cleared first: the handler looks without a lock */
 	size_t length, unit;
-	struct range_table *table;
+	struct range_table *table;	/* NULL: a window of own ranges, */
+	struct own_range **at;		/* by the number of their place */
+	unsigned shift;
 };
 
 static struct watched windows[LOST_WINDOWS];
@@ -47,25 +49,38 @@ static void pass_on(int sig, siginfo_t *info, void *context)
 	}
 }
 
+/* Lost (and dead) or torn before the page can be read: what is read from it is never taken for data. */
+static int mark(struct watched *w, const char *p)
+{
+	struct own_range *own;
+
+	if (w->table) {
+		__atomic_store_n(&w->table->lost, 1, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&w->table->dead, 1, __ATOMIC_SEQ_CST);
+		return 1;
+	}
+	own = __atomic_load_n(&w->at[(size_t)(p - w->base) >> w->shift], __ATOMIC_ACQUIRE);
+	if (own)
+		__atomic_store_n(&own->torn, 1, __ATOMIC_SEQ_CST);
+	return own != NULL;
+}
+
 static void on_sigbus(int sig, siginfo_t *info, void *context)
 {
 	char *p = info->si_addr;
 	struct watched *w = info->si_code > 0 ? window_of(p) : NULL;	/* <= 0: sent by somebody, not a fault */
 
-	if (!w) {
+	if (!w || !mark(w, p)) {
 		pass_on(sig, info, context);
 		return;
 	}
-	/* Dead and lost before the page can be read: what is read from it is never taken for data. */
-	__atomic_store_n(&w->table->lost, 1, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&w->table->dead, 1, __ATOMIC_SEQ_CST);
 	p -= (size_t)(p - w->base) & (w->unit - 1);
 	if (mmap(p, w->unit, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
 		 0) == MAP_FAILED)
 		pass_on(sig, info, context);
 }
 
-int lost_watch(char *base, size_t length, size_t unit, struct range_table *t)
+static int watch(char *base, const struct watched *new)
 {
 	struct sigaction sa = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
 	int i, rc = -ENOSPC;
@@ -80,14 +95,22 @@ int lost_watch(char *base, size_t length, size_t unit, struct range_table *t)
 	for (i = 0; i < LOST_WINDOWS && rc; i++) {
 		if (windows[i].base)
 			continue;
-		windows[i].length = length;
-		windows[i].unit = unit;
-		windows[i].table = t;
+		windows[i] = *new;	/* whose base is still NULL */
 		__atomic_store_n(&windows[i].base, base, __ATOMIC_RELEASE);
 		rc = 0;
 	}
 	pthread_mutex_unlock(&lock);
 	return rc;
+}
+
+int lost_watch(char *base, size_t length, size_t unit, struct range_table *t)
+{
+	return watch(base, &(struct watched){.length = length, .unit = unit, .table = t});
+}
+
+int lost_watch_own(char *base, size_t length, struct own_range **at, unsigned shift)
+{
+	return watch(base, &(struct watched){.length = length, .unit = 4096, .at = at, .shift = shift});
 }
 
 void lost_forget(const char *base)

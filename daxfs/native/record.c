@@ -5,6 +5,8 @@
  * the GIL may wait for the lock.
  */
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -126,6 +128,20 @@ static uint32_t site(struct daxfs_recorder *r)
 	return r->site && !r->error ? r->site(r->context) : 0;
 }
 
+/* The byte of the region at addr: own ranges lie in a window of their own, their places behind all others. */
+static uint64_t place_of(const struct daxfs_recorder *r, const char *addr)
+{
+	const struct range *range;
+	size_t i;
+
+	for (i = 0; r->ranges && i < r->ranges->n; i++) {
+		range = r->ranges->r + i;
+		if (addr >= range->addr && addr < range->addr + ((range->pfn_end - range->pfn_start) << DAXFS_PAGE_SHIFT))
+			return (range->pfn_start << DAXFS_PAGE_SHIFT) + (uint64_t)(addr - range->addr);
+	}
+	return (uint64_t)(addr - r->base);
+}
+
 /* The five functions of the table: ask for the site, lock, log, do it, unlock. */
 
 static void call(struct daxfs_flush *t, int kind, int fill, const void *addr, size_t length,
@@ -134,7 +150,7 @@ static void call(struct daxfs_flush *t, int kind, int fill, const void *addr, si
 	struct daxfs_recorder *r = t->recorder;
 	struct daxfs_event e = { .kind = kind, .fill = fill, .length = length };
 
-	e.place = addr ? (uint64_t)((const char *)addr - r->base) : 0;
+	e.place = addr ? place_of(r, addr) : 0;
 	e.site = site(r);
 	pthread_mutex_lock(&r->lock);
 	event(r, &e, data, len);
@@ -232,6 +248,18 @@ void daxfs_record_note(struct daxfs_recorder *r, int kind, uint32_t number, uint
 	pthread_mutex_lock(&r->lock);
 	event(r, &e, data, len);
 	pthread_mutex_unlock(&r->lock);
+}
+
+void daxfs_record_range(struct own_watch *w, const char *what, uint64_t a, uint64_t b)
+{
+	struct daxfs_range_watch *mine = (struct daxfs_range_watch *)w;
+	char text[128];
+	int len;
+
+	if (!mine->r->table)
+		return;
+	len = snprintf(text, sizeof(text), "%s %s %" PRIu64 " %" PRIu64, what, mine->name, a, b);
+	daxfs_record_note(mine->r, DAXFS_EV_RANGE, 0, 0, text, (size_t)len);
 }
 
 uint64_t daxfs_record_begin(struct daxfs_recorder *r, const void *text, size_t len)

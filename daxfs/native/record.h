@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "daxfs/native/flush.h"
+#include "daxfs/native/own.h"
 
 enum daxfs_event_kind {
 	DAXFS_EV_STORE = 1,	/* data: the bytes */
@@ -30,6 +31,7 @@ enum daxfs_event_kind {
 	DAXFS_EV_SITE = 8,	/* data: text of call site `site` */
 	DAXFS_EV_IMAGE = 9,	/* data: what the region held here when recording began; zeros are left out */
 	DAXFS_EV_SCAN = 10,	/* data: what a client's mapping was found to have stored, order unknown */
+	DAXFS_EV_RANGE = 11,	/* data: text: something happened to the file of an own range, or to their folder */
 };
 
 struct daxfs_event {
@@ -45,6 +47,7 @@ struct daxfs_recorder {
 	struct daxfs_flush *table;
 	struct daxfs_flush bound;	/* its functions as they were; nothing else of it is used */
 	const char *base;		/* byte 0 of the region */
+	const struct range_table *ranges;	/* which place an address in the own window has; may be NULL */
 	/* Number of the call site of this thread, asked before the lock is taken. */
 	uint32_t (*site)(void *context);
 	void *context;
@@ -63,6 +66,13 @@ void daxfs_record_destroy(struct daxfs_recorder *r);
 /* -EBUSY where another recorder is on this table. */
 int daxfs_record_attach(struct daxfs_recorder *r, struct daxfs_flush *t);
 void daxfs_record_detach(struct daxfs_recorder *r);
+/* A struct own_watch that logs what it is told as DAXFS_EV_RANGE: "size NAME 8192". Nothing after detach. */
+struct daxfs_range_watch {
+	struct own_watch watch;
+	struct daxfs_recorder *r;
+	char name[40];
+};
+void daxfs_record_range(struct own_watch *w, const char *what, uint64_t a, uint64_t b);
 /* Log an event that is no call on the table. `len` bytes of data; `length` as in the event. */
 void daxfs_record_note(struct daxfs_recorder *r, int kind, uint32_t site, uint64_t place,
 		       const void *data, size_t len);

@@ -1,18 +1,23 @@
 /* SPDX-License-Identifier: MIT
  *
  * From a request to its verdict (serve.h): check it, find its handle, answer it or say whose it is. The
- * answers on open files are in serve_file.c, the checks of messages in message.c; here are the table of
- * handles, GETATTR, and the counters.
+ * answers on open files are in serve_file.c, those that open and close them in serve_park.c, the checks of
+ * messages in message.c; here are the table of handles, GETATTR, and the counters.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "daxfs/native/message.h"
 #include "daxfs/native/serve_file.h"
+#include "daxfs/native/serve_park.h"
 
 #define NSEC_PER_SEC INT64_C(1000000000)
 
@@ -73,7 +78,8 @@ static struct serve_handle *handle_new(struct server *s, uint32_t *index)
 	return handle_at(s, *index);
 }
 
-uint64_t server_open(struct server *s, struct filemap *f, uint64_t ino, uint32_t flags)
+uint64_t server_open(struct server *s, struct filemap *f, uint64_t ino, uint32_t flags, int32_t backing,
+		     const struct serve_opener *opener)
 {
 	struct serve_handle *h;
 	uint32_t index;
@@ -86,6 +92,11 @@ uint64_t server_open(struct server *s, struct filemap *f, uint64_t ino, uint32_t
 		h->f = f;
 		h->ino = ino;
 		h->flags = flags;
+		h->backing = backing;
+		h->opener = opener ? *opener : (struct serve_opener){SERVE_NO_OPENER, 0, 0, 0};
+		h->open_flags = 0;
+		h->parked = SERVE_USED;
+		h->taken = 0;
 		if (!++h->generation)	/* never 0, so that no fh is */
 			h->generation = 1;
 		fh = (uint64_t)h->generation << 32 | index;
@@ -95,6 +106,52 @@ uint64_t server_open(struct server *s, struct filemap *f, uint64_t ino, uint32_t
 	return fh;
 }
 
+int32_t server_backing(struct server *s, uint64_t fh)
+{
+	struct serve_handle *h = handle_get(s, fh);
+	int32_t backing = 0;
+
+	if (h) {
+		backing = h->backing;
+		handle_put(h);
+	}
+	return backing;
+}
+
+uint32_t server_opener(struct server *s, uint64_t fh)
+{
+	struct serve_handle *h = handle_get(s, fh);
+	uint32_t pid = 0;
+
+	if (h) {
+		pid = __atomic_load_n(&h->opener.pid, __ATOMIC_RELAXED);
+		handle_put(h);
+	}
+	return pid;
+}
+
+uint32_t server_taken(struct server *s, uint64_t fh)
+{
+	struct serve_handle *h = handle_get(s, fh);
+	uint32_t taken = 0;
+
+	if (h) {
+		taken = __atomic_load_n(&h->taken, __ATOMIC_RELAXED);
+		handle_put(h);
+	}
+	return taken;
+}
+
+void server_opened(struct server *s, uint64_t fh, uint32_t open_flags)
+{
+	struct serve_handle *h = handle_get(s, fh);
+
+	if (h) {
+		__atomic_store_n(&h->open_flags, open_flags, __ATOMIC_RELAXED);
+		handle_put(h);
+	}
+}
+
 int server_close(struct server *s, uint64_t fh)
 {
 	struct timespec nap = {0, 20000};
@@ -102,6 +159,8 @@ int server_close(struct server *s, uint64_t fh)
 	uint64_t expected = fh;
 	int round;
 
+	if (h)
+		server_unpark(s, h, fh);
 	if (!h || !__atomic_compare_exchange_n(&h->fh, &expected, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		return -EBADF;
 	for (round = 0; __atomic_load_n(&h->users, __ATOMIC_SEQ_CST); round++) {
@@ -131,6 +190,7 @@ int server_init(struct server *s, struct daxio *io)
 	memset(s, 0, sizeof(*s));
 	s->io = io;
 	s->now = server_realtime;
+	s->limits.ranges = s->park_event = -1;
 	return -pthread_mutex_init(&s->lock, NULL);
 }
 
@@ -163,6 +223,7 @@ struct inode {
 _Static_assert(sizeof(struct inode) == 256, "layout.INODE");
 _Static_assert(offsetof(struct inode, ino) == 72 && offsetof(struct inode, blocks) == 128, "layout.INODE");
 _Static_assert(offsetof(struct inode, flags) == INODE_FLAGS_AT, "layout.INODE");
+_Static_assert(offsetof(struct inode, nlink) == INODE_NLINK_AT, "layout.INODE");
 _Static_assert(offsetof(struct inode, ctime) == INODE_CTIME_AT, "layout.INODE");
 
 #define INODE_BYTES sizeof(struct inode)
@@ -201,23 +262,77 @@ static void split_time(int64_t ns, int64_t *sec, uint32_t *nsec)
 	*nsec = (uint32_t)(rest < 0 ? rest + NSEC_PER_SEC : rest);
 }
 
+static int own_seq(const struct server *s, uint64_t *seq)
+{
+	*seq = __atomic_load_n(&s->io->table->own_seq, __ATOMIC_ACQUIRE);
+	return *seq & 1 ? -EAGAIN : 0;
+}
+
+/* What meta/own.py `shown` does: stores through mappings change the times of the range, not the inode's, and
+ * the inode has no blocks. 0, or an errno where the range can't be asked: Python says what is wrong. */
+static int show_own(struct server *s, struct inode *inode, uint64_t *blocks)
+{
+	char name[32];
+	struct stat st;
+	int64_t mtime;
+
+	snprintf(name, sizeof(name), "%" PRIx64 "-%" PRIx32, inode->ino, inode->generation);
+	if (fstatat(s->limits.ranges, name, &st, AT_SYMLINK_NOFOLLOW))
+		return -errno;
+	if (__builtin_mul_overflow((int64_t)st.st_mtim.tv_sec, NSEC_PER_SEC, &mtime)
+	    || __builtin_add_overflow(mtime, st.st_mtim.tv_nsec, &mtime))
+		return -EOVERFLOW;
+	if (mtime && (mtime > inode->mtime || inode->mtime > s->now(s))) {
+		inode->mtime = mtime;
+		if (inode->ctime < mtime)
+			inode->ctime = mtime;
+	}
+	*blocks = (uint64_t)st.st_blocks;
+	return 0;
+}
+
+/* The inode as programs see it, and 512-byte blocks that it has beside its own. 0, or an errno: not now. */
+static int inode_shown(struct server *s, uint64_t ino, struct inode *inode, uint64_t *blocks)
+{
+	uint64_t seq, again;
+	int rc;
+
+	if (own_seq(s, &seq))
+		seq = UINT64_MAX;	/* of use to packed inodes alone */
+	if (range_enter(s->io->table))
+		return -EIO;
+	rc = range_leave(s->io->table, inode_copy(s, ino, inode));
+	if (rc)
+		return rc;
+	if (!inode->mode || inode->ino != ino)
+		return -ENOENT;
+	*blocks = 0;
+	if (!(inode->flags & INODE_FLAG_OWN))
+		return 0;
+	/* Not entered: what the file system below takes must keep nobody from killing the region. */
+	rc = seq == UINT64_MAX ? -EAGAIN : show_own(s, inode, blocks);
+	/* Inode and range were looked at one after the other: they must not have changed together meanwhile. */
+	if (!rc && (own_seq(s, &again) || again != seq))
+		rc = -EAGAIN;
+	return rc;
+}
+
 static enum serve_verdict serve_getattr(struct server *s, uint64_t ino, struct serve_reply *r)
 {
 	struct wire_attr_out out = {0};
 	struct wire_attr *a = &out.attr;
 	struct inode inode;
-	int rc;
+	uint64_t blocks;
 
-	if (!s->limits.inodes || range_enter(s->io->table))
+	if (!s->limits.inodes || inode_shown(s, ino, &inode, &blocks))
 		return SERVE_RELAY;
-	rc = range_leave(s->io->table, inode_copy(s, ino, &inode));
-	if (rc || !inode.mode || inode.ino != ino)
-		return SERVE_RELAY;
-	/* A direct write may drop these bits behind the kernel's back, and the last close gives blocks back. */
-	out.attr_valid = inode.mode & 06000 || inode.flags & INODE_FLAG_PREALLOC ? 0 : ATTR_VALID;
+	/* A direct write may drop these bits behind the kernel's back, and the last close gives blocks back. And of
+	 * a range a program changes the times by its mapping. */
+	if (!(inode.mode & 06000) && !(inode.flags & (INODE_FLAG_PREALLOC | INODE_FLAG_OWN)))
+		out.attr_valid = ATTR_VALID;
 	a->ino = ino;
 	a->size = inode.size;
-	a->blocks = inode.blocks * 8;
+	a->blocks = inode.blocks * 8 + blocks;
 	split_time(inode.atime, &a->atime, &a->atimensec);
 	split_time(inode.mtime, &a->mtime, &a->mtimensec);
 	split_time(inode.ctime, &a->ctime, &a->ctimensec);
@@ -237,20 +352,31 @@ static int is_inode(const struct server *s, uint64_t ino)
 	return ino && ino < __atomic_load_n(&s->limits.inode_limit, __ATOMIC_RELAXED);
 }
 
+/* One of the raw region's: always there, and only Python knows its attributes. */
+static int is_raw(const struct server *s, uint64_t ino)
+{
+	return ino >= s->limits.raw_first && ino < s->limits.raw_end;
+}
+
+static int is_node(const struct server *s, uint64_t ino)
+{
+	return is_inode(s, ino) || is_raw(s, ino);
+}
+
 /* 0, or -ESTALE where the message names an inode that can't be. */
 static int check_nodes(struct server *s, const struct message_shape *shape, const struct serve_msg *m)
 {
 	uint64_t i, n;
 
-	if (shape->node && !is_inode(s, m->head->nodeid))
+	if (shape->node && !is_node(s, m->head->nodeid))
 		return -ESTALE;
-	if (shape->node == 2 && !is_inode(s, message_u64(m->arg)))
+	if (shape->node == 2 && !is_node(s, message_u64(m->arg)))
 		return -ESTALE;
-	if (shape->handle == HANDLE_TWO && !is_inode(s, message_u64(m->arg + 16)))
+	if (shape->handle == HANDLE_TWO && !is_node(s, message_u64(m->arg + 16)))
 		return -ESTALE;
 	if (m->head->opcode == WIRE_BATCH_FORGET)
 		for (i = 0, n = message_u32(m->arg); i < n; i++)
-			if (!is_inode(s, message_u64(m->data + 16 * i)))
+			if (!is_node(s, message_u64(m->data + 16 * i)))
 				return -ESTALE;
 	return 0;
 }
@@ -260,7 +386,7 @@ static int handle_fits(const struct message_shape *shape, const struct serve_han
 {
 	int directory = !!(h->flags & SERVE_DIRECTORY);
 
-	if (h->ino != ino)
+	if (h->ino != ino || __atomic_load_n(&h->parked, __ATOMIC_ACQUIRE) != SERVE_USED)
 		return 0;
 	if (shape->handle == HANDLE_FILE || shape->handle == HANDLE_TWO)
 		return !directory;
@@ -309,6 +435,10 @@ static enum serve_verdict answer(struct server *s, const struct message_shape *s
 	case WIRE_FSYNC:
 	case WIRE_FSYNCDIR:
 		return serve_fsync(s, h, r);
+	case WIRE_OPEN:
+		return serve_open(s, m, r);
+	case WIRE_RELEASE:
+		return serve_release(s, h);
 	case WIRE_FLUSH:	/* close(2) promises nothing; errors of write-back were told to the writes */
 		return SERVE_DONE;
 	case WIRE_LSEEK:
@@ -316,7 +446,7 @@ static enum serve_verdict answer(struct server *s, const struct message_shape *s
 	case WIRE_FALLOCATE:
 		return serve_fallocate(s, h, m->arg, r);
 	case WIRE_GETATTR:
-		if (__atomic_load_n(&s->limits.getattr, __ATOMIC_RELAXED))
+		if (__atomic_load_n(&s->limits.getattr, __ATOMIC_RELAXED) && is_inode(s, m->head->nodeid))
 			return serve_getattr(s, m->head->nodeid, r);
 	}
 	return shape->verdict;

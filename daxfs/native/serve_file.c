@@ -10,14 +10,17 @@
 #include <errno.h>
 #include <stdio.h>	/* SEEK_SET, SEEK_END */
 #include <string.h>
+#include <sys/stat.h>
 
 #include "daxfs/native/dirty.h"
+#include "daxfs/native/own.h"
 #include "daxfs/native/serve_file.h"
 
 #define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
 #define PAGES(bytes) (((bytes) + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT)
 #define MAX_FILE_SIZE (UINT64_C(1) << 44)	/* layout.MAX_FILE_SIZE */
 #define PIECES_FROM 16384		/* shorter reads cost less as a copy than a lock kept while the reply is sent */
+#define PMD_PAGES UINT64_C(512)
 #define DAY_NS (INT64_C(86400) * 1000000000)
 #define FALLOCATE_KEEP_SIZE 1u
 #define SEEK_TO_DATA 3u
@@ -53,6 +56,19 @@ static int leave(struct server *s, struct filemap *f, int err)
 	return err;
 }
 
+/* Pages of the file's own range went away under a load or store (lost.h): only the metadata thread maps it
+ * anew, and until then nothing may be read from there or stored. Lock held. */
+static int is_torn(const struct filemap *f)
+{
+	return f->own && __atomic_load_n(&f->own->torn, __ATOMIC_SEQ_CST);
+}
+
+/* Are pages of it poisoned? Which ones only the metadata thread knows. Lock held. */
+static int is_poisoned(const struct filemap *f)
+{
+	return __builtin_expect(state_of(f) & FILEMAP_POISONED, 0) != 0;
+}
+
 /* Give the lock back after stores that no drain followed: another thread's fsync must find them ordered.
  * On x86 the locked instruction of the unlock does that, for nt stores and write-backs as sfence does. */
 static int leave_after_stores(struct server *s, struct filemap *f, int err)
@@ -62,6 +78,12 @@ static int leave_after_stores(struct server *s, struct filemap *f, int err)
 	s->io->ops->drain(s->io->ops);
 #endif
 	return leave(s, f, err);
+}
+
+/* Is what the map says all there is to know? Otherwise only Python can answer. */
+static int is_known(const struct serve_handle *h)
+{
+	return h->f->inode || h->flags & SERVE_RAW;
 }
 
 /* -- times ------------------------------------------------------------------------------ */
@@ -84,7 +106,8 @@ static void touch_write(struct server *s, struct filemap *f, int queue)
 {
 	int64_t now = s->now(s), times[2] = {now, now};
 
-	put_times(s, f, INODE_MTIME_AT, times, 2, queue);
+	if (f->inode)
+		put_times(s, f, INODE_MTIME_AT, times, 2, queue);
 }
 
 static int64_t time_of(const struct filemap *f, size_t at)
@@ -98,7 +121,7 @@ static int atime_due(struct server *s, const struct serve_handle *h, int64_t now
 	int policy = __atomic_load_n(&s->limits.atime, __ATOMIC_RELAXED);
 	int64_t atime, age;
 
-	if (!policy || h->flags & SERVE_NOATIME)
+	if (!policy || !h->f->inode || h->flags & SERVE_NOATIME)
 		return 0;
 	/* Only a record changes flags, under the exclusive lock: an ordinary load. */
 	if (*(const uint32_t *)(h->f->inode + INODE_FLAGS_AT) & INODE_FLAG_NOATIME)
@@ -146,12 +169,12 @@ enum serve_verdict serve_read(struct server *s, struct serve_handle *h, const ch
 	int err, due;
 
 	memcpy(&in, arg, sizeof(in));
-	if (!f->inode || in.size > r->cap)
+	if (!is_known(h) || in.size > r->cap)
 		return SERVE_CALL;
 	if (enter(s, f, 0))
 		return serve_error(r, -EIO);
 	due = atime_due(s, h, now);
-	if (due && !may_write(s)) {
+	if (is_torn(f) || is_poisoned(f) || (due && !may_write(s))) {
 		err = leave(s, f, 0);
 		return err ? serve_error(r, err) : SERVE_CALL;
 	}
@@ -204,6 +227,14 @@ static void queue_stale_times(struct server *s, struct filemap *f)
 	ops->flush(ops, f->inode, INODE_HOT_BYTES);
 }
 
+/* May programs store into the file past us? Then only the metadata thread knows what an fsync has to do: all
+ * pages, those that a look at the programs' page tables finds, or the range's own fsync where the source's
+ * kernel tracks such stores. */
+static int stored_elsewhere(const struct filemap *f)
+{
+	return is_torn(f) || state_of(f) & (FILEMAP_COARSE | FILEMAP_OBSERVED) || (f->own && f->own->syncs);
+}
+
 enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct serve_reply *r)
 {
 	struct filemap *f = h->f;
@@ -213,6 +244,10 @@ enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct 
 		return SERVE_CALL;
 	if (enter(s, f, 1))
 		return serve_error(r, -EIO);
+	if (stored_elsewhere(f)) {
+		err = leave(s, f, 0);
+		return err ? serve_error(r, err) : SERVE_CALL;
+	}
 	/* Otherwise replay would bring older times and size back: the journal must be settled, which is not
 	 * ours to do. But then what is dirty has been written back, and nobody waits for that. */
 	settled = !(state_of(f) & FILEMAP_UNSETTLED);
@@ -227,17 +262,57 @@ enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct 
 
 /* -- WRITE ------------------------------------------------------------------------------ */
 
+/* The range ends where the file does: there a mapping's SIGBUS begins. If that fails it stays longer, which
+ * the next change of the size mends, and the next mount. Lock held exclusively. */
+static void own_give_back(struct filemap *f)
+{
+	uint64_t pages = PAGES(f->size), low = pages & ~(PMD_PAGES - 1);
+	struct stat st;
+
+	/* As meta/own.py _keep_marks: before the cut splits a huge page. */
+	if (state_of(f) & FILEMAP_OBSERVED && low < pages
+			&& (own_learn(f, low, pages, -1u) || dirty_set(f->dirty, low, pages - low)))
+		__atomic_fetch_or(&f->state, FILEMAP_COARSE, __ATOMIC_SEQ_CST);
+
+	/* Asked for, since a file system may have made it longer and failed then; and not cut for nothing, which
+	 * would change its times. */
+	if (!fstat(f->own->fd, &st) && (uint64_t)st.st_size > pages << DAXFS_PAGE_SHIFT && own_resize(f, pages))
+		return;
+}
+
+/* Storage for a write to an own range where none is known to be: 0, or -errno with the range as long as it
+ * was (what it took inside stays, and reads as zeros). Lock held exclusively. */
+static int own_take(struct filemap *f, uint64_t pos, uint64_t size)
+{
+	int err = own_cover(f, pos >> DAXFS_PAGE_SHIFT, PAGES(pos + size));
+
+	if (err && err != -E2BIG)	/* then nothing was tried */
+		own_give_back(f);
+	return err;
+}
+
+/* Has every page of the write storage that the map knows of? Of an own range it is taken here. What can't be
+ * had, the metadata thread tries again: it finds more addresses, and knows how to write less than all. */
+static int has_storage(struct filemap *f, uint64_t pos, uint64_t size)
+{
+	if (dax_covered(f, pos, size))
+		return 1;
+	return f->own && !own_take(f, pos, size);
+}
+
 /* May this write be done here? Lock held exclusively. *append: it makes the file larger. */
 static int write_is_ours(const struct serve_handle *h, uint64_t pos, uint64_t size, int *append)
 {
-	const struct filemap *f = h->f;
+	struct filemap *f = h->f;
 	uint32_t state = state_of(f);
 
 	*append = pos + size > f->size;
-	if (!(state & FILEMAP_PLAIN) || pos > f->size || !dax_covered(f, pos, size))
+	if (!(state & FILEMAP_PLAIN) || state & FILEMAP_POISONED || pos > f->size || is_torn(f))
 		return 0;
 	/* A record that replay would apply holds another size; and what O_DSYNC asks for is then settle's. */
-	return !(state & FILEMAP_UNSETTLED) || !(*append || h->flags & SERVE_DSYNC);
+	if (state & FILEMAP_UNSETTLED && (*append || h->flags & SERVE_DSYNC))
+		return 0;
+	return has_storage(f, pos, size);
 }
 
 /* Over blocks and bytes that are there. Lock held exclusively. */
@@ -275,8 +350,11 @@ static int append(struct server *s, struct serve_handle *h, uint64_t pos, uint64
 		err = dax_copy_in(s->io, f, pos, over, data, s->io->nt);
 	if (!err)
 		err = dax_copy_in(s->io, f, f->size, size - over, data + over, 1);
-	if (!err && PAGES(end) > PAGES(f->size))
-		/* Preallocated pages hold anything: the rest of the last page is seen by who maps it. */
+	if (!err && !f->own && PAGES(end) > PAGES(f->size))
+		/* Preallocated pages hold anything: the rest of the last page is seen by who maps it. New pages of
+		 * an own range are zeros; and what a program has stored behind the old end, in the last page, stays
+		 * behind the new one or was just written over: a write begins at the size or before it, so nothing
+		 * else comes into sight. The next append does the same, and growth without data zeroes. */
 		err = dax_zero(s->io, f, end, -end & (PAGE_SIZE - 1));
 	if (err)
 		return err;
@@ -307,7 +385,7 @@ enum serve_verdict serve_write(struct server *s, struct serve_handle *h, const c
 	memcpy(&in, arg, sizeof(in));
 	if (!(h->flags & SERVE_WRITE))
 		return serve_error(r, -EBADF);
-	if (!may_write(s) || !f->inode || !in.size || in.offset > MAX_FILE_SIZE - in.size)
+	if (!may_write(s) || !is_known(h) || !in.size || in.offset > MAX_FILE_SIZE - in.size)
 		return SERVE_CALL;
 	if (enter(s, f, 1))
 		return serve_error(r, -EIO);
@@ -318,6 +396,8 @@ enum serve_verdict serve_write(struct server *s, struct serve_handle *h, const c
 	if (s->fault && (in.write_flags & WIRE_WRITE_CACHE || !(h->flags & SERVE_DIRECT)))
 		s->fault(s->fault_ctx, f, in.offset, in.size, 1);
 	err = grows ? append(s, h, in.offset, in.size, data) : overwrite(s, h, in.offset, in.size, data);
+	if (err && f->own)
+		own_give_back(f);
 	err = leave_after_stores(s, f, err);
 	if (err)
 		return serve_error(r, err);
@@ -347,7 +427,7 @@ static uint64_t seek(const struct filemap *f, uint64_t pos, int data)
 /* The answer to lseek(2), or -errno. The size is a hole's beginning, never data. Lock held shared. */
 static int64_t seek_result(const struct filemap *f, int64_t offset, uint32_t whence)
 {
-	uint64_t at;
+	int64_t at;
 
 	switch (whence) {
 	case SEEK_SET:
@@ -359,8 +439,11 @@ static int64_t seek_result(const struct filemap *f, int64_t offset, uint32_t whe
 	case SEEK_TO_DATA: case SEEK_TO_HOLE:
 		if (offset < 0 || (uint64_t)offset >= f->size)
 			return -ENXIO;
-		at = seek(f, (uint64_t)offset, whence == SEEK_TO_DATA);
-		return whence == SEEK_TO_DATA && at == f->size ? -ENXIO : (int64_t)at;
+		if (f->own)	/* what programs stored there is data, too: its file knows */
+			at = own_seek(f, (uint64_t)offset, whence == SEEK_TO_DATA);
+		else
+			at = (int64_t)seek(f, (uint64_t)offset, whence == SEEK_TO_DATA);
+		return whence == SEEK_TO_DATA && at == (int64_t)f->size ? -ENXIO : at;
 	}
 	return -EINVAL;
 }
@@ -415,6 +498,8 @@ enum serve_verdict serve_fallocate(struct server *s, struct serve_handle *h, con
 	if (!may_write(s) || !f->inode || in.mode & ~FALLOCATE_KEEP_SIZE || !in.length)
 		return SERVE_CALL;
 	if (in.length > MAX_FILE_SIZE || in.offset > MAX_FILE_SIZE - in.length)
+		return SERVE_CALL;
+	if (f->own)	/* never changes while a handle is open; its extents are no promise of storage */
 		return SERVE_CALL;
 	if (enter(s, f, 1))
 		return serve_error(r, -EIO);

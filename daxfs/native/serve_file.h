@@ -39,7 +39,8 @@ static inline enum serve_verdict serve_answer(struct serve_reply *r, const void 
 /* Of the inode on media (daxfs/layout.py INODE): the words that change in place, and flags. */
 enum {
 	INODE_SIZE_AT = 0, INODE_ATIME_AT = 8, INODE_MTIME_AT = 16, INODE_CTIME_AT = 24, INODE_HOT_BYTES = 64,
-	INODE_FLAGS_AT = 100, INODE_FLAG_PREALLOC = 1 << 1, INODE_FLAG_NOATIME = 1 << 10,
+	INODE_NLINK_AT = 96, INODE_FLAGS_AT = 100, INODE_FLAG_PREALLOC = 1 << 1, INODE_FLAG_OWN = 1 << 2,
+	INODE_FLAG_NOATIME = 1 << 10,
 };
 
 #endif

@@ -137,6 +137,8 @@ static size_t longest(const struct serve_msg *m)
 		return sizeof(struct wire_lseek_out);
 	case WIRE_GETATTR:
 		return sizeof(struct wire_attr_out);
+	case WIRE_OPEN:
+		return sizeof(struct wire_open_out);
 	}
 	return 0;
 }

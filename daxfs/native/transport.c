@@ -16,8 +16,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define OPEN_OUT_FLAGS 8		/* offset of open_flags in fuse_open_out */
 #define ENTRY_OUT_SIZE 128		/* fuse_entry_out, before fuse_open_out in the reply to CREATE */
+#define FOPEN_DIRECT_IO (1u << 0)
+#define FOPEN_KEEP_CACHE (1u << 1)
+#define FOPEN_NOFLUSH (1u << 5)
+#define FOPEN_PASSTHROUGH (1u << 7)
+#define FOPEN_OF_BACKED (FOPEN_DIRECT_IO | FOPEN_NOFLUSH | FOPEN_PASSTHROUGH)
 #define PAIR_SLACK (1 << 16)		/* header, arguments and names of a relayed message */
 
 static uint64_t clock_ns(clockid_t clock)
@@ -44,7 +48,8 @@ static void event_signal(int fd)
 
 /* ---- trace ---- */
 
-static void trace_put(struct transport *t, struct trace_event *e, const struct iovec *iov, int n)
+/* With the beginning of what is in iov. */
+static void put_event(struct transport *t, struct trace_event *e, const struct iovec *iov, int n)
 {
 	size_t done = 0;
 	int i;
@@ -56,13 +61,7 @@ static void trace_put(struct transport *t, struct trace_event *e, const struct i
 		done += part;
 	}
 	e->body_len = done;
-	e->ns = clock_ns(CLOCK_REALTIME);
-	pthread_mutex_lock(&t->lock);
-	if (!t->trace || t->trace_head - t->trace_tail == TRACE_SLOTS)
-		t->trace_lost++;
-	else
-		t->trace[t->trace_head++ % TRACE_SLOTS] = *e;
-	pthread_mutex_unlock(&t->lock);
+	trace_put(t->server->io->trace, e);
 }
 
 static void trace_head(struct trace_event *e, const struct wire_in *head)
@@ -84,7 +83,7 @@ static void trace_request(struct transport *t, const struct serve_msg *m)
 	trace_head(&e, m->head);
 	e.len = m->head->len;
 	e.how = HOW_NOT_KNOWN;
-	trace_put(t, &e, body, 2);
+	put_event(t, &e, body, 2);
 }
 
 static void trace_reply(struct transport *t, const struct wire_in *head, int how, int error, uint64_t start,
@@ -94,54 +93,19 @@ static void trace_reply(struct transport *t, const struct wire_in *head, int how
 	int i;
 
 	trace_head(&e, head);
-	e.kind = 1;
+	e.kind = TRACE_REPLY;
 	e.how = how;
 	e.error = error;
 	e.len = sizeof(struct wire_out);
 	for (i = 0; i < n; i++)
 		e.len += iov[i].iov_len;
 	e.latency_ns = transport_now() - start;
-	trace_put(t, &e, iov, n);
+	put_event(t, &e, iov, n);
 }
 
 static int is_tracing(struct transport *t)
 {
-	return __builtin_expect(__atomic_load_n(&t->tracing, __ATOMIC_RELAXED), 0);
-}
-
-int transport_trace(struct transport *t, int on)
-{
-	int rc;
-
-	pthread_mutex_lock(&t->lock);
-	if (on && !t->trace)
-		t->trace = calloc(TRACE_SLOTS, sizeof(*t->trace));
-	t->trace_tail = t->trace_head;
-	t->trace_lost = 0;
-	rc = on && !t->trace ? -ENOMEM : 0;
-	__atomic_store_n(&t->tracing, on && t->trace, __ATOMIC_RELAXED);
-	pthread_mutex_unlock(&t->lock);
-	return rc;
-}
-
-int transport_trace_read(struct transport *t, struct trace_event *out)
-{
-	int found = 1;
-
-	pthread_mutex_lock(&t->lock);
-	if (t->trace_head != t->trace_tail) {
-		*out = t->trace[t->trace_tail++ % TRACE_SLOTS];
-	} else if (t->trace_lost) {
-		/* What did not fit came after all that did. */
-		memset(out, 0, sizeof(*out));
-		out->kind = 2;
-		out->unique = t->trace_lost;
-		t->trace_lost = 0;
-	} else {
-		found = 0;
-	}
-	pthread_mutex_unlock(&t->lock);
-	return found;
+	return trace_of(t->server->io->trace, TRACE_REQUESTS) != NULL;
 }
 
 /* ---- pending requests ---- */
@@ -386,16 +350,23 @@ void transport_reply(struct transport *t, struct pending *p, int error, const st
 
 /* ---- pyfuse3's replies ---- */
 
+/* What pyfuse3 does not know of fuse_open_out: flags, and the backing number. */
 static void patch_open(struct transport *t, uint32_t opcode, char *body, size_t len)
 {
-	size_t at = (opcode == WIRE_CREATE ? ENTRY_OUT_SIZE : 0) + OPEN_OUT_FLAGS;
-	uint32_t flags;
+	size_t at = opcode == WIRE_CREATE ? ENTRY_OUT_SIZE : 0;
+	struct wire_open_out out;
 
-	if ((opcode != WIRE_OPEN && opcode != WIRE_CREATE) || len < at + sizeof(flags))
+	if ((opcode != WIRE_OPEN && opcode != WIRE_CREATE) || len < at + sizeof(out))
 		return;
-	memcpy(&flags, body + at, sizeof(flags));
-	flags |= t->open_flags;
-	memcpy(body + at, &flags, sizeof(flags));
+	memcpy(&out, body + at, sizeof(out));
+	out.open_flags |= t->open_flags;
+	out.backing_id = server_backing(t->server, out.fh);
+	/* The kernel refuses KEEP_CACHE beside a backing file (EIO): there is no cache to be kept. And none that
+	 * close(2) would have to write back; FLUSH has no other meaning here. */
+	if (out.backing_id)
+		out.open_flags = (out.open_flags & ~FOPEN_KEEP_CACHE) | FOPEN_OF_BACKED;
+	server_opened(t->server, out.fh, out.open_flags);
+	memcpy(body + at, &out, sizeof(out));
 }
 
 static void relayed_reply(struct transport *t, char *msg, size_t len)
@@ -475,6 +446,7 @@ int transport_init(struct transport *t, struct server *s, int kind, int fuse_fd,
 	t->home = -1;
 	pthread_mutex_init(&t->lock, NULL);
 	t->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	s->park_event = t->event_fd;	/* before the first request of a thread */
 	return t->event_fd < 0 ? -errno : 0;
 }
 
@@ -573,10 +545,9 @@ void transport_destroy(struct transport *t)
 			dev_free(t, t->channel[i]);
 	}
 	t->nchannels = 0;
-	free(t->trace);
 	free(t->relayed);
 	if (t->event_fd >= 0)
 		close(t->event_fd);
-	t->event_fd = -1;
+	t->event_fd = t->server->park_event = -1;
 	pthread_mutex_destroy(&t->lock);
 }

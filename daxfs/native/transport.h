@@ -7,8 +7,8 @@
  * does not answer becomes a `pending`: relayed to pyfuse3 over the socket pair, or called, which is queued
  * for the trio loop. Its reply goes back to the channel that it came from.
  *
- * No thread here ever takes the GIL. Locks: `lock` guards the table of pending requests, the queue of calls
- * and the trace; nothing is waited for under it, and it is never held with a file's lock.
+ * No thread here ever takes the GIL. Locks: `lock` guards the table of pending requests and the queue of
+ * calls; nothing is waited for under it, and it is never held with a file's lock.
  */
 #ifndef DAXFS_TRANSPORT_H
 #define DAXFS_TRANSPORT_H
@@ -24,6 +24,7 @@
 #include <sys/uio.h>
 
 #include "daxfs/native/serve.h"
+#include "daxfs/native/trace.h"
 
 enum transport_kind { TRANSPORT_DEV = 1, TRANSPORT_URING = 2 };
 enum transport_how { HOW_SERVED = 0, HOW_RELAYED = 1, HOW_CALLED = 2, HOW_NOT_KNOWN = 3 };
@@ -57,29 +58,13 @@ struct channel {
 };
 
 #define PENDING_BUCKETS 1024
-#define TRACE_BODY 144			/* the reply to CREATE: all but data and listings fits */
-#define TRACE_SLOTS 8192
-
-/* One line of `daxfs trace` (daxfs/fuse/trace.py takes it apart). */
-struct trace_event {
-	uint64_t ns;			/* CLOCK_REALTIME */
-	uint32_t kind, opcode;		/* kind 0 request, 1 reply, 2 lost (unique: how many) */
-	uint64_t unique, nodeid;
-	uint32_t uid, gid, pid;
-	int32_t error;
-	uint32_t len, how;
-	uint64_t latency_ns;
-	uint8_t body_len, pad[7];
-	uint8_t body[TRACE_BODY];	/* the fixed struct and what follows; of a reply its payload */
-};
-_Static_assert(sizeof(struct trace_event) == 72 + TRACE_BODY, "what trace.py takes apart");
 
 struct transport {
 	struct server *server;
 	int kind;
 	int fuse_fd;			/* the mount's /dev/fuse descriptor */
 	int pair_fd;			/* our end of the SEQPACKET pair; pyfuse3 has the other one */
-	int event_fd;			/* readable: calls are queued, or the transport has ended */
+	int event_fd;			/* readable: calls are queued, handles parked, or the transport has ended */
 	size_t max_payload;		/* largest payload of a request or reply */
 	uint32_t open_flags;		/* or'ed into the replies to OPEN and CREATE (FOPEN_*) */
 	int stop;			/* threads shall end */
@@ -97,10 +82,6 @@ struct transport {
 	cpu_set_t cpus;
 	struct channel *channel[512];
 	int nchannels;
-
-	int tracing;
-	struct trace_event *trace;	/* TRACE_SLOTS, under lock */
-	uint64_t trace_head, trace_tail, trace_lost;
 };
 
 int transport_init(struct transport *t, struct server *s, int kind, int fuse_fd, int pair_fd,
@@ -124,11 +105,6 @@ int transport_linger(struct transport *t, int fd, int loop, unsigned ns);
 void transport_reply(struct transport *t, struct pending *p, int error, const struct iovec *iov, int n);
 /* There is nothing more to come, for the reason `error`: told to the trio loop. */
 void transport_end(struct transport *t, int error);
-/* 0, or -ENOMEM: nothing is kept then. */
-int transport_trace(struct transport *t, int on);
-/* Oldest event into *out: 1; 0: none. Lost ones are told first, as an event of kind 2. */
-int transport_trace_read(struct transport *t, struct trace_event *out);
-
 /* ---- for channels ---- */
 
 uint64_t transport_now(void);

@@ -64,6 +64,9 @@ struct wire_fallocate { uint64_t fh, offset, length; uint32_t mode, padding; };
 struct wire_interrupt { uint64_t unique; };
 struct wire_forget { uint64_t nlookup; };
 
+struct wire_open { uint32_t flags, open_flags; };	/* of open(2); of FUSE */
+struct wire_open_out { uint64_t fh; uint32_t open_flags; int32_t backing_id; };	/* OPEN, end of CREATE */
+
 #define WIRE_GETATTR_FH 1u
 struct wire_getattr { uint32_t flags, dummy; uint64_t fh; };
 struct wire_attr {
@@ -78,6 +81,7 @@ _Static_assert(sizeof(struct wire_in) == 40, "fuse_in_header");
 _Static_assert(sizeof(struct wire_out) == 16, "fuse_out_header");
 _Static_assert(sizeof(struct wire_read) == 40, "fuse_read_in");
 _Static_assert(sizeof(struct wire_write) == 40, "fuse_write_in");
+_Static_assert(sizeof(struct wire_open_out) == 16, "fuse_open_out");
 _Static_assert(sizeof(struct wire_attr) == 88 && sizeof(struct wire_attr_out) == 104, "fuse_attr_out");
 
 #endif

@@ -12,17 +12,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from daxfs._own import PFN_BASE
 from daxfs._record import MAGIC, VERSION
 from daxfs.errors import FormatError
 
-STORE, NT_STORE, NT_FILL, FLUSH, DRAIN, BEGIN, END, SITE, IMAGE, SCAN = range(1, 11)
-NAMES = ("", "store", "nt_store", "nt_fill", "flush", "drain", "begin", "end", "site", "image", "scan")
-_WITH_DATA = frozenset((STORE, NT_STORE, BEGIN, END, SITE, IMAGE, SCAN))
+STORE, NT_STORE, NT_FILL, FLUSH, DRAIN, BEGIN, END, SITE, IMAGE, SCAN, RANGE = range(1, 12)
+NAMES = ("", "store", "nt_store", "nt_fill", "flush", "drain", "begin", "end", "site", "image", "scan",
+         "range")
+_WITH_DATA = frozenset((STORE, NT_STORE, BEGIN, END, SITE, IMAGE, SCAN, RANGE))
 _PLACED = frozenset((STORE, NT_STORE, NT_FILL, FLUSH, IMAGE, SCAN))
+OWN = PFN_BASE << 12  # from this place on: own ranges
 _HEAD = struct.Struct("<BBHIQQQ")
 _FILE = struct.Struct("<8sII")
 
-# place, length: bytes of the region. data: the bytes; the one byte of NT_FILL; the text of BEGIN, END, SITE.
+# place, length: bytes of the region. data: the bytes; the one byte of NT_FILL; the text of BEGIN, END, SITE,
+# RANGE.
 Event = namedtuple("Event", "kind place length data thread site op")
 
 
@@ -41,7 +45,7 @@ def parse(buffer):
             at += length + (-length & 7)
         else:
             data = bytes((fill,)) if kind == NT_FILL else b""
-        if not 0 < kind <= SCAN:
+        if not 0 < kind <= RANGE:
             raise FormatError(f"recording: event of unknown kind {kind}")
         yield Event(kind, place, length, data, thread, site, op)
 
@@ -51,13 +55,15 @@ class Recording:
     """A recording in a file: what the region held when it began, and the events since.
 
     header: the region's facts and the recorder's own (plain values); image: uint8 array of the whole
-    region; events: without IMAGE and SITE; sites: number to text.
+    region; events: without IMAGE and SITE; sites: number to text; ranges: what the own ranges held, events
+    of kinds RANGE and IMAGE (ranges.py).
     """
 
     header: dict
     image: np.ndarray
     events: list[Event] = field(default_factory=list)
     sites: dict[int, str] = field(default_factory=dict)
+    ranges: list[Event] = field(default_factory=list)
 
 
 def _header(path: str, raw: bytes) -> dict:
@@ -68,7 +74,9 @@ def _header(path: str, raw: bytes) -> dict:
         good = region["bytes"] > 0 and region["bytes"] % 4096 == 0
         good = good and region["granularity"] in ("byte", "cache_line", "page")
         good = good and all(isinstance(region[name], str) for name in ("mode", "flush", "nt"))
-        good = good and all(isinstance(source["path"], str) for source in region["sources"])
+        kinds = {"path": str, "kind": str, "emulated": bool}
+        good = good and all(isinstance(source[name], kind) for source in region["sources"]
+                            for name, kind in kinds.items())  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path}: its header is damaged ({error!r})") from None
     if not good:
@@ -92,11 +100,16 @@ def load(path: str) -> Recording:
         out = Recording(header, np.zeros(size, np.uint8))
     except MemoryError:
         raise FormatError(f"{path}: a region of {size} bytes has no room in memory") from None
+    started = False
     for event in parse(body):
-        if event.kind in _PLACED and event.place + event.length > size:
+        if event.kind in _PLACED and size < event.place + event.length and event.place < OWN:
             raise FormatError(f"{path}: {NAMES[event.kind]} of {event.length} bytes at {event.place:#x} "
                               "lies outside the region")
-        if event.kind == IMAGE:
+        if event.kind == RANGE and event.data == b"start":
+            started = True
+        elif not started and (event.kind == RANGE or (event.kind == IMAGE and event.place >= OWN)):
+            out.ranges.append(event)
+        elif event.kind == IMAGE:
             out.image[event.place : event.place + event.length] = np.frombuffer(event.data, np.uint8)
         elif event.kind == SITE:
             out.sites[event.site] = event.data.decode("utf-8", "replace")

@@ -101,6 +101,31 @@ class Media:
             raise ValueError(f"limit {limit}: at least one image")
         return self._flight().images(limit, rng)
 
+    def extend(self, count: int) -> None:
+        """*count* bytes more behind the others, zeros (whole units)."""
+        if count % self.unit:
+            raise ValueError(f"{count} bytes are not made of units of {self.unit}")
+        self.sure = np.concatenate((self.sure, np.zeros(count, np.uint8)))
+        self._bytes = memoryview(self.sure)
+
+    def zero(self, place: int, length: int, key: int) -> None:
+        """Something else than a store has made these bytes zeros; whether the media have it is open until
+        `zeroed` with the same *key*, a number that no thread has.
+        """
+        if length <= 0:
+            return
+        self._check(place, length)
+        event = Event(NT_FILL, place, length, b"\0", key, 0, 0)
+        piece = Piece(self.number, NT_STORE, event, bytes(length))
+        self._nt[key].append(piece)
+        for unit in self._units(place, length):
+            self._pieces.setdefault(unit, []).append(piece)
+
+    def zeroed(self, key: int) -> None:
+        """All of *key* is surely there."""
+        for piece in self._nt.pop(key, ()):
+            self._drain_nt(piece)
+
     def _units(self, place: int, length: int) -> range:
         return range(place // self.unit, (place + length - 1) // self.unit + 1) if length else range(0)
 

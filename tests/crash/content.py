@@ -85,6 +85,21 @@ class Content:
         """Nothing older can come back."""
         return self._with(older=()) if self.older else self
 
+    def durable_in(self, first: int, last: int) -> "Content":
+        """Nothing older can come back in the bytes [first, last), whole words."""
+        older = []
+        for at, words in self.older:
+            end = at + len(words)
+            if at < min(first, end):
+                older.append((at, words[: min(first, end) - at]))
+            if end > max(last, at):
+                older.append((max(last, at), words[max(last, at) - at :]))
+        return self._with(older=tuple(older))
+
+    def whole(self) -> "Content":
+        """Every page up to the end may be stored in: as in a range of its own."""
+        return self._with(written=frozenset(page_range(0, self.size)), unwritten=frozenset())
+
     def _in_place(self, pos: int, end: int) -> tuple:
         """The byte ranges of [pos, end) that stand in written pages inside the file."""
         out = []

@@ -25,8 +25,9 @@ from daxfs.meta.check import check_region
 from daxfs.testing import log
 from daxfs.testing.costs import LATE, NEVER, Costs
 from daxfs.testing.media import Media
+from daxfs.testing.ranges import Ranges, bytes_of
 
-from . import edges, judge, recorded, vfs, workloads
+from . import edges, judge, observed, owned, recorded, vfs, workloads
 from .ground import Ground, mounted
 from .model import Model
 
@@ -71,11 +72,21 @@ class Engine:
                  again: float = 0.05, most: int = MAX_VIOLATIONS, setups: dict | None = None):
         self.seed, self.limit, self.nested, self.granularity = seed, limit, nested, granularity
         self.again, self.most = again, most
-        self.setups = workloads.SETUPS | edges.setups() if setups is None else setups
+        everything = workloads.SETUPS | edges.setups() | owned.SETUPS | observed.SETUPS
+        self.setups = everything if setups is None else setups
         self.ground = Ground(granularity)
+        self.grounds = {(False, False): self.ground}
+
+    def ground_of(self, policy) -> Ground:
+        """The ground for a policy: those of pool directories are made when they are needed."""
+        key = policy.pool, policy.syncs
+        if key not in self.grounds:
+            self.grounds[key] = Ground(self.granularity, *key)
+        return self.grounds[key]
 
     def close(self) -> None:
-        self.ground.close()
+        for ground in self.grounds.values():
+            ground.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -148,43 +159,51 @@ class Run:
 
     def __init__(self, engine: Engine, sequence, points: str):
         self.engine, self.sequence, self.points = engine, sequence, points
-        self.ground = engine.ground
+        self.ground = engine.ground_of(sequence.policy)
         self.outcome = Outcome(sequence.name)
         # The same choices for the same sequence, whatever ran before it in this process.
         self.rng = random.Random(engine.seed * 1_000_003 + zlib.crc32(sequence.name.encode()))
         self.media = Media(self.ground.image.copy(), engine.granularity)
+        self.ranges = Ranges(self.media, sequence.policy.syncs)
         self.costs = Costs(engine.granularity, self._later)
 
     def go(self) -> None:
         ground, ops, policy = self.ground, self.sequence.ops, self.sequence.policy
         model = Model(policy, ground.created)
+        ground.put_ranges(ground.path, {})
         with ground.open(ground.path) as region, Recorder(region) as recorder:
             tree = vfs.Vfs(mounted(region, policy), model.now)
-            for op in self.engine.setups[self.sequence.setup]:
-                wrong = judge.step(tree, model, op)
-                if wrong:
-                    raise ValueError(f"setup {self.sequence.setup}: {wrong}")
-            self._feed(recorder, None)
-            for number, op in enumerate(ops):
-                after = model.clone()
-                due = after.apply(op)
-                watched = self.points == "all" or number == len(ops) - 1
-                began = recorder.begin(json.dumps(op))
-                error = tree.run(op)
-                recorder.end(began)
-                if error != due:
-                    self._violation("the return", 0, [f"{op} gave errno {error}, should give {due}"], "")
-                point = Point(f"{number}:{op[0]}", op[0], model, after) if watched else None
-                self._feed(recorder, point)
-                model = after
-                if len(self.outcome.violations) >= self.engine.most:
-                    break
+            try:
+                for op in self.engine.setups[self.sequence.setup]:
+                    wrong = judge.step(tree, model, op)
+                    if wrong:
+                        raise ValueError(f"setup {self.sequence.setup}: {wrong}")
+                self._feed(recorder, None)
+                for number in range(len(ops)):
+                    watched = self.points == "all" or number == len(ops) - 1
+                    model = self._step(recorder, tree, model, number, watched)
+                    if len(self.outcome.violations) >= self.engine.most:
+                        break
+            finally:
+                tree.finish()
         self._flushes()
 
+    def _step(self, recorder, tree, model: Model, number: int, watched: bool) -> Model:
+        """One operation, and the images of it where it is *watched*; the model after it."""
+        op, after = self.sequence.ops[number], model.clone()
+        due = after.apply(op)
+        began = recorder.begin(json.dumps(op))
+        error = tree.run(op)
+        recorder.end(began)
+        if error != due:
+            self._violation("the return", 0, [f"{op} gave errno {error}, should give {due}"], "")
+        self._feed(recorder, Point(f"{number}:{op[0]}", op[0], model, after) if watched else None)
+        return after
+
     def _later(self, event) -> bool:
-        """True for a store that is flushed later by policy: data and times that wait for fsync."""
+        """True for a store that is flushed later by policy: data and times that wait for fsync or msync."""
         site, policy = self.costs.sites.get(event.site, ""), self.sequence.policy
-        data = policy.write == "cached" and site.startswith("data/file_io.py")
+        data = event.kind == log.SCAN or (policy.write == "cached" and site.startswith("data/file_io.py"))
         return data or (policy.lazytime and "store_times" in site.split(" < ")[0])
 
     def _flushes(self) -> None:
@@ -199,16 +218,17 @@ class Run:
         """Hand what was recorded to the persistence model; the images of *point*.
 
         Before a drain the most is in flight: whatever a crash since the last one could leave is among
-        the images there. With pages each flush makes something sure, so each event is a point.
+        the images there. What is done to a range's file may be sure at once. With pages each flush makes
+        something sure, so each event is a point.
         """
         steps = 0
         for event in log.parse(recorder.take()):
-            if point is not None and (event.kind == log.DRAIN or self.media.granularity == "page"):
+            is_point = event.kind in (log.DRAIN, log.RANGE) or self.media.granularity == "page"
+            if point is not None and is_point:
                 steps += 1
                 what = f"before {log.NAMES[event.kind]} {steps}"
                 self._point(dataclasses.replace(point, label=f"{point.label}, {what}"))
-            self.media.apply(event)
-            self.costs.apply(event)
+            self.costs.apply(self.ranges.apply(event))
         if point is not None:
             self._point(Point(f"{point.label}, returned", point.op, point.after, None))
 
@@ -216,10 +236,10 @@ class Run:
         """All images of one crash point."""
         self.outcome.points += 1
         self.ground.sure(self.media)
-        for number, image in enumerate(self.media.images(self.engine.limit, self.rng)):
+        for number, (image, shape) in enumerate(self.ranges.images(self.engine.limit, self.rng)):
             if len(self.outcome.violations) >= self.engine.most:
                 return
-            complaints = self._image(point, image.delta)
+            complaints = self._image(point, shape, image.delta)
             self.outcome.images += 1
             self.outcome.ops[point.op] = self.outcome.ops.get(point.op, 0) + 1
             if complaints:
@@ -234,28 +254,31 @@ class Run:
 
     # -- one image ---------------------------------------------------------------------------
 
-    def _opened(self, *deltas):
-        region = self.ground.open(self.ground.scratch)
+    def _opened(self, shape: dict, *deltas):
+        base, ground = self.media.sure, self.ground
+        ground.put_ranges(ground.scratch, {name: bytes_of(one, base, deltas) for name, one in shape.items()})
+        region = ground.open(ground.scratch)
         mem = region.mem
         for delta in deltas:
             for place, data in delta:
-                mem[place : place + len(data)] = data
+                if place < len(mem):
+                    mem[place : place + len(data)] = data
         return region
 
-    def _image(self, point: Point, *deltas) -> list[str]:
+    def _image(self, point: Point, shape: dict, *deltas) -> list[str]:
         """Everything that must hold for one image; [] if it does."""
-        with self._opened(*deltas) as region:
+        with self._opened(shape, *deltas) as region:
             report = check_region(region)
             if report.problems:
                 return [f"fsck: {problem}" for problem in report.problems]
         twice = self.engine.nested and len(deltas) == 1 and self.rng.random() < self.engine.again
-        with self._opened(*deltas) as region:
+        with self._opened(shape, *deltas) as region:
             if not twice:
                 return self._mounted(region, point)
             with Recorder(region) as recorder:
                 found = self._mounted(region, point, recorder)
                 events = list(log.parse(recorder.take()))
-        return found or self._again(point, deltas[0], events) or self._goes_on(point, deltas[0])
+        return found or self._again(point, shape, deltas[0], events) or self._goes_on(point, shape, deltas[0])
 
     def _mounted(self, region, point: Point, recorder=None) -> list[str]:
         try:
@@ -266,33 +289,34 @@ class Run:
         except Exception as error:
             return [f"{type(error).__name__}: {error}"]
 
-    def _again(self, point: Point, delta, events) -> list[str]:
+    def _again(self, point: Point, shape: dict, delta, events) -> list[str]:
         """A second power failure: during the recovery of this image, or right after it."""
-        media = self._media(delta)
+        ranges = self._after(shape, delta)
         for event in events:
             over = event.kind == log.BEGIN
-            if event.kind == log.DRAIN or over:
-                found = self._second(media, point, delta)
+            if event.kind in (log.DRAIN, log.RANGE) or over:
+                found = self._second(ranges, point, delta)
                 if found or over:
                     return found
-            media.apply(event)
+            ranges.apply(event)
         return []
 
-    def _second(self, media: Media, point: Point, delta) -> list[str]:
-        """Images of a second power failure: *media* holds what a recovery of *delta* has done."""
+    def _second(self, ranges: Ranges, point: Point, delta) -> list[str]:
+        """Images of a second power failure: *ranges* and their media hold what a recovery of *delta* did."""
+        media = ranges.media
         unit = media.unit
         sure = [(n * unit, media.sure[n * unit : (n + 1) * unit].tobytes()) for n in media.changed]
-        for second in media.images(self.engine.nested, self.rng):
+        for second, shape in ranges.images(self.engine.nested, self.rng):
             self.outcome.images += 1
             self.outcome.nested += 1
-            found = self._image(point, delta, sure, second.delta)
+            found = self._image(point, shape, delta, sure, second.delta)
             if found:
                 return ["after a second power failure:", *found, second.describe()]
         return []
 
-    def _goes_on(self, point: Point, delta) -> list[str]:
+    def _goes_on(self, point: Point, shape: dict, delta) -> list[str]:
         """A second power failure, after more was written: replay must not write over what is newer."""
-        with self._opened(delta) as region, Recorder(region) as recorder:
+        with self._opened(shape, delta) as region, Recorder(region) as recorder:
             io = mounted(region, self.sequence.policy)
             sides = [side for side in (point.before, point.after) if side and not judge.judge(io, side, None)]
             if not sides:
@@ -306,14 +330,14 @@ class Run:
                 if error != due:
                     return [f"after the recovery {op} gave errno {error}, should give {due}"]
             events = list(log.parse(recorder.take()))
-        media = self._media(delta)
+        ranges = self._after(shape, delta)
         for event in events:
-            media.apply(event)
-        return self._second(media, Point(point.label, point.op, model, None), delta)
+            ranges.apply(event)
+        return self._second(ranges, Point(point.label, point.op, model, None), delta)
 
-    def _media(self, delta) -> Media:
-        """The media with this image on them."""
+    def _after(self, shape: dict, delta) -> Ranges:
+        """The ranges with this image on their media."""
         image = self.media.sure.copy()
         for place, data in delta:
             image[place : place + len(data)] = np.frombuffer(data, np.uint8)
-        return Media(image, self.engine.granularity)
+        return self.ranges.crashed(Media(image, self.engine.granularity), shape)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from daxfs._iomap import MAPPED
-from daxfs.layout import FLAG_PREALLOC
+from daxfs.layout import FLAG_OWN, FLAG_PREALLOC, range_name
 from daxfs.meta import namespace, xattr
 
 from .content import mixed, padded
@@ -108,11 +108,24 @@ class Image:
         owners = [found.inode for found in self.inodes.values()]
         owners += [fs.inodes.read(ino) for ino in fs.orphans if ino not in self.inodes]
         pages = sum(inode.blocks for inode in owners)
-        used, numbers = space["blocks"] - space["bfree"], space["files"] - space["ffree"]
+        # Not statfs: that counts what the file system below has left for ranges, too.
+        used = sum(end - first for first, end in fs.ranges) - fs.alloc.free_pages - fs.alloc.held
+        numbers = space["files"] - space["ffree"]
         if used != pages:
             self.complaints.append(f"{used} pages are not free, files have {pages}")
         if numbers != len(owners):
             self.complaints.append(f"{numbers} inodes are in use, {len(owners)} were found")
+        if fs.pool is not None:
+            self._ranges(owners)
+
+    def _ranges(self, owners) -> None:
+        """Each own inode has a range of its pages, and there is no other."""
+        pool = self.fs.pool
+        due = {range_name(inode.ino, inode.generation): -(-inode.size // PAGE) for inode in owners
+               if inode.flags & FLAG_OWN}  # fmt: skip
+        found = {name: pool.stat(*owner).st_size / PAGE for owner, name in pool.owners().items()}
+        self.complaints += [f"range {name}: {found.get(name)} pages, should have {due.get(name)}"
+                            for name in due.keys() | found.keys() if due.get(name) != found.get(name)]
 
 
 class _Side:
@@ -168,7 +181,7 @@ class _Side:
         if inode.mode & 0o170000 != node.kind:
             return
         self._times(path, number, node, inode)
-        self._size(path, node, found)
+        self._size(path, number, node, found)
         if node.xattrs or found.xattrs:
             due = {xattr.key_of(name.encode()): value for name, value in node.xattrs.items()}
             for key in due.keys() | found.xattrs.keys():
@@ -189,8 +202,11 @@ class _Side:
                     continue
             self.out.append(f"{path}: {name} is {has}, not {' or '.join(map(str, may))}")
 
-    def _size(self, path: str, node, found: Found) -> None:
+    def _size(self, path: str, number: int, node, found: Found) -> None:
         inode, (least, most) = found.inode, node.space()
+        if self.flight is not None and number in self.flight.moved and number in self.other.nodes:
+            there = self.other.nodes[number].space()
+            least, most = min(least, there[0]), max(most, there[1])
         pages = inode.blocks - found.spare
         if not least <= pages <= most:
             due = f"{least} to {most}" if most > least else str(least)
@@ -255,10 +271,10 @@ def step(vfs, model: Model, op) -> list[str]:
 
 
 def space(io) -> dict:
-    """Free pages and inodes, of an empty file system the baseline of `drain_space`."""
-    now = io.fs.statfs()
-    root = io.fs.inodes.read(ROOT)
-    return {"pages": now["bfree"] + root.blocks, "inodes": now["ffree"]}
+    """Free pages of the region, and inodes; of an empty file system the baseline of `drain_space`."""
+    fs = io.fs
+    root = fs.inodes.read(ROOT)
+    return {"pages": fs.alloc.free_pages + fs.alloc.held + root.blocks, "inodes": fs.statfs()["ffree"]}
 
 
 def drain_space(io, baseline: dict) -> list[str]:
@@ -291,4 +307,6 @@ def drain_space(io, baseline: dict) -> list[str]:
         out.append(f"the empty root has {root.size} bytes, {root.blocks} pages, {root.nlink} links")
     if fs.orphans:
         out.append(f"inodes {sorted(fs.orphans)} are unlinked and were not freed")
+    if fs.pool is not None and fs.pool.owners():
+        out.append(f"ranges {sorted(fs.pool.owners())} are left")
     return out

@@ -9,13 +9,14 @@ operation may have stored before it was decided.
 
 import errno
 
-from .content import PAGE, noise, page_range
+from .content import PAGE, Stored, noise, page_range
 from .node import DIR, LNK, NOATIME, REG, Node, Policy
 from .tree import Tree, fail
 
 __all__ = ["Model", "Policy"]
 
 DAY = 86400 * 10**9
+LINE = 64
 
 
 class Model(Tree):
@@ -34,16 +35,27 @@ class Model(Tree):
         self._unlink(path)
 
     def _close(self):
-        if not self.held:
+        held = list(self.held)
+        for number in self.mapped:
+            held.remove(number)
+        if not held:
             raise fail(errno.EBADF)
-        held, self.held = self.held, ()
+        self.held = tuple(self.mapped)
         for number in sorted(set(held)):
-            self._last_close(number)
-            self._reap(number)
+            self._closed(number)
         self.nameless = frozenset()
 
+    def _closed(self, number: int) -> None:
+        """A handle that stayed open is gone from ``held``."""
+        if number in self.held:
+            return
+        self._last_close(number)
+        if self.nodes[number].nlink and self.nodes[number].kind == REG:
+            self._follow(number)
+        self._reap(number)
+
     def _last_close(self, number: int) -> None:
-        if self.policy.write == "cached" and number not in self.held:
+        if (self.policy.write == "cached" or self.policy.fault) and number not in self.held:
             node = self.edit(number)
             node.content = node.content.durable()
 
@@ -53,8 +65,8 @@ class Model(Tree):
     def restarted(self) -> "Model":
         """What holds after a crash and the next mount: nobody has a file open."""
         out = self.clone()
-        out.held, out.nameless = (), frozenset()
-        for number in self.held:
+        out.held, out.nameless, out.mapped = (), frozenset(), {}
+        for number in set(self.held):
             out._reap(number)
         return out
 
@@ -90,7 +102,11 @@ class Model(Tree):
     def _chattr(self, path, flags):
         if self.nodes[self.find(path)].kind not in (REG, DIR):
             raise fail(errno.ENOTTY)
-        self._with_ctime(path).flags = flags
+        node = self._with_ctime(path)
+        node.flags = flags
+        number = self.find(path)
+        if node.kind == REG and (number not in self.held or not node.content.size):
+            self._follow(number)
 
     def _may_have_xattrs(self, path):
         if self.nodes[self.find(path)].kind not in (REG, DIR):
@@ -146,10 +162,14 @@ class Model(Tree):
             return
         node = self.edit(number)
         lasting = self.policy.write == "nt" and self.policy.drain == "write"
-        if node.content.may_grow_in_place(pos, pos + len(data), number in self.held):
+        in_place = node.content.may_grow_in_place(pos, pos + len(data), number in self.held)
+        if node.own or node.loose or in_place:
             # Size and times are stored in place, durable when it returns. The size decides.
             self.in_place |= {(number, "mtime"), (number, "ctime")}
+        node.sparse = node.sparse or (node.own and pos > node.content.size)
         node.content, self.stored[number] = node.content.write(pos, data, lasting)
+        if node.own:
+            node.content = node.content.whole()
         if self.stored[number].record:
             node.mtime = node.ctime = (self.now,)
         else:
@@ -158,6 +178,21 @@ class Model(Tree):
     def _write(self, path, pos, length, seed):
         number = self._file(path)
         self._store(number, pos, noise(length, seed))
+        self._last_close(number)
+
+    def _write_full(self, path, pos, length, seed, pages):
+        """A write into a range that can have no storage from page *pages* on: half of it, until it fits."""
+        number = self._file(path)
+        first, last, end = pos // PAGE, -(-(pos + length) // PAGE), pos + length
+        if self.nodes[number].content.size > pages * PAGE:
+            raise fail(errno.EINVAL)  # no such operation: some of what it has may have no storage yet
+        while self.nodes[number].own and last > pages:
+            if last - first <= 1:
+                self._last_close(number)
+                raise fail(errno.ENOSPC)
+            last = first + (last - first) // 2
+            end = last * PAGE
+        self._store(number, pos, noise(length, seed)[: end - pos])
         self._last_close(number)
 
     def _append(self, path, length, seed):
@@ -180,7 +215,10 @@ class Model(Tree):
 
     def _resize(self, number: int, size: int) -> None:
         node = self.edit(number)
+        node.sparse = node.sparse or (node.own and size > node.content.size)
         node.content = node.content.truncate(size)
+        if node.own:
+            node.content = node.content.whole()
         node.mtime = node.ctime = (self.now,)
 
     def _truncate(self, path, size):
@@ -196,15 +234,26 @@ class Model(Tree):
 
     def _fallocate(self, path, mode, pos, length):
         number = self._file(path)
-        node = self.edit(number)
-        node.content, self.stored[number] = node.content.fallocate(mode, pos, length)
-        node.mtime = node.ctime = (self.now,)
+        self._allocate(number, mode, pos, length)
         self._last_close(number)
+
+    def _allocate(self, number: int, mode: int, pos: int, length: int) -> None:
+        node = self.edit(number)
+        before = node.content.size
+        node.content, self.stored[number] = node.content.fallocate(mode, pos, length)
+        if node.own:
+            # Zeros come before the record, so with it they are all there.
+            zeros = ((pos, min(pos + length, before)),) if mode & ~1 and pos < before else ()
+            node.content, self.stored[number] = node.content.whole(), Stored(zeros, True, True)
+            node.sparse = True
+        node.mtime = node.ctime = (self.now,)
 
     def _copy(self, path, pos, other, to, length):
         """copy_file_range: data as a write has them, a hole as a hole or as a larger size."""
         number, target = self._file(path), self._file(other)
         source = self.nodes[number].content
+        if self.nodes[number].sparse:
+            raise fail(errno.EINVAL)  # no such operation: how long its first piece is, is not known
         length = min(length, max(source.size - pos, 0))
         if number == target and abs(pos - to) < length:
             raise fail(errno.EINVAL)
@@ -226,9 +275,7 @@ class Model(Tree):
     def _copy_hole(self, number: int, to: int, end: int) -> None:
         content = self.nodes[number].content
         if to < content.size and not content.written.isdisjoint(page_range(to, end)):
-            node = self.edit(number)
-            node.content, self.stored[number] = content.fallocate(3, to, end - to)
-            node.mtime = node.ctime = (self.now,)
+            self._allocate(number, 3, to, end - to)
         elif end > content.size:
             self._resize(number, end)
         else:
@@ -258,5 +305,79 @@ class Model(Tree):
         self._synced(number)
 
     def _sync(self):
+        """What programs stored through mappings the daemon hears nothing of."""
         for number in list(self.nodes):
+            content = self.nodes[number].content
             self._synced(number)
+            if self.policy.fault and content is not None and content.older:
+                self.edit(number).content = content
+
+    # -- observed mappings -------------------------------------------------------------------
+
+    def _map(self, path):
+        number = self._file(path)
+        if number in self.mapped:
+            raise fail(errno.EBUSY)
+        if not self.nodes[number].own:
+            raise fail(errno.EOPNOTSUPP)
+        self.held += (number,)
+        self.mapped = self.mapped | {number: frozenset()}
+
+    def _at(self, path, pos: int, length: int) -> int:
+        """A file that is mapped, and has pages there."""
+        number = self._file(path)
+        if number not in self.mapped:
+            raise fail(errno.EBADF)
+        if pos + length > -(-self.nodes[number].content.size // PAGE) * PAGE:
+            raise fail(errno.EFAULT)
+        return number
+
+    def _mload(self, path, pos):
+        self._at(path, pos, 1)
+
+    def _mstore(self, path, pos, length, seed):
+        """Until somebody acknowledges it, each word may be there or not. Times are the range's file's."""
+        number = self._at(path, pos, length)
+        node = self.edit(number)
+        pages = frozenset(page_range(pos, pos + length))
+        self.mapped = self.mapped | {number: self.mapped[number] | pages}
+        data = noise(length, seed)[: max(node.content.size - pos, 0)]  # what is behind the end nobody sees
+        if data:
+            node.content, self.stored[number] = node.content.write(pos, data, False)
+
+    def _mflush(self, path, pos, length):
+        """Pages of the range that this program stored to are durable, whoever stored to them, too."""
+        self._flushed(self._at(path, 0, 0), page_range(pos, pos + length))
+
+    def _flushed(self, number: int, pages) -> None:
+        node = self.edit(number)
+        for page in self.mapped[number].intersection(pages):
+            node.content = node.content.durable_in(page * PAGE, (page + 1) * PAGE)
+
+    def _mpersist(self, path, pos, length):
+        """Whole lines: what the model of the media has for them."""
+        number = self._at(path, pos, length)
+        node = self.edit(number)
+        node.content = node.content.durable_in(pos & -LINE, (pos + length + LINE - 1) & -LINE)
+
+    def _munmap(self, path):
+        number = self._at(path, 0, 0)
+        self._flushed(number, self.mapped[number])
+        self._unmapped(number)
+
+    def _killed(self):
+        if not self.mapped:
+            raise fail(errno.ESRCH)
+        for number in list(self.mapped):
+            self._unmapped(number)
+
+    def _unmapped(self, number: int) -> None:
+        self.mapped = {one: pages for one, pages in self.mapped.items() if one != number}
+        held = list(self.held)
+        held.remove(number)
+        self.held = tuple(held)
+        self._closed(number)
+
+    def _fsync_racing(self, path, pos, length, seed):
+        self._synced(self._at(path, pos, length))
+        self._mstore(path, pos, length, seed)

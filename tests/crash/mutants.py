@@ -13,8 +13,10 @@ Left out, because no power failure can tell them from the original:
 """
 
 
-from . import edges
+from . import edges, observed, owned
 from .model import Policy
+from .mutants_observed import OBSERVED
+from .mutants_owned import OWNED
 from .plant import Mutant, edit, gone, lame, table
 from .workloads import LAZY, LONG, NATIVE, SETUPS
 
@@ -107,7 +109,8 @@ JOURNAL = (
         "a record's checksum not looked at",
         edit("meta.journal:Journal.record_at", "!= crc:", "is None:"),
         CREATE,
-        "journal-entry", r"(torn|partly) .*nt_store.*\n.*commit <",
+        # Half a record: a table of pieces that makes no sense, or one that does and half an inode.
+        "journal-entry|inode-checksum", r"(torn|partly) .*nt_store.*\n.*commit <",
     ),
     Mutant(
         "the log ends after one record",
@@ -258,7 +261,8 @@ FSYNC = (
     ),
     Mutant(
         "lazy times forgotten with the inode",
-        edit("meta.fs:FileSystem.drop_unused", "        self.sync_times(ino)\n", ""),
+        edit("meta.fs:FileSystem.drop_unused",
+             "elif ino in self.nodes:\n        self.sync_times(ino)\n", "elif ino in self.nodes:\n"),
         (OVERWRITE, ("evict",), ("fsync", "a")),
         "a: mtime is", r"missing .*not flushed\n.*store_times <", policy=LAZY,
     ),
@@ -432,7 +436,7 @@ TORN = (
              "    if buf[COLD:] != live[COLD:]:\n        buf[COLD:] = L.sealed(buf[COLD:], 4, seed)\n",
              "    if buf[COLD:] != live[COLD:]:\n"),
         (*CREATE, ("chmod", "n", 0o600)),
-        "inode-checksum: inode 2", setup="empty",
+        "inode-checksum: inode [23]", setup="empty",
     ),
     Mutant(
         "a block's checksum not renewed",
@@ -515,12 +519,12 @@ RECOVERY = (
     ),
 )
 
-MUTANTS = JOURNAL + DATA + FSYNC + APPENDS + SPACE + TORN + RECOVERY
+MUTANTS = JOURNAL + DATA + FSYNC + APPENDS + SPACE + TORN + RECOVERY + OWNED + OBSERVED
 
 
 def setups() -> dict:
     """What the mutants' operations start on."""
-    return OWN_SETUPS | edges.setups()
+    return OWN_SETUPS | edges.setups() | owned.SETUPS | observed.SETUPS
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from .content import PAGE, Content
 XATTR_HEAD, XATTR_ENTRY = 64, 8  # docs/on-media.md
 INLINE_TARGET = 96
 DIR, REG, LNK, FIFO, CHR = 0o040000, 0o100000, 0o120000, 0o010000, 0o020000
-NOATIME, USER_FLAGS, ANY_TYPE = 0x400, 0xFFFFFF00, 0x600  # docs/on-media.md
+DAX, NOATIME, USER_FLAGS, ANY_TYPE = 0x100, 0x400, 0xFFFFFF00, 0x600  # docs/on-media.md
 
 
 class Policy(NamedTuple):
@@ -18,15 +18,21 @@ class Policy(NamedTuple):
     drain: str = "write"
     lazytime: bool = False
     native: bool = False  # requests go to native service first
+    pool: bool = False  # the source is a pool directory: files with the DAX flag have ranges of their own
+    syncs: bool = False  # which lies on a file system that loses what is not synced
+    fault: str = ""  # with observed mappings: kernel, user
 
 
 class Node:
-    """An inode. Times are tuples, now first. ``added``: bytes of all names ever put in."""
+    """An inode. Times are tuples, now first. ``added``: bytes of all names ever put in. ``own``: its data are
+    in a range of their own; ``loose``: were once, so which of its pages are holes now is not known;
+    ``sparse``: it may have holes that are not known.
+    """
 
     __slots__ = (
         *("kind", "is_dir", "mode", "uid", "gid", "nlink", "rdev", "target", "flags", "xattrs"),
         *("atime", "mtime", "ctime", "btime"),
-        *("content", "names", "parent", "added"),
+        *("content", "names", "parent", "added", "own", "loose", "sparse"),
     )
 
     def __init__(self, mode: int, now: int, uid=0, gid=0, rdev=0, target=b""):
@@ -41,6 +47,7 @@ class Node:
         self.names: dict[bytes, int] | None = {} if self.is_dir else None
         self.parent = self.added = 0
         self.content = Content() if self.kind == REG else None
+        self.own = self.loose = self.sparse = False
 
     @property
     def xattr_pages(self) -> int:
@@ -53,6 +60,10 @@ class Node:
     def space(self) -> tuple[int, int]:
         """(fewest, most) pages that it has: exact for small files and directories."""
         fixed = self.xattr_pages
+        if self.own:
+            return fixed, fixed
+        if self.loose:
+            return fixed, fixed + self.content.pages + self.content.extent_blocks
         if self.content is not None:
             fixed += self.content.pages
             return fixed, fixed + self.content.extent_blocks

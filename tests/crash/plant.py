@@ -31,8 +31,8 @@ from .workloads import DEFAULT, Sequence
 
 LIMIT = 16  # images of a crash point: few are enough for a bug that is there
 class Edit(NamedTuple):
-    """In the source of *where* ("module:function" or "module:Class.method", in daxfs) each first text of
-    *pairs* becomes the second. The source counts without its common indentation.
+    """In the source of *where* ("module:function" or "module:Class.method", in daxfs, or "crash.module:...")
+    each first text of *pairs* becomes the second. The source counts without its common indentation.
     """
 
     where: str
@@ -60,7 +60,7 @@ class Mutant(NamedTuple):
     values: tuple = ()
 
     def sequence(self) -> Sequence:
-        tag = ",".join(map(str, self.policy))
+        tag = ",".join(str(value) for value in self.policy if value != "")
         return Sequence(f"{self.setup} [{tag}]: {self.ops}", self.setup, self.ops, self.policy)
 
 
@@ -70,7 +70,7 @@ class Mutant(NamedTuple):
 def _owner(where: str):
     """(module, object that has the attribute, its name)."""
     module, _, path = where.partition(":")
-    module = importlib.import_module(f"daxfs.{module}")
+    module = importlib.import_module(module if module.startswith("crash.") else f"daxfs.{module}")
     owner, *parts = module, *path.split(".")
     for part in parts[:-1]:
         owner = getattr(owner, part)
@@ -202,16 +202,20 @@ def played(engine: Engine, mutant: Mutant) -> Outcome:
 
 def live(engine: Engine, mutant: Mutant) -> list[str]:
     """What is wrong with the operations as long as the power stays."""
-    ground, policy = engine.ground, mutant.policy
+    ground, policy = engine.ground_of(mutant.policy), mutant.policy
+    ground.put_ranges(ground.path, {})
     model = Model(policy, ground.created)
     with ground.open(ground.path) as region:
         io = mounted(region, policy)
         tree = vfs.Vfs(io, model.now)
-        for op in (*engine.setups[mutant.setup], *mutant.ops):
-            wrong = judge.step(tree, model, op)
-            if wrong:
-                return wrong
-        return judge.judge(io, model, None)
+        try:
+            for op in (*engine.setups[mutant.setup], *mutant.ops):
+                wrong = judge.step(tree, model, op)
+                if wrong:
+                    return wrong
+            return judge.judge(io, model, None)
+        finally:
+            tree.finish()
 
 
 def found(outcome: Outcome, mutant: Mutant) -> str:

@@ -14,6 +14,7 @@ One thread. Needs recordings of one metadata thread: operations that overlap are
 import json
 import os
 import random
+import shutil
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +24,11 @@ from daxfs.errors import FormatError
 from daxfs.meta import fs as meta_fs
 from daxfs.meta.check import check_region
 from daxfs.region import Region
-from daxfs.testing import log
+from daxfs.testing import log, ranges
 from daxfs.testing.media import Media
 
 from .content import padded, strange_words
+from .ground import as_own, put_ranges
 from .judge import Image
 
 OPERATIONS = 400        # of a recording, that images are made of
@@ -94,6 +96,39 @@ def shown(region) -> Shown:
     return Shown(image.paths, attributes, data)
 
 
+class Live:
+    """In the place of a Media: what the memory held, all stores in their order. The region is file *fd*."""
+
+    def __init__(self, size: int, fd: int):
+        self.size, self.fd, self.unit = size, fd, 64
+        self.sure = np.zeros(size, np.uint8)  # of which only what lies behind the region, own ranges, is used
+
+    def apply(self, event) -> None:
+        if event.kind not in (*_STORES, log.IMAGE):
+            return
+        data = event.data * (event.length if event.kind == log.NT_FILL else 1)
+        if event.place < self.size:
+            os.pwrite(self.fd, data, event.place)
+        else:
+            self.sure[event.place : event.place + len(data)] = np.frombuffer(data, np.uint8)
+
+    def extend(self, count: int) -> None:
+        self.sure = np.concatenate((self.sure, np.zeros(count, np.uint8)))
+
+    def zero(self, place: int, length: int, key: int) -> None:
+        self.sure[place : place + max(length, 0)] = 0
+
+    def zeroed(self, key: int) -> None:
+        pass
+
+
+def room_of(recording) -> int:
+    """Bytes that the largest own range of a recording had, as a power of two."""
+    sizes = [event.data.split()[2] for event in (*recording.ranges, *recording.events)
+             if event.kind == log.RANGE and event.data.startswith(b"size ")]  # fmt: skip
+    return 1 << max(16, (max(map(int, sizes), default=0) - 1).bit_length())
+
+
 class Player:
     """Plays a `log.Recording`; *limit* images for each moment of the operations that `play` is asked for."""
 
@@ -107,23 +142,33 @@ class Player:
         self.lasting = "write=cached" not in options and "drain=fsync" not in options
         self.operations = operations(self.recording)
         self.limit, self.rng = limit, rng
-        self.media = Media(self.recording.image, self.granularity)
         self.unsynced: set[int] = set()
+        self.size = self.recording.image.nbytes
+        self.pool = header["sources"][0]["kind"] == "pool"
         stem = f"/dev/shm/daxfs-crash-{os.getpid()}-log"
         self.paths = [f"{stem}.live", f"{stem}.sure"]
         self.fds = []
 
     def __enter__(self) -> "Player":
         for path in self.paths:
-            self.recording.image.tofile(path)
-            self.fds.append(os.open(path, os.O_RDWR))
+            if self.pool:
+                os.makedirs(f"{path}/ranges")
+            file = path + "/region" * self.pool
+            self.recording.image.tofile(file)
+            self.fds.append(os.open(file, os.O_RDWR))
+        room, media = room_of(self.recording), Media(self.recording.image, self.granularity)
+        syncs = not self.recording.header["region"]["sources"][0]["emulated"]
+        self.ranges = ranges.load(media, self.recording.ranges, syncs, room)
+        self.live = ranges.load(Live(self.size, self.fds[0]), self.recording.ranges, False, room)
         return self
 
     def __exit__(self, *_) -> None:
         for fd in self.fds:
             os.close(fd)
         for path in self.paths:
-            if os.path.exists(path):
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            elif os.path.exists(path):
                 os.unlink(path)
 
     def choose(self, share: int, shares: int) -> set[int]:
@@ -160,49 +205,57 @@ class Player:
 
     def _live(self, first: int, last: int) -> None:
         for event in self.recording.events[first:last]:
-            if event.kind in _STORES:
-                times = event.length if event.kind == log.NT_FILL else 1
-                os.pwrite(self.fds[0], event.data * times, event.place)
+            self.live.apply(event)
 
     def _skip(self, first: int, last: int) -> None:
         self._live(first, last)
         for event in self.recording.events[first:last]:
-            self.media.apply(event)
+            self.ranges.apply(event)
 
-    def _open(self, path: str) -> Region:
-        return Region.open([path], "cow", granularity=self.granularity, lock=False)
+    def _open(self, path: str, base, shape: dict, delta=()) -> Region:
+        """The region of *path*, with the own ranges of *shape* as *base* and *delta* have them."""
+        if self.pool:
+            put_ranges(path, {name: ranges.bytes_of(one, base, [delta]) for name, one in shape.items()})
+        region = Region.open([path], "cow", granularity=self.granularity, lock=False)
+        if self.pool:
+            as_own(region, False)
+        for place, data in delta:
+            if place < self.size:
+                region.mem[place : place + len(data)] = data
+        return region
 
     def _watched(self, op: Operation):
-        before = self._shown(self.paths[0])
+        before = self._shown()
         self._live(op.first, op.last)
-        after = self._shown(self.paths[0])
+        after = self._shown()
         steps = 0
         for event in self.recording.events[op.first : op.last]:
-            if event.kind == log.DRAIN or (self.granularity == "page" and event.kind != log.BEGIN):
+            pages = self.granularity == "page" and event.kind != log.BEGIN
+            if event.kind in (log.DRAIN, log.RANGE) or pages:
                 steps += 1
                 label = f"{op.name}, before {log.NAMES[event.kind]} {steps}"
                 yield from self._point(op, label, before, after)
-            self.media.apply(event)
+            self.ranges.apply(event)
         self._note_sync(op)
         yield from self._point(op, f"{op.name}, returned", after, None)
 
-    def _shown(self, path: str) -> Shown:
-        with self._open(path) as region:
+    def _shown(self) -> Shown:
+        (shape,) = self.live.shapes(self.rng)
+        with self._open(self.paths[0], self.live.media.sure, shape) as region:
             return shown(region)
 
     def _point(self, op: Operation, label: str, before: Shown, after: Shown | None):
-        media, unit = self.media, self.media.unit
+        media, unit = self.ranges.media, self.ranges.media.unit
         for number in media.changed:
-            os.pwrite(self.fds[1], media.sure[number * unit : (number + 1) * unit].data, number * unit)
+            if number * unit < self.size:
+                os.pwrite(self.fds[1], media.sure[number * unit : (number + 1) * unit].data, number * unit)
         media.changed.clear()
-        for image in media.images(self.limit, self.rng):
-            yield op, label, self._judge(op, image.delta, before, after), image
+        for image, shape in self.ranges.images(self.limit, self.rng):
+            yield op, label, self._judge(op, image.delta, shape, before, after), image
 
-    def _judge(self, op: Operation, delta, before: Shown, after: Shown | None) -> list[str]:
+    def _judge(self, op: Operation, delta, shape: dict, before: Shown, after: Shown | None) -> list[str]:
         for step in (self._fsck, lambda region: self._compare(op, shown(region), before, after)):
-            with self._open(self.paths[1]) as region:
-                for place, data in delta:
-                    region.mem[place : place + len(data)] = data
+            with self._open(self.paths[1], self.ranges.media.sure, shape, delta) as region:
                 try:
                     found = step(region)
                 except (OSError, AssertionError) as error:

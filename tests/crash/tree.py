@@ -10,7 +10,7 @@ import errno
 import re
 
 from .content import Stored
-from .node import ANY_TYPE, CHR, DIR, FIFO, LNK, REG, USER_FLAGS, Node, Policy
+from .node import ANY_TYPE, CHR, DAX, DIR, FIFO, LNK, REG, USER_FLAGS, Node, Policy
 
 STEP = 1000  # ns that the clock moves with each operation; it stands during one
 ROOT = 1
@@ -39,6 +39,7 @@ class Tree:
         self.nodes: dict[int, Node] = {ROOT: root}
         self.next = ROOT + 1
         self.held: tuple[int, ...] = ()  # handles that stay open, oldest first
+        self.mapped: dict[int, frozenset] = {}  # observed: number, pages stored to; a handle stays open, too
         self.nameless: frozenset[int] = frozenset()  # made without a name (O_TMPFILE), and none given yet
         self._begin()
 
@@ -46,6 +47,7 @@ class Tree:
         self._own: set[int] = set()
         self.stored: dict[int, Stored] = {}  # data of the operation in flight
         self.in_place: set[tuple[int, str]] = set()  # and its times
+        self.moved: set[int] = set()  # to a range of their own or from there, in a record before
 
     def clone(self):
         """A copy that later operations on this one, or on the copy, leave alone."""
@@ -101,7 +103,22 @@ class Tree:
         kind = self.nodes[number].kind
         if kind != REG:
             raise fail({DIR: errno.EISDIR, LNK: errno.ELOOP}.get(kind, errno.ENXIO))
+        if number not in self.held:
+            self._follow(number)
         return number
+
+    def _wants_own(self, node: Node) -> bool:
+        return self.policy.pool and node.kind == REG and bool(node.flags & DAX)
+
+    def _follow(self, number: int) -> None:
+        """The first open moves data to where the DAX flag says: all of it, durable."""
+        want = self._wants_own(self.nodes[number])
+        if want != self.nodes[number].own:
+            node = self.edit(number)
+            node.own, node.loose = want, True
+            node.sparse = node.sparse or node.content.written != node.content.whole().written
+            node.content = node.content.durable().whole()
+            self.moved.add(number)
 
     def tree(self) -> dict[str, int]:
         """{path: number}, the root as ""."""
@@ -149,6 +166,7 @@ class Tree:
         within = self.nodes[parent]
         node = Node(mode, self.now, rdev=rdev, target=target.encode())
         node.flags = within.flags & (USER_FLAGS if node.kind in (REG, DIR) else ANY_TYPE)
+        node.own = self._wants_own(node)
         if within.mode & SETGID:  # the group is inherited, by directories the bit as well
             node.gid = within.gid
             node.mode |= SETGID if node.is_dir else 0

@@ -13,13 +13,17 @@ operation and moves `STEP` from one to the next, so that a `Model` knows every t
     read P   list P   readlink P   chmod P MODE   chown P UID GID   utimens P ATIME MTIME (ns, None: leave)
     utimens_same P   chattr P FLAGS (of layout.py)   setxattr P NAME LEN SEED   removexattr P NAME
     write P POS LEN SEED   append P LEN SEED   msync P POS LEN SEED   truncate P SIZE   open_trunc P
+    write_full P POS LEN SEED PAGES   (a range gets no storage from page PAGES on)
     fallocate P MODE POS LEN   copy P POS Q TO LEN   (copy_file_range, its first piece)
     fsync P   fdatasync P   fsyncdir P   sync
+    map P   mload P POS   mstore P POS LEN SEED   mflush P POS LEN (msync)   mpersist P POS LEN   munmap P
+    killed   fsync_racing P POS LEN SEED   (observed mappings: mapped.py)
 """
 
 import errno
 import struct
 
+from daxfs import _own, pool
 from daxfs.data import ranges
 from daxfs.data._serve import Server
 from daxfs.data.file_io import FileIo
@@ -27,6 +31,7 @@ from daxfs.meta import attr, file, namespace, xattr
 from daxfs.meta.namespace import ROOT, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 
 from .content import PAGE, noise
+from .mapped import MappedVfs, Observing
 from .tree import STEP, fail
 
 ROOT_INO = 1
@@ -79,13 +84,34 @@ class NativeIo(FileIo):
         super().release(node)
 
 
+class ObservingNative(NativeIo, Observing):
+    """Native service, and observed mappings: fsync of such a file is left to `Observing`."""
+
+
+class Range(_own.OwnRange):
+    """An own range of which a test can say from which page on it gets no storage."""
+
+    full: int | None = None
+
+    def cover(self, fmap, first, last):
+        if Range.full is not None and last > Range.full:
+            raise fail(errno.ENOSPC)
+        super().cover(fmap, first, last)
+
+
+pool.OwnRange = Range
+
+
 def open_io(fs, policy) -> FileIo:
     """The data path of a mounted *fs* under a `node.Policy`."""
     fs.lazytime = policy.lazytime
-    return (NativeIo if policy.native else FileIo)(fs, write=policy.write, drain=policy.drain)
+    policies = {"write": policy.write, "drain": policy.drain}
+    if policy.fault:
+        return (ObservingNative if policy.native else Observing)(fs, fault=policy.fault, **policies)
+    return (NativeIo if policy.native else FileIo)(fs, **policies)
 
 
-class Vfs:
+class Vfs(MappedVfs):
     """The kernel's side of one mount. *now*: ``Model.now``, so that both have the same clock."""
 
     def __init__(self, io: FileIo, now: int):
@@ -294,9 +320,15 @@ class Vfs:
         self._told(parent, name, namespace.link(self.fs, ino, parent, name))
 
     def _close(self):
-        if not self.held:
+        """All handles but those of mappings."""
+        maps = self.io.client.maps if isinstance(self.io, Observing) else {}
+        stay = [one.node for one in maps.values()]
+        held = list(self.held)
+        for node in stay:
+            held.remove(node)
+        if not held:
             raise fail(errno.EBADF)
-        held, self.held = self.held, []
+        self.held = stay
         for node in held:
             self.io.release(node)
         self._gone += {node.ino: None for node in held}
@@ -326,7 +358,7 @@ class Vfs:
         inode = self._find(path)
         if inode.mode & S_IFMT not in (S_IFREG, S_IFDIR):
             raise fail(errno.ENOTTY)
-        attr.set_flags(self.fs, inode.ino, flags)
+        attr.set_flags(self.fs, inode.ino, flags, theirs=0)
 
     def _xattrs_of(self, path):
         """user. attributes are for files and directories, says the kernel."""
@@ -374,6 +406,17 @@ class Vfs:
             self.io.release(node)
         if done < length:
             raise fail(errno.ENOSPC)
+
+    def _write_full(self, path, pos, length, seed, pages):
+        Range.full = pages
+        try:
+            node = self._opened(self._file(path).ino)
+            try:
+                self.io.write(node, pos, noise(length, seed))
+            finally:
+                self.io.release(node)
+        finally:
+            Range.full = None
 
     def _append(self, path, length, seed):
         self._write(path, self._file(path).size, length, seed)

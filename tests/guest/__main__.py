@@ -42,6 +42,18 @@ def daxfs_mounts() -> list[str]:
     return [row[1] for row in rows if row[2] in ("fuse.daxfs", "daxfs")]
 
 
+def waiting() -> str:
+    """Where in the kernel each thread of each program is, of those that do not run."""
+    text = []
+    for task in Path("/proc").glob("[0-9]*/task/*"):
+        with contextlib.suppress(OSError):
+            name = (task.parents[1] / "cmdline").read_text().replace("\0", " ")[-80:]
+            stack = (task / "stack").read_text()
+            if name and stack:
+                text.append(f"{task.parents[1].name}, thread {task.name}: {name}\n{stack}")
+    return "".join(text)
+
+
 def run_case(case: Case, job: dict, port: int) -> dict:
     """What to report of one case."""
     began = time.monotonic()
@@ -54,11 +66,13 @@ def run_case(case: Case, job: dict, port: int) -> dict:
             status = child.wait(case.limit)
             ending = f"status {status}"
         except subprocess.TimeoutExpired:
-            status, ending = None, f"no end after {case.limit} s"
+            status, ending = None, f"{waiting()}no end after {case.limit} s"
         # The session outlives its leader where the case left something running.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        # What waits for a daemon that waits does not die. So that this is told, nobody waits for it for long.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(20)
         left = daxfs_mounts()
         for path in left:
             subprocess.run(["umount", "-l", path], check=False)

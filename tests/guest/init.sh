@@ -5,6 +5,7 @@ export PATH=/opt/daxfs/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF
 export PYTHONPATH=/checkout:/checkout/tests PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
+mount -t tracefs tracefs /sys/kernel/tracing
 for directory in /tmp /run /dev/shm; do
     mkdir -p "$directory"
     mount -t tmpfs -o mode=1777 tmpfs "$directory"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PAGEMAP_SCAN = 0xC0606610
-_PRESENT, _HUGE = 1 << 3, 1 << 6
+_WRITTEN, _PRESENT, _HUGE = 1 << 1, 1 << 3, 1 << 6
+_PROTECT = 3  # what was stored to, if it is registered for asynchronous write protection
 
 
 class _Scan(ctypes.Structure):
@@ -49,6 +50,16 @@ def scan(pid: int, start: int, end: int) -> tuple[int, int]:
                 huge += one.end - one.start if one.categories & _HUGE else 0
             start = ask.walk_end
     return present, huge
+
+
+def stored(start: int, end: int, protect: bool) -> int:
+    """Bytes in a range of our own addresses that the page table calls stored to since they were protected
+    last; *protect*: and they are again, so that the next store can be seen."""
+    found = (_Region * 256)()
+    ask = _Scan(ctypes.sizeof(_Scan), _PROTECT * protect, start, end, 0, ctypes.addressof(found), len(found),
+                0, 0, _WRITTEN, 0, _WRITTEN)  # fmt: skip
+    with open("/proc/self/pagemap", "rb") as file:
+        return sum(one.end - one.start for one in found[: fcntl.ioctl(file, _PAGEMAP_SCAN, ask)])
 
 
 def mappings(pid: int) -> list[Area]:

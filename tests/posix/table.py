@@ -87,14 +87,19 @@ def _label(param: Any) -> str:
     return param.__name__ if callable(param) else str(param)
 
 
-def all_cases(only: Iterable[str] = ()) -> list[Case]:
-    """Every case, areas in the order of their modules; `only` takes areas or whole ids."""
+def all_cases(only: Iterable[str] = (), kind: str = "cases_") -> list[Case]:
+    """Every case, areas in the order of their modules; `only` takes areas or whole ids.
+
+    `kind` is how the names of their modules begin: "cases_" what any file system has to do, "direct_" what
+    mappings of a tmpfs do, and direct mappings with them.
+    """
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name.startswith("cases_"):
+        if module.name.startswith(kind):
             importlib.import_module(f"{__package__}.{module.name}")
+    found = [c for c in _cases.values() if c.fn.__module__.rpartition(".")[2].startswith(kind)]
     wanted = set(only)
-    unknown = wanted - {c.area for c in _cases.values()} - set(_cases)
+    unknown = wanted - {c.area for c in found} - {c.id for c in found}
     if unknown:
         raise LookupError(f"no such area or case: {', '.join(sorted(unknown))}")
-    return [c for c in _cases.values() if not wanted or c.area in wanted or c.id in wanted]
+    return [c for c in found if not wanted or c.area in wanted or c.id in wanted]

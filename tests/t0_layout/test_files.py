@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""meson.build names each file that is to be installed; what is in the tree and not there would be missing."""
+"""Names of files: meson.build names each one that is to be installed; what is not there would be missing."""
 
 import ast
 import re
@@ -30,3 +30,9 @@ def test_every_manual_page_is_installed():
     text = (tree.ROOT / "meson.build").read_text()
     pages = sorted(str(path.relative_to(tree.ROOT)) for path in (tree.ROOT / "docs/man").glob("*.[1-8]"))
     assert sorted(re.findall(r"'(docs/man/[^']+\.[1-8])'", text)) == pages
+
+
+def test_modules_of_tests_have_names_of_their_own():
+    """They have no package: pytest collects two of one name only where neither is imported yet."""
+    names = [path.name for path in (tree.ROOT / "tests").glob("*/test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)

@@ -12,6 +12,7 @@ from daxfs import layout as L
 SIZES = {
     "SUPERBLOCK": 4096, "SOURCE_ENTRY": 32, "SOURCE_LABEL": 128, "STATE": 128, "JOURNAL": 128, "RECORD": 32,
     "ENTRY": 16, "EXTENT": 16, "INODE": 256, "BLOCK": 64, "DIRENT": 16, "XATTR_ENTRY": 8,
+    "POISON_HEAD": 64, "POISON_ENTRY": 16,
 }  # fmt: skip
 OFFSETS = {
     "SUPERBLOCK": {
@@ -46,14 +47,17 @@ OFFSETS = {
         "length": 48, "count": 52, "reserved": 56,
     },
     "DIRENT": {"ino": 0, "rec_len": 8, "name_len": 10, "type": 12, "reserved": 13},
+    "POISON_HEAD": {"magic": 0, "crc": 4, "count": 8, "reserved": 12},
+    "POISON_ENTRY": {"ino": 0, "generation": 4, "page": 8, "pages": 12},
     "XATTR_ENTRY": {"space": 0, "name_len": 1, "reserved": 2, "value_len": 4},
 }  # fmt: skip
 CONSTANTS = {
     "FORMAT_REV": 1, "SB_MAGIC": b"DAXFS\r\n\x1a", "SOURCE_MAGIC": b"DAXSRC\r\n", "JOURNAL_MAGIC": 0x4A584144,
     "RECORD_MAGIC": 0x52584144, "STATE_MAGIC": 0x53584144, "INODE_MAGIC": 0x49584144,
     "BLOCK_MAGIC": 0x42584144,
-    "COMPAT_FLAGS": 1, "COMPAT_KNOWN": 1, "RO_COMPAT_KNOWN": 0, "INCOMPAT_KNOWN": 0, "MAX_SOURCES": 64,
-    "MAX_FILE_SIZE": 1 << 44,
+    "COMPAT_FLAGS": 1, "COMPAT_KNOWN": 1, "RO_COMPAT_POISON": 1, "RO_COMPAT_KNOWN": 1, "INCOMPAT_OWN": 1,
+    "POISON_MAGIC": 0x50584144, "POISON_AT": 128, "POISON_MAX": 244,
+    "INCOMPAT_KNOWN": 1, "FLAG_OWN": 4, "RANGES_NAME": "ranges", "MAX_SOURCES": 64, "MAX_FILE_SIZE": 1 << 44,
     "MAX_REGION_PAGES": 1 << 32, "NAME_MAX": 255, "LINK_MAX": 65000, "SYMLINK_MAX": 4095, "ROOT_INO": 1,
     "LABEL_MAX": 64, "SUPERBLOCK_PFN": 0, "STATE_PFN": 1, "INODE_SIZE": 256, "INODES_PER_PAGE": 16,
     "INODE_CHUNK": 64, "INLINE_SLOTS": 6, "MAP_MEM": 0, "MAP_DEV": 1, "ENTRY_BYTES": 0, "ENTRY_ZERO": 1,

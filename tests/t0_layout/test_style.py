@@ -14,7 +14,7 @@ OURS = PYTHON + sorted(
     p for folder in ("tools", "tests") for p in (tree.ROOT / folder).rglob("*.py") if p.stat().st_size
 )
 CYTHON = [p for p in tree.SOURCES if p.suffix == ".pyx"]
-NATIVE = sorted(p for p in (tree.PACKAGE / "native").glob("*.[ch]"))
+NATIVE = sorted(p for folder in ("native", "client") for p in (tree.PACKAGE / folder).glob("*.[ch]"))
 ANY = OURS + CYTHON + [p for p in tree.SOURCES if p.suffix == ".pxd"]
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|[Ff]or now|[Pp]laceholder)\b")
 

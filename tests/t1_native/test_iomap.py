@@ -210,7 +210,7 @@ def test_state_flags_of_several_threads():
 
 
 def test_native_code_sees_the_dirty_map_that_python_set():
-    """The pointer is the fifth word of struct filemap: e, n, cap, size, pages, dirty, inode."""
+    """The pointer stands before `inode` in struct filemap."""
     fm, bits = FileMap(), DirtyMap()
     fm.dirty, fm.inode = bits, 0x1234000
     # A FileMap begins with its object header and the table of its C methods.

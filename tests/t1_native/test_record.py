@@ -12,11 +12,14 @@ import threading
 import numpy as np
 import pytest
 
-from daxfs._record import Recorder
+from daxfs._iomap import FileMap
+from daxfs._record import VERSION, Recorder
 from daxfs.errors import DaxfsError, FormatError, UsageError
 from daxfs.layout import SB_MAGIC
 from daxfs.region import Region, create_file
 from daxfs.testing import log
+from daxfs.testing.media import Media
+from daxfs.testing.ranges import Ranges
 
 MIB = 1 << 20
 POINTERS = 5
@@ -217,7 +220,8 @@ def test_what_can_be_no_log_is_refused(path, region, tmp_path):
     with pytest.raises(FileNotFoundError):
         Recorder(region, str(tmp_path / "no" / "log"))
     for content in (b"", b"DAXFS", b"x" * 100, b"DAXFSREC" + b"\x09\0\0\0" + bytes(4),
-                    b"DAXFSREC" + b"\x01\0\0\0\x02\0\0\0{}"):
+                    b"DAXFSREC" + b"\x01\0\0\0\x02\0\0\0{}",
+                    b"DAXFSREC" + b"\x02\0\0\0\x02\0\0\0{}"):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(FormatError):
             log.load(str(tmp_path / "bad"))
@@ -234,7 +238,7 @@ def test_a_damaged_log_is_refused(region, tmp_path):
 
     def loaded(region, body=b""):
         text = json.dumps({"region": region}).encode()
-        path.write_bytes(b"DAXFSREC" + struct.pack("<II", 1, len(text)) + text + body)
+        path.write_bytes(b"DAXFSREC" + struct.pack("<II", VERSION, len(text)) + text + body)
         return log.load(str(path))
 
     assert not loaded(facts).events
@@ -293,3 +297,54 @@ def test_code_that_goes_away_gives_its_sites_to_nobody(region):
     sites = {e.site: e.data.decode() for e in events if e.kind == log.SITE}
     for n, store in enumerate(e for e in events if e.kind == log.STORE):
         assert f" made_{n} " in sites[store.site]
+
+
+@pytest.mark.parametrize("syncs", [False, True])
+def test_what_happens_to_own_ranges_is_in_the_log(tmp_path, syncs):
+    """In the order in which it was done; a store has the place that was told before it."""
+    source = f"{tmp_path}/pool/"
+    create_file(source, 4 << 20)
+    with Region.open([source]) as region, Recorder(region) as recorder:
+        pool = region.pool
+        pool.syncs = syncs
+        pool.create(2, 1)
+        range_, fmap = pool.open(2, 1), FileMap()
+        range_.attach(fmap)
+        range_.cover(fmap, 0, 2)
+        region.nt_store((range_.pfn << 12) + 4096, b"12345678")
+        place, room = range_.pfn << 12, range_.room << 12
+        range_.punch(fmap, 100, 300)
+        range_.resize(fmap, 1)
+        range_.sync()
+        range_.detach(fmap)
+        range_.close()
+        pool.resize(2, 1, 3)
+        pool.create(2, 1)
+        pool.unlink(2, 1)
+        pool.unlink(2, 1)
+        events = [e for e in log.parse(recorder.take()) if e.kind in (log.RANGE, log.NT_STORE)]
+    told = [e.data.decode() if e.kind == log.RANGE else (e.place - place, e.data) for e in events]
+    due = ["create 2-1", "sync", f"place 2-1 {place} {room}", "size 2-1 8192 0", "sync 2-1 0 0",
+           (4096, b"12345678"), "zero 2-1 100 200", "size 2-1 4096 0", "sync 2-1 0 0",
+           "size 2-1 12288", "sync 2-1", "unlink 2-1", "create 2-1", "sync", "unlink 2-1", "sync"]
+    assert told == [one for one in due if syncs or not str(one).startswith("sync")]
+    model = Ranges(Media(bytes(8192)), syncs)
+    for event in events:
+        model.apply(event)
+    assert not model.files
+
+
+def test_a_range_that_outlives_its_recorder_is_silent(tmp_path):
+    source = f"{tmp_path}/pool/"
+    create_file(source, 4 << 20)
+    with Region.open([source]) as region:
+        with Recorder(region) as recorder:
+            region.pool.create(2, 1)
+            range_, fmap = region.pool.open(2, 1), FileMap()
+            range_.attach(fmap)
+            recorder.take()
+        range_.resize(fmap, 3)
+        region.pool.unlink(2, 1)
+        assert recorder.take() == b"" and region.recorder is None
+        range_.detach(fmap)
+        range_.close()

@@ -5,7 +5,7 @@ import subprocess
 
 from test_daxio_threads import BUILDS, SOURCES, compiled
 
-SERVE = ["message.c", "serve.c", "serve_file.c"]
+SERVE = ["message.c", "serve.c", "serve_file.c", "serve_park.c"]
 
 
 def test_an_inode_that_changes_while_it_is_copied_is_copied_again(tmp_path):

@@ -8,7 +8,7 @@ import damage as D
 import pytest
 
 from daxfs import layout as L
-from daxfs.meta import journal
+from daxfs.meta import journal, poison
 
 PAGE = D.PAGE
 CASES = []
@@ -314,7 +314,7 @@ def block_of_an_earlier_directory(d):
 
 @case("dir-block", False)
 def blocks_swapped(d):
-    one, two = d.facts.data[b"/dir"] * PAGE, d.facts.data[b"/big"] * PAGE
+    one, two = d.facts.data[b"/dir"] * PAGE, d.facts.data[b"/sparse"] * PAGE
     first, second = d.get(one, PAGE), d.get(two, PAGE)
     d.put(one, second)
     d.put(two, first)
@@ -491,6 +491,74 @@ def count_of_entries(d):
     at = d.facts.xattr * PAGE + L.BLOCK_FIELDS.offset["length"]
     length = int.from_bytes(d.get(at, 4), "little")
     d.block(d.facts.xattr, L.BLOCK_FIELDS.offset["count"], b"\xff" * 4, length)
+
+
+# -- poisoned pages -----------------------------------------------------------------------
+
+
+def poisoned(d, *runs):
+    """The list of poisoned pages, and the superblocks that say that there is one."""
+    for pfn in (0, d.sb.backup_pfn):
+        d.put(pfn * PAGE, d.superblock(ro_compat=1))
+    d.put(poison.PLACE, poison.encode(list(runs), d.seed))
+
+
+@case("poison-list", True)
+def list_of_poison_flipped(d):
+    poisoned(d, (0, 0, d.facts.data[b"/sparse"], d.facts.data[b"/sparse"] + 1))
+    d.flip(poison.PLACE + 70)
+
+
+@case("poison-list", True)
+def list_of_poison_too_long(d):
+    d.put(poison.PLACE, L.POISON_HEAD_CODEC.pack(L.POISON_MAGIC, 0, L.POISON_MAX + 1))
+
+
+@case("poison-feature", True)
+def poison_that_the_superblock_does_not_know(d):
+    pfn = d.facts.data[b"/sparse"]
+    d.put(poison.PLACE, poison.encode([(0, 0, pfn, pfn + 1)], d.seed))
+
+
+@case("poison-entry", True)
+def poison_behind_the_region(d):
+    poisoned(d, (0, 0, d.sb.npages, d.sb.npages + 1))
+
+
+@case("poison-entry", True)
+def poison_in_the_range_of_a_packed_file(d):
+    poisoned(d, (d.ino(b"/big"), d.facts.generation[d.ino(b"/big")], 0, 1))
+
+
+@case("poison-entry", True, "pool")
+def poison_of_an_earlier_range(d):
+    ino = d.ino(b"/dax/small")
+    poisoned(d, (ino, d.facts.generation[ino] + 1, 0, 1))
+
+
+@case("poison-metadata", False)
+def poisoned_directory(d):
+    poisoned(d, (0, 0, d.facts.data[b"/dir"], d.facts.data[b"/dir"] + 1))
+
+
+@case("poison-metadata", False)
+def poisoned_extents(d):
+    poisoned(d, (0, 0, d.facts.chain[0], d.facts.chain[0] + 1))
+
+
+@case("poison-metadata", False)
+def poisoned_attributes(d):
+    poisoned(d, (0, 0, d.facts.xattr, d.facts.xattr + 1))
+
+
+@case("poison-metadata", False)
+def poisoned_inodes(d):
+    poisoned(d, (0, 0, d.sb.inode_pfn, d.sb.inode_pfn + 1))
+
+
+@case("poison-metadata", False)
+def poisoned_superblock(d):
+    poisoned(d, (0, 0, 0, 1))
 
 
 @case("acl", False)

@@ -2,11 +2,13 @@
 """File systems in files on /dev/shm for tests (and tools/bench/meta_ops.py has its own).
 
 `Maker` is usable from fixtures and from hypothesis state machines, which can't have
-fixtures. A crash copy is what a daemon killed with -9 leaves: the bytes of the file.
+fixtures. A crash copy is what a daemon killed with -9 leaves: the bytes of the file, or with *pool* the
+region and the ranges of a pool directory.
 """
 
 import itertools
 import os
+import shutil
 
 from daxfs.meta import fs as meta_fs
 from daxfs.meta import mkfs
@@ -25,6 +27,26 @@ def _next_data(fd: int, at: int) -> int | None:
         return None
 
 
+def _copy_file(old: str, new: str) -> None:
+    """The bytes, holes as holes, and the times."""
+    with open(old, "rb") as source, open(new, "wb") as out:
+        size = os.fstat(source.fileno()).st_size
+        out.truncate(size)
+        at = 0
+        while (at := _next_data(source.fileno(), at)) is not None:
+            end = os.lseek(source.fileno(), at, os.SEEK_HOLE)
+            os.copy_file_range(source.fileno(), out.fileno(), end - at, at, at)
+            at = end
+    shutil.copystat(old, new)
+
+
+def _remove(path: str) -> None:
+    if path.endswith("/"):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
 class Ticks:
     """A clock that moves one microsecond a call, so that the order of times is exact."""
 
@@ -39,7 +61,8 @@ class Ticks:
 class Maker:
     """Makes regions and file systems; as a context manager it closes and removes them all."""
 
-    def __init__(self):
+    def __init__(self, pool: bool = False):
+        self.pool = pool  # regions are pool directories, where files can have ranges of their own
         self._made: list = []
 
     def __enter__(self) -> "Maker":
@@ -49,7 +72,7 @@ class Maker:
         self.close()
 
     def path(self) -> str:
-        return f"/dev/shm/daxfs-t2-{os.getpid()}-{next(_numbers)}"
+        return f"/dev/shm/daxfs-t2-{os.getpid()}-{next(_numbers)}" + "/" * self.pool
 
     def open(self, path: str):
         """An open Region on *path*, removed at the end."""
@@ -82,22 +105,22 @@ class Maker:
                 found = [(problem.check, str(problem)) for problem in report.problems]
                 assert not found, found
         finally:
-            os.unlink(path)
+            _remove(path)
 
     def copy(self, region):
         """A region with the same bytes."""
         return self.open(self._copied(region))
 
     def _copied(self, region) -> str:
-        path = self.path()
-        with open(region.sources[0].path, "rb") as source, open(path, "wb") as out:
-            size = os.fstat(source.fileno()).st_size
-            out.truncate(size)
-            at = 0
-            while (at := _next_data(source.fileno(), at)) is not None:
-                end = os.lseek(source.fileno(), at, os.SEEK_HOLE)
-                os.copy_file_range(source.fileno(), out.fileno(), end - at, at, at)
-                at = end
+        path, old = self.path(), region.sources[0].path
+        if not self.pool:
+            _copy_file(old, path)
+            return path
+        for folder, _, names in os.walk(old):
+            to = os.path.join(path, os.path.relpath(folder, old))
+            os.makedirs(to)
+            for name in names:
+                _copy_file(os.path.join(folder, name), os.path.join(to, name))
         return path
 
     @staticmethod
@@ -111,10 +134,10 @@ class Maker:
         entry = next(e for e in self._made if e[1] is fs.region)
         self._made.remove(entry)
         entry[1].close()
-        os.unlink(entry[0])
+        _remove(entry[0])
 
     def close(self) -> None:
         for path, region in self._made:
             region.close()
-            os.unlink(path)
+            _remove(path)
         self._made.clear()

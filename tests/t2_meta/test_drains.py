@@ -4,11 +4,12 @@
 from pathlib import Path
 
 import drains
+import populate
 import pytest
 
 from daxfs import layout as L
 from daxfs.errors import DaxfsError
-from daxfs.meta import acl, attr, extent, fallocate, file, prealloc, xattr
+from daxfs.meta import acl, attr, extent, fallocate, file, placement, poison, prealloc, xattr
 from daxfs.meta import namespace as ns
 from daxfs.pfn import PAGE_SHIFT, PAGE_SIZE
 
@@ -249,6 +250,75 @@ def _(fs):
     return lambda: fs.sync_inode(ino)
 
 
+def own(fs, size=9000):
+    """The Node of a file in a range of its own."""
+    fs.dax = "always"
+    ino = make(fs, b"own")
+    populate.write(fs, ino, 0, bytes(size))
+    return fs.open(ino)
+
+
+simple("own range: create", own, lambda fs, _: make(fs))
+
+
+@case("own range: create, the first of the region")
+def _(fs):
+    nothing(fs)
+    fs.dax = "always"
+    return lambda: make(fs)
+
+
+@case("own range: unlink, last")
+def _(fs):
+    fs.release(own(fs))
+    return lambda: ns.unlink(fs, ROOT, b"own")
+
+
+simple("own range: truncate, longer", own, lambda fs, node: file.truncate(fs, node, 50000, fs.clock()))
+simple("own range: truncate, shorter", own, lambda fs, node: file.truncate(fs, node, 5000, fs.clock()))
+simple("own range: fallocate", own, lambda fs, node: fallocate.fallocate(fs, node, 0, 0, 1 << 20, fs.clock()))
+@case("own range: fallocate, punch hole")
+def _(fs):
+    node, mode = own(fs), fallocate.PUNCH_HOLE | fallocate.KEEP_SIZE
+    return lambda: fallocate.fallocate(fs, node, mode, 0, 5000, fs.clock())
+
+
+@case("own range: packed data move there")
+def _(fs):
+    make(fs, b"first")
+    attr.set_flags(fs, own(fs).ino, 0)  # the superblock has both features
+    fs.dax = "inode"
+    node = fs.open(written(fs))
+    fs.dax = "always"
+    return lambda: placement.follow(fs, node)
+
+
+@case("own range: data move to packed pages")
+def _(fs):
+    node = own(fs)
+    fs.dax = "inode"
+    return lambda: placement.follow(fs, node)
+
+
+def poisoned(fs):
+    """A file with four pages, the second one poisoned; its number."""
+    ino = written(fs)
+    poison.add(fs, poison.places(fs, PAGE_SIZE, PAGE_SIZE, ino))
+    return ino
+
+
+simple("poison: add", poisoned, lambda fs, ino: poison.add(fs, poison.places(fs, 0, 1, ino)))
+simple("poison: add, the first of the region", written,
+       lambda fs, ino: poison.add(fs, poison.places(fs, 0, 1, ino)))
+simple("poison: clear", poisoned, lambda fs, ino: poison.clear(fs, poison.places(fs, 0, 1 << 20, ino)))
+
+
+@case("poison: fallocate, punch hole over such pages")
+def _(fs):
+    node = fs.open(poisoned(fs))
+    return lambda: fallocate.fallocate(fs, node, 3, 0, 3 * PAGE_SIZE, fs.clock())
+
+
 @case("failed operation")
 def _(fs):
     make(fs)
@@ -264,6 +334,7 @@ def _(fs):
 
 @pytest.mark.parametrize("name", drains.TABLE)
 def test_drains_and_records(maker, name):
+    maker.pool = name.startswith("own range")
     fs = maker.make(size=(32 if "extents" in name else 16) << 20)
     call = CASES[name](fs)
     before = fs.region.flush.counters()["drain"], fs.journal.records

@@ -18,6 +18,13 @@ settings.load_profile("ci")
 
 
 @pytest.fixture
+def pool_kit():
+    """The same with pool directories, whose root directory hands down the DAX flag."""
+    with datakit.Kit(pool=True) as made:
+        yield made
+
+
+@pytest.fixture
 def kit():
     """`datakit.Kit`: makes regions, file systems and data paths, and takes them away after the test."""
     with datakit.Kit() as made:

@@ -9,11 +9,12 @@ import os
 import numpy as np
 import regions
 
+from daxfs import layout as L
 from daxfs._iomap import MAPPED, FileMap
 from daxfs._record import Recorder
 from daxfs.data.file_io import FileIo
+from daxfs.meta import attr, mkfs, namespace
 from daxfs.meta import fs as meta_fs
-from daxfs.meta import mkfs, namespace
 from daxfs.region import Region, create_file
 from daxfs.testing.log import NAMES, SITE, parse
 
@@ -60,7 +61,10 @@ class Kit(regions.Maker):
         region = self.region(size)
         sb = mkfs.plan(region, inodes=inodes, uuid=b"0123456789abcdef", map_kind=map_kind)
         mkfs.make(region, sb)
-        return self._mounted(region)
+        fs = self._mounted(region)
+        if self.pool:
+            attr.set_flags(fs, L.ROOT_INO, L.FLAG_DAX)
+        return fs
 
     def io(self, write: str = "nt", drain: str = "write", **how) -> FileIo:
         """The data path of a new file system."""

@@ -22,11 +22,15 @@ OPCODES = {
 }  # fmt: skip
 
 
-def message(op, nodeid: int, body: bytes = b"", *, unique: int = 2, extra: int = 0, length=None) -> bytes:
-    """One request. *op*: name or number; *extra*: bytes of extensions at the end of *body*."""
+def message(op, nodeid: int, body: bytes = b"", *, unique: int = 2, extra: int = 0, length=None,
+            caller=(0, 0, 0)) -> bytes:
+    """One request. *op*: name or number; *extra*: bytes of extensions at the end of *body*.
+
+    *caller*: uid, gid and pid.
+    """
     number = OPCODES.get(op, op)
     size = HEADER.size + len(body) if length is None else length
-    return HEADER.pack(size, number, unique, nodeid, 0, 0, 0, extra // 8, 0) + body
+    return HEADER.pack(size, number, unique, nodeid, *caller, extra // 8, 0) + body
 
 
 def read(ino, fh, pos, size, flags=READ_LOCKOWNER, op="read") -> bytes:
@@ -48,6 +52,10 @@ def fsync(ino, fh, flags=0, op="fsync") -> bytes:
 
 def flush(ino, fh) -> bytes:
     return message("flush", ino, struct.pack("<QIIQ", fh, 0, 0, 1))
+
+
+def open_(ino, flags, caller=(0, 0, 0), more: int = 0) -> bytes:
+    return message("open", ino, struct.pack("<II", flags, more), caller=caller)
 
 
 def release(ino, fh, op="release") -> bytes:

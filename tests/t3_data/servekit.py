@@ -24,6 +24,7 @@ class Served:
         fs, server = self.fs, self.server
         server.inodes = fs.region.address + fs.inodes.base
         server.inode_limit = fs.inodes.limit
+        server.ranges = -1 if fs.pool is None else fs.pool.dir_fd
         server.getattr, server.writes = True, not fs.readonly
         server.atime, server.lazytime = fs.atime, fs.lazytime
 

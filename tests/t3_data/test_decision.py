@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The fault decision: a literal table, the order of reasons, what a real kernel decided, and the counts."""
+"""The fault decision: a literal table, the order of reasons, every combination, and the counts."""
 
 import ctypes
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from datakit import PAGE, filemap
 
 from daxfs._iomap import HOLE, MAPPED, UNWRITTEN
-from daxfs.fault._decision import KIND_NAMES, REASON_NAMES, CachedFaults, decide
+from daxfs.fault._decision import KIND_NAMES, REASON_NAMES, RESULT_NAMES, CachedFaults, decide
 
 PAGES = 2048  # of the file: four PMDs
 AT = 517  # in the second one
@@ -54,10 +53,13 @@ CONDITIONS = {
     "begins late": {"extent": late},
     "no zero page": {"zero_page": False},
     "PMD off": {"pmd": False},
+    "page table": {"table": True},
+    "poison in the PMD": {"poison_pmd": True},
+    "poison": {"poison": True, "poison_pmd": True},
     "sync": {"sync": True},
 }
 
-# Columns: mapped, unwritten, hole. "+" PMD, "-" PTE and why; "!" MAJOR, "?" NEEDDSYNC.
+# Columns: mapped, unwritten, hole. "+" PMD, "-" PTE and why; "!" MAJOR, "?" NEEDDSYNC, both "!?", "x" SIGBUS.
 TABLE = """
 aligned               | read    | +                    | +                    | +
 aligned               | write   | +                    | +                    | +
@@ -107,10 +109,22 @@ PMD off               | read    | - pmd-off            | - pmd-off            | 
 PMD off               | write   | - pmd-off            | - pmd-off            | - pmd-off !
 PMD off               | cow     | - pmd-off            | - pmd-off            | - pmd-off
 PMD off               | mkwrite | -                    | -                    | - !
+page table            | read    | - page-table         | - page-table         | - page-table
+page table            | write   | - page-table         | - page-table         | - page-table !
+page table            | cow     | - page-table         | - page-table         | - page-table
+page table            | mkwrite | -                    | -                    | - !
+poison in the PMD     | read    | - poison             | +                    | +
+poison in the PMD     | write   | - poison             | - poison             | +
+poison in the PMD     | cow     | - cow                | - cow                | - cow
+poison in the PMD     | mkwrite | -                    | -                    | - !
+poison                | read    | - poison x           | +                    | +
+poison                | write   | - poison x           | - poison x           | +
+poison                | cow     | - cow x              | - cow                | - cow
+poison                | mkwrite | - x                  | - x                  | - !
 sync                  | read    | +                    | +                    | +
 sync                  | write   | +                    | + ?                  | + ?
 sync                  | cow     | - cow                | - cow                | - cow
-sync                  | mkwrite | -                    | - ?                  | - ?
+sync                  | mkwrite | -                    | - ?                  | - !?
 """
 
 ROWS = [[cell.strip() for cell in line.split("|")] for line in TABLE.strip().splitlines()]
@@ -127,18 +141,19 @@ def run(kind, state, *conditions, pgoff=AT):
     return decide(kind, pgoff, extent, **how)
 
 
-def expected(cell):
+MARKS = {"!": "MAJOR", "?": "NEEDDSYNC", "!?": "MAJOR|NEEDDSYNC", "x": "SIGBUS"}
+
+
+def expected(kind, cell):
     order, *rest = cell.split()
-    result = "NOPAGE"
-    if rest and rest[-1] in "!?":
-        result = {"!": "MAJOR", "?": "NEEDDSYNC"}[rest.pop()]
+    result = MARKS[rest.pop()] if rest and rest[-1] in MARKS else "LOCKED" if kind == "cow" else "NOPAGE"
     return (9 if order == "+" else 0), result, (rest[0] if rest else "")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}")
 def test_table(row):
     for state, cell in zip(EXTENTS, row[2:], strict=True):
-        assert tuple(run(row[1], state, row[0])) == expected(cell), state
+        assert tuple(run(row[1], state, row[0])) == expected(row[1], cell), state
 
 
 def test_table_is_complete():
@@ -152,6 +167,7 @@ def test_beyond_the_end_of_file_is_sigbus_whatever_else(condition):
         how = {k: v for k, v in CONDITIONS[condition].items() if k not in ("extent", "size", "address")}
         how["vma_end"] = PAGES
         assert tuple(decide(kind, AT, extent, size=AT * PAGE, **how)) == (0, "SIGBUS", ""), state
+        how.pop("poison", None)  # which is SIGBUS in the file, too
         assert decide(kind, AT, extent, size=AT * PAGE + 1, **how).result != "SIGBUS"
         assert decide(kind, 0, extent, size=0, **how).result == "SIGBUS"
 
@@ -159,6 +175,7 @@ def test_beyond_the_end_of_file_is_sigbus_whatever_else(condition):
 # Each reason with a condition that brings it about, in the order in which they must be found.
 ORDER = [
     ("pmd-off", "PMD off"),
+    ("page-table", "page table"),
     ("colour", "colour differs"),
     ("cow", None),
     ("before-mapping", "mapping starts inside"),
@@ -166,6 +183,7 @@ ORDER = [
     ("end-of-file", "EOF inside"),
     ("pte-entry", "PTE entry"),
     ("short-extent", "short"),
+    ("poison", "poison in the PMD"),
     ("unaligned-extent", "misaligned"),
 ]
 
@@ -178,7 +196,7 @@ def test_the_first_reason_in_the_kernels_order_is_named(n):
         got = run(kind, "mapped", *[c for c in (condition, second) if c])
         assert (got.order, got.reason) == (0, name), other
     everything = [c for _, c in ORDER[n:] if c]
-    kind = "cow" if n <= 2 else "read"
+    kind = "cow" if n <= 3 else "read"
     assert run(kind, "mapped", *everything).reason == name
 
 
@@ -188,7 +206,7 @@ def test_short_hole_comes_before_the_missing_zero_page():
 
 
 def test_every_reason_has_a_row():
-    named = {expected(cell)[2] for row in ROWS for cell in row[2:]}
+    named = {expected(row[1], cell)[2] for row in ROWS for cell in row[2:]}
     assert named == set(REASON_NAMES)
 
 
@@ -199,116 +217,115 @@ def test_exact_fit_of_mapping_extent_and_file():
         assert got.order == 9
 
 
-# -- what the kernel did --------------------------------------------------------------------
+# -- every combination ----------------------------------------------------------------------
 
-KERNEL = json.loads(Path(__file__).with_name("kernel_faults.json").read_text())
-TOKEN = re.compile(r"(PMD|PTE)\((R|W|MKW),pg0x([0-9a-f]+)\)=([A-Z_|]+)")
-EXTENT = re.compile(r"(\d+)K\+(\d+)K@(\d+)K[=!](u?)")
-REASON_OF = {
-    "PMD would extend past EOF": "end-of-file",
-    "iomap extent <2MiB": "short-extent",
-    "iomap hole <2MiB": "short-extent",
-    "PMD would extend past vm_end": "after-mapping",
-    "PMD would start before vm_start": "before-mapping",
-    "physical extent not 2MiB-aligned": "unaligned-extent",
-    "PTE-sized entry already": "pte-entry",
-    "VA/file-offset colour": "colour",
-    "write to MAP_PRIVATE": "cow",
-}
-# Facts that the names of the cases state.
-SIZES = {"c1": 1 << 20, "c2": 1 << 20, "c3": (2 << 20) + 4096, "c4": 2 << 20, "c5": (2 << 20) - 1, "g1": 4196}
-MAPPINGS = {"c1": 512, "c2": 256, "d2": 256, "g1": 512}  # pages
-ADDRESSES = {"d1": 1, "d3": -1}  # address less file offset, in pages
-# What can't be replayed without guessing.
-LEFT_OUT = {
-    "b4": "size unknown; ext4's extents were read before the block was allocated",
-    "c6": "the size changes on the way",
-    "f1": "the list of extents is cut",
-    "g2": "the size changes on the way",
-    "g4": "length of the mapping unknown",
-    "d7": "place of the split unknown",
-}
-# Results that daxfs gives another name, on purpose.
-DELIBERATE = {
-    "DONE_COW": ("NOPAGE", "the copy is made and mapped by the handler: one result for `is mapped now`"),
-    "MAJOR|NEEDDSYNC": ("NEEDDSYNC", "a result is one word; what the caller has to do comes first"),
-    "MAJOR|NOPAGE": ("MAJOR", "the same, without the part that says nothing more"),
+# For each kind of variation its values; a test runs all of them together. Page AT is in [512, 1024).
+SPACE = {
+    "kind": KIND_NAMES,
+    "state": ("mapped", "unwritten", "hole", "beyond"),
+    "frame": (0, 1, 511),  # of page 512, modulo 512
+    "colour": (0, 1, -3),  # address less file offset
+    "vma": ((0, 4096), (512, 1024), (513, 4096), (AT, AT + 1), (0, 1023)),  # in pages of the file
+    "end": (1024, 1023, AT + 1, 4096),  # pages of the file
+    "extent": ((512, 1024), (0, 4096), (512, 1023), (513, 1024), (AT, AT + 1)),
+    "pte_entry": (False, True),
+    "pmd": (True, False),
+    "zero_page": (True, False),
+    "sync": (False, True),
+    "table": (False, True),
+    "poison": (None, "elsewhere", "page"),
 }
 
-
-def extents_of(text):
-    return [
-        (UNWRITTEN if u else MAPPED, int(at) // 4, int(length) // 4, int(phys) // 4)
-        for at, length, phys, u in EXTENT.findall(text)
-    ]
-
-
-def piece(extents, pgoff):
-    """The extent or the whole hole that holds *pgoff*."""
-    low, high = 0, 1 << 32
-    for extent in extents:
-        end = extent[1] + extent[2]
-        if extent[1] <= pgoff < end:
-            return extent
-        if end <= pgoff:
-            low = end
-        else:
-            high = min(high, extent[1])
-    return HOLE, low, high - low, 0
+# The rules, in the order of the kernel's code: a name, and when it holds (c: a combination, as a namespace).
+RULES = [
+    ("pmd-off", lambda c: not c.pmd),
+    ("page-table", lambda c: c.table),
+    ("colour", lambda c: c.colour % 512 != 0),
+    ("cow", lambda c: c.kind == "cow"),
+    ("before-mapping", lambda c: c.vma[0] > 512),
+    ("after-mapping", lambda c: c.vma[1] < 1024),
+    ("end-of-file", lambda c: c.end < 1024),
+    ("pte-entry", lambda c: c.pte_entry),
+    ("short-extent", lambda c: not (c.extent[0] <= 512 and 1024 <= c.extent[1])),
+    ("poison", lambda c: c.poison and c.frame_counts),
+    ("unaligned-extent", lambda c: c.frame and c.frame_counts),
+    ("no-huge-zero-page", lambda c: not c.zero_page and c.kind == "read" and c.state != "mapped"),
+]
 
 
-def size_of(case, rows):
-    """Bytes of the file: from the case's name, or where its extents end, if that never moves; else None."""
-    if case.split()[0] in SIZES:
-        return SIZES[case.split()[0]]
-    named = re.search(r"(?:hole|written|fallocate)(\d+)M", case)
-    if named:
-        return int(named[1]) << 20
-    ends = {max((e[1] + e[2] for e in extents_of(row[4])), default=None) for row in rows if row[0] == case}
-    end = ends.pop()
-    return None if ends or end is None else end * PAGE
+class Case:
+    """One combination, as the oracle sees it."""
+
+    def __init__(self, values):
+        self.__dict__.update(zip(SPACE, values, strict=True))
+        self.writes = self.kind in ("write", "mkwrite")
+        self.frame_counts = self.state == "mapped" or (self.state == "unwritten" and self.writes)
+
+    def want(self):
+        if self.state == "beyond":
+            return 0, "SIGBUS", ""
+        first = next((name for name, holds in RULES if holds(self)), "")
+        reason, order = ("", 0) if self.kind == "mkwrite" else (first, 0 if first else 9)
+        if self.poison == "page" and self.frame_counts:
+            return order, "SIGBUS", reason
+        if self.kind == "cow":
+            return order, "LOCKED", reason
+        flags = ["MAJOR"] if self.writes and self.state == "hole" and order == 0 else []
+        flags += ["NEEDDSYNC"] if self.writes and self.sync and self.state != "mapped" else []
+        return order, "|".join(flags) or "NOPAGE", reason
+
+    def got(self):
+        first, end = self.extent
+        kind = {"mapped": MAPPED, "unwritten": UNWRITTEN}.get(self.state, HOLE)
+        away = 1 << 20  # of the addresses; a multiple of 512
+        return tuple(decide(
+            self.kind, AT, (kind, first, end - first, 51200 + self.frame + first - 512),
+            size=AT * PAGE if self.state == "beyond" else self.end * PAGE, address=away + AT + self.colour,
+            vma_start=away + self.vma[0] + self.colour, vma_end=away + self.vma[1] + self.colour,
+            pte_entry=self.pte_entry, pmd=self.pmd, zero_page=self.zero_page, sync=self.sync,
+            table=self.table, poison=self.poison == "page", poison_pmd=self.poison is not None,
+        ))  # fmt: skip
 
 
-def replay(row):
-    """(decision of daxfs, what the kernel said) or None where the row states no single, plain fault."""
-    case, step, _, text, extents, reasons = row
-    name = case.split()[0]
-    tokens = TOKEN.findall(text)
-    if len({t[2] for t in tokens}) != 1 or "rw(" in text or (name in LEFT_OUT and tokens[0][0] == "PMD"):
-        return None
-    tried, (_, access, page, result) = tokens[0][0] == "PMD", tokens[-1]
-    pgoff = int(page, 16)
-    size = size_of(case, [r for r in KERNEL["rows"] if r[2] == row[2]])
-    if size is None or name in LEFT_OUT:
-        if tried or result == "SIGBUS":
-            return None
-        size = (pgoff + 1) * PAGE  # that much is certain, and a PTE asks for no more
-    kind = {"R": "read", "W": "write", "MKW": "mkwrite"}[access]
-    if "PRIVATE" in case and kind == "write":
-        kind = "cow"
-    address = pgoff + ADDRESSES.get(name, 0)
-    got = decide(
-        kind, pgoff, piece(extents_of(extents), pgoff), size=size, address=address,
-        vma_end=MAPPINGS.get(name, 1 << 20), pmd=tried, sync="MAP_SYNC" in case,
-        pte_entry=any(r.startswith("PTE-sized") for r in reasons),
-    )  # fmt: skip
-    fell = [REASON_OF[key] for r in reasons for key in REASON_OF if r.startswith(key)]
-    reason = fell[0] if fell else ("" if tried or kind == "mkwrite" or result == "SIGBUS" else "pmd-off")
-    order = 9 if tokens[-1][0] == "PMD" and result != "SIGBUS" else 0
-    return tuple(got), (order, DELIBERATE.get(result, (result,))[0], reason), (step, text)
+def all_cases():
+    return map(Case, itertools.product(*SPACE.values()))
 
 
-def test_decisions_of_a_real_kernel():
-    done = 0
-    for row in KERNEL["rows"]:
-        answer = replay(row)
-        if answer is None:
-            continue
-        got, want, _ = answer
-        assert got == want, row
-        done += 1
-    print(f"replayed {done} of {len(KERNEL['rows'])} rows of kernel faults")
-    assert done >= 200
+@pytest.mark.long
+def test_every_combination_is_what_the_rules_say():
+    """1,382,400 of them; what came out must be every reason, and every result that a decision can have."""
+    seen, results = dict.fromkeys(REASON_NAMES, 0), dict.fromkeys(RESULT_NAMES, 0)
+    for case in all_cases():
+        want, got = case.want(), case.got()
+        assert got == want, vars(case)
+        seen[got[2]] += 1
+        results[got[1]] += 1
+    assert all(seen.values()), seen
+    assert [name for name, n in results.items() if not n] == ["FALLBACK", "OOM"]  # the handler's (fault.h)
+
+
+def header_names(prefix):
+    """Names of an enum of native/fault.h, in order, without the prefix and what only counts."""
+    text = (Path(__file__).parents[2] / "daxfs/native/fault.h").read_text()
+    body = re.search(rf"enum {prefix} {{(.*?)}};", text, re.DOTALL)[1]
+    names = re.findall(r"\bFAULT_([A-Z_]+)\b(?=[,\s])", re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL))
+    return names[:-1]
+
+
+def test_the_words_are_in_the_order_of_the_header():
+    assert tuple(name.lower() for name in header_names("fault_kind")) == KIND_NAMES
+    assert [*header_names("fault_result")[:6], "MAJOR", "MAJOR|NEEDDSYNC"] == list(RESULT_NAMES)
+    short = {"R_START": "before-mapping", "R_END": "after-mapping", "R_EOF": "end-of-file",
+             "R_TABLE": "page-table", "R_SHORT": "short-extent", "R_UNALIGNED": "unaligned-extent",
+             "R_NO_ZERO_PAGE": "no-huge-zero-page", "NO_REASON": ""}  # fmt: skip
+    names = header_names("fault_reason")
+    assert tuple(short.get(n, n.removeprefix("R_").lower().replace("_", "-")) for n in names) == REASON_NAMES
+
+
+def test_sizes_near_2_64_do_not_wrap():
+    for size in (2**64 - 1, 2**64 - PAGE, 2**64 - PAGE + 1):
+        got = decide("write", AT, (MAPPED, 512, 512, 512), size=size, vma_end=4096)
+        assert tuple(got) == (9, "NOPAGE", "")
 
 
 # -- counting -------------------------------------------------------------------------------

@@ -97,9 +97,11 @@ class Files(RuleBasedStateMachine):
 
     write, drain, map_kind = "nt", "write", "mem"
 
+    pool = False
+
     def __init__(self):
         super().__init__()
-        self.kit = Kit()
+        self.kit = Kit(self.pool)
         self.io = self.kit.io(self.write, self.drain, map_kind=self.map_kind)
         self.nodes = {name: create(self.io, name) for name in NAMES}
         self.models = {name: Model() for name in NAMES}

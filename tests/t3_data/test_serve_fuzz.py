@@ -7,9 +7,10 @@ import pytest
 from daxfs.data import _serve
 
 
+@pytest.mark.parametrize("where", ["kit", "pool_kit"])
 @pytest.mark.parametrize("write", ["nt", "cached"])
-def test_mutated_requests_change_nothing_but_their_file(kit, write):
-    report = fuzzing.run(kit, seed=1, count=50_000, write=write)
+def test_mutated_requests_change_nothing_but_their_file(request, where, write):
+    report = fuzzing.run(request.getfixturevalue(where), seed=1, count=50_000, write=write)
     assert report["done"] == 50_000 and report["wrong"] is None
     assert report["samples"] > 500
     assert set(report["verdicts"]) == set(_serve.VERDICTS) and min(report["verdicts"].values()) > 100

@@ -16,6 +16,7 @@ import pytest
 import rawmsg as R
 from servekit import Served
 
+from daxfs.data._trace import FAULTS, REQUESTS
 from daxfs.data._transport import Transport
 
 OUT = struct.Struct("<IiQ")
@@ -305,15 +306,16 @@ def test_a_call_that_is_never_answered_does_no_harm(served):
 def test_trace_tells_requests_and_replies(served, wire):
     f = served.open(size=5000)
     wire.ask(R.read(f.ino, f.fh, 0, 10))
-    assert wire.transport.trace_read() == []
-    wire.transport.trace(True)
+    ring = served.io.dax.trace
+    assert ring.read() == []
+    ring.keep(REQUESTS)
     wire.ask(R.read(f.ino, f.fh, 0, 10))
     wire.kernel.send(R.message("lookup", 1, b"name\0", unique=8))
     wire.pyfuse3.recv(SIZE)
     wire.answer(b"entry", unique=8)
     wire.reply()
-    kinds = [struct.unpack_from("<QIIQ", event)[1:] for event in wire.transport.trace_read()]
+    kinds = [struct.unpack_from("<QIIQ", event)[1:] for event in ring.read()]
     assert kinds == [(0, 15, 2), (1, 15, 2), (0, 1, 8), (1, 1, 8)]
-    wire.transport.trace(False)
+    ring.keep(FAULTS)
     wire.ask(R.read(f.ino, f.fh, 0, 10))
-    assert wire.transport.trace_read() == []
+    assert ring.read() == []

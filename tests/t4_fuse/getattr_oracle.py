@@ -2,7 +2,8 @@
 """A program for test_serve_getattr.py: GETATTR natively and through pyfuse3 and libfuse, byte for byte.
 
 Requests go to libfuse over a socket pair in place of /dev/fuse, so nothing is mounted. A program of its own,
-because a pyfuse3 session may only run once in a process. Prints how many replies were compared.
+because a pyfuse3 session may only run once in a process. With the argument `own` the files have ranges of
+their own. Prints how many replies were compared.
 """
 
 import os
@@ -21,7 +22,7 @@ import trio  # noqa: E402
 
 from daxfs import layout as L  # noqa: E402
 from daxfs.fuse.ops import make_operations  # noqa: E402
-from daxfs.meta import attr, namespace, prealloc  # noqa: E402
+from daxfs.meta import attr, namespace, own, prealloc  # noqa: E402
 
 
 class Config:
@@ -35,6 +36,13 @@ CHANGES = (
     {}, {"mode": 0o4755}, {"mode": 0o2755}, {"uid": 4294967294, "gid": 65534},
     {"atime": -1, "mtime": -(10**9)},
     {"atime": -(1 << 63), "mtime": (1 << 63) - 1}, {"mtime": 1_999_999_999}, {"size": 1 << 44},
+)  # fmt: skip
+# Changes, and the modification time that a store through a mapping has left to the range afterwards.
+OWN = (
+    ({}, None), ({"mtime": 5}, None), ({"mtime": 5}, 6), ({"mtime": 5}, 4), ({"mtime": 5}, 5),
+    ({"mtime": 4 * 10**18}, None), ({"mtime": 4 * 10**18}, 7), ({"mtime": 5}, 5 * 10**18),
+    ({"mtime": -(10**9)}, -1), ({"mtime": -1}, -(10**9)), ({"mode": 0o6755}, 8), ({"size": 7}, None),
+    ({"size": 5}, 1_999_999_999), ({"uid": 7}, 3 * 10**18), ({"size": 0}, None),
 )  # fmt: skip
 
 
@@ -60,13 +68,35 @@ def inodes(ops):
         yield namespace.create(fs, 1, b"node%o" % mode, mode, creds, rdev=os.makedev(259, 70000)).ino
 
 
-async def compare(ops, ours) -> int:
+def own_inodes(ops):
+    """The same of files in ranges of their own, which programs map."""
+    fs, creds = ops.fs, namespace.Creds(5, 6)
+    future = 4 * 10**18
+    for number, (change, below) in enumerate(OWN):
+        inode = namespace.create(fs, 1, b"own%d" % number, 0o100640, creds)
+        node = fs.open(inode.ino)
+        ops.files.opened(node)
+        assert node.map.own is not None
+        ops.files.write(node, 0, datakit.noise(5000 * number))
+        attr.setattr(fs, inode.ino, change)
+        if below is not None:
+            os.utime(node.map.own.fd, ns=(below, below))
+        if number % 2:
+            own.fold_times(fs, node)
+        yield inode.ino
+    attr.setattr(fs, inode.ino, {"size": 9999, "mode": 0o600, "mtime": future})
+    yield inode.ino
+    os.utime(node.map.own.fd, ns=(1, future - 1))
+    yield inode.ino
+
+
+async def compare(ops, ours, inodes) -> int:
     """Ask both for each inode; how many there were."""
     init = R.message("init", 0, struct.pack("<IIII", 7, 31, 1 << 17, 1 << 13))
     await ours.send(init)
     await ours.recv(1 << 16)
     count = 0
-    for ino in inodes(ops):
+    for ino in inodes:
         ops.tell_limits()
         raw = R.getattr_(ino)
         await ours.send(raw)
@@ -80,21 +110,22 @@ async def compare(ops, ours) -> int:
     return count
 
 
-async def run(ops, ours) -> int:
+async def run(ops, ours, inodes) -> int:
     done = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pyfuse3.main)
-        done.append(await compare(ops, ours))
+        done.append(await compare(ops, ours, inodes(ops)))
         ours.close()
     return done[0]
 
 
 def main() -> None:
+    pool = sys.argv[1:] == ["own"]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with datakit.Kit() as kit:
+    with datakit.Kit(pool) as kit:
         ops = make_operations(kit.make(inodes=512), Config())
         pyfuse3.init(ops, f"/dev/fd/{theirs.fileno()}", set())
-        print(trio.run(run, ops, trio.socket.from_stdlib_socket(ours)))
+        print(trio.run(run, ops, trio.socket.from_stdlib_socket(ours), own_inodes if pool else inodes))
 
 
 if __name__ == "__main__":

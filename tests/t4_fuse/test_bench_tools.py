@@ -5,6 +5,7 @@ What they measure here is no evidence; a missed target (exit status 1) is none o
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import mounts
 import pytest
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
+KERNEL = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
@@ -36,6 +38,7 @@ def here():
     return [name for name in mounts.TRANSPORTS if not mounts.why_no_transport(name)]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 def test_transport(tmp_path):
     found, text = tool("bench/transport.py", tmp_path / "result", "--quick")
@@ -52,6 +55,7 @@ def test_transport(tmp_path):
     assert [len(samples[name]) for name in here()] == [4] * len(here())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 def test_names(tmp_path):
     found, _ = tool("bench/names.py", tmp_path / "result", "--quick", "--pinned")
@@ -62,7 +66,51 @@ def test_names(tmp_path):
         assert 0.5 < value < 100_000 if name in here() else value == "missing"
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+@pytest.mark.skipif(KERNEL < (6, 9), reason="no FUSE passthrough before kernel 6.9")
+def test_mappings(tmp_path):
+    found, _ = tool("bench/mappings.py", tmp_path / "result", "--quick")
+    rows = {row["what"]: row for row in found["rows"]}
+    values = rows["cycle"]["values"]
+    for name in ("uring", "dev"):
+        assert 1 < values[f"DAX {name}"] < 10_000 if name in here() else values[f"DAX {name}"] == "missing"
+    assert 1 < values["tmpfs"] < 1000 and rows["cycle"]["limit"] == rows["cycle, free"]["limit"] == 60
+    assert all(len(taken) == 2 for taken in found["samples"]["open, free"].values())
+
+
 @pytest.mark.skipif(not shutil.which("xfs_io"), reason="xfs_io is not installed")
+def test_state(tmp_path):
+    """Marks in the region take slots there and less DRAM, those in DRAM none."""
+    result, _ = tool("bench/state.py", tmp_path / "result.json", "--quick")
+    values = {row["what"]: row["values"] for row in result["rows"]}
+    assert values["dense: slots of the region for the marks"] == {"mem": 0, "dev": 1, "dev / mem": "-"}
+    memory = values["dense: bytes of DRAM for the marks"]
+    assert memory["dev"] < memory["mem"]
+    assert all(value > 0 for name, row in values.items() if ", ns" in name for value in row.values())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_direct(tmp_path):
+    result, _ = tool("bench/direct.py", tmp_path / "result.json", "--quick")
+    rows = {row["what"]: row["values"] for row in result["rows"]}
+    # Of the whole machine, so that anybody else's may be in it.
+    assert rows.pop("memory of 100 files of 4 KiB, KiB")
+    assert all(value > 0 for row in rows.values() for value in row.values())
+    pmds = rows["of it mapped by PMDs, MiB"]
+    assert pmds["DAX file"] == pmds["tmpfs file"] == 64
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+@pytest.mark.skipif(KERNEL < (6, 11), reason="no observed mappings before kernel 6.11")
+def test_faults(tmp_path):
+    result, _ = tool("bench/faults.py", tmp_path / "result.json", "--quick")
+    rows = {row["what"]: row["values"] for row in result["rows"]}
+    assert all(value > 0 for row in rows.values() for value in row.values())
+    assert "touch 64 MiB, µs: kernel / plain" in rows
+    assert "a fault of 4 KiB, µs: user / the smallest handler" in rows
+
+
 def test_s17(tmp_path):
     if reason := loops.why_not("ext4"):
         pytest.skip(reason)

@@ -218,12 +218,40 @@ def test_statx(bench):
     assert [times[n] * 10**9 + times[n + 1] for n in (0, 2, 4, 6)] == [
         inode.atime, inode.btime, inode.ctime, inode.mtime]  # fmt: skip
     assert inode.btime < inode.mtime
-    attr.set_flags(bench.fs, ino, L.FLAG_DAX | L.FLAG_NOATIME)
-    out = bench.call(STATX, ino, "IIQII", 0, 0, 0, 0, 0xFFF)
-    assert struct.unpack_from("=8xQ", out, 32)[0] == 0x200000
+    attr.set_flags(bench.fs, ino, L.FLAG_DAX | L.FLAG_NODUMP)
+    assert statx_attributes(bench, ino) == 0x40, "no pool directory, so nothing is mapped directly"
     device = bench.ask("mknod", 1, b"dev", stat.S_IFCHR | 0o600, os.makedev(300, 70000), ROOT).st_ino
     out = bench.call(STATX, device, "IIQII", 0, 0, 0, 0, 0xFFF)
     assert struct.unpack_from("=II", out, 32 + 128) == (300, 70000)
+
+
+def statx_attributes(bench, ino) -> int:
+    return struct.unpack_from("=8xQ", bench.call(STATX, ino, "IIQII", 0, 0, 0, 0, 0xFFF), 32)[0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "flag", "closed", "open_"),
+    [("inode", True, True, True), ("inode", False, False, False), ("never", True, False, False),
+     ("always", False, True, True)],
+)  # fmt: skip
+def test_statx_dax_is_how_a_file_is_mapped(policy, flag, closed, open_):
+    with datakit.Kit(pool=True) as kit:
+        bench = callkit.Bench(kit)
+        fs, ops = bench.fs, bench.ops
+        fs.dax, numbers = policy, iter(range(1, 9))
+        attr.set_flags(fs, L.ROOT_INO, L.FLAG_DAX if flag else 0)
+        ops.passthrough = SimpleNamespace(why="", open=lambda fd: next(numbers), close=lambda number: None)
+        ino, fh = bench.create(b"file", b"x" * 5000)
+        assert statx_attributes(bench, ino) == 0x200000 * open_
+        # What it would be next does not count while it is open.
+        attr.set_flags(fs, ino, L.FLAG_DAX * (not flag), 0)
+        assert statx_attributes(bench, ino) == 0x200000 * open_
+        attr.set_flags(fs, ino, L.FLAG_DAX * flag, 0)
+        bench.ask("release", fh)
+        assert statx_attributes(bench, ino) == 0x200000 * closed
+        assert statx_attributes(bench, L.ROOT_INO) == 0, "a directory is never mapped"
+        ops.passthrough.why = "there is none"
+        assert statx_attributes(bench, ino) == 0
 
 
 def test_tmpfile(bench):

@@ -305,7 +305,7 @@ def test_capability_set_while_a_file_is_open_goes_too(both):
 
 CYCLES = """
 import os, subprocess, sys, threading
-from daxfs.fuse import options, session
+from daxfs.fuse import fs_session, options, session
 source, mountpoint, cycles = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 def once():
@@ -315,7 +315,7 @@ def once():
     # From another process, while this one answers.
     ready = lambda: ends.append(subprocess.Popen(["sh", "-c", f"stat {mountpoint} && umount {mountpoint}"],
                                                  stdout=subprocess.DEVNULL))
-    assert session.run(config, ready) == "umount"
+    assert session.run(fs_session.FsSession, config, ready) == "umount"
     assert [end.wait() for end in ends] == [0]
 
 def held():

@@ -17,7 +17,7 @@ import trio
 from callkit import ROOT, Call, user
 
 from daxfs import layout as L
-from daxfs.fuse import ioctl
+from daxfs.fuse import ioctl, observing
 from daxfs.fuse.calls import run
 from daxfs.meta import trim
 from daxfs.region import Region
@@ -109,7 +109,7 @@ def bench():
 def test_commands_are_the_kernels():
     assert set(ioctl.COMMANDS) == {
         GETFLAGS, SETFLAGS, FSGETXATTR, FSSETXATTR, GETVERSION, GETVERSION32, GETFSLABEL, SETFSLABEL, FITRIM,
-        GOINGDOWN}  # fmt: skip
+        GOINGDOWN, observing.ABOUT, observing.OBSERVE, observing.FORGET}  # fmt: skip
 
 
 # -- flags ------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ def test_a_caller_whose_memory_does_not_answer(bench, monkeypatch):
     """It must not stop the loop: its page may be one of our own."""
     monkeypatch.setattr(ioctl, "_PATIENCE", 0.05)
     read, write = os.pipe()
-    monkeypatch.setattr(ioctl, "_memory", lambda pid, address, size: os.read(read, 1))
+    monkeypatch.setattr(ioctl, "_memory", lambda pid, mode, action: os.read(read, 1))
     try:
         assert bench.shut(0) == errno.EFAULT
     finally:

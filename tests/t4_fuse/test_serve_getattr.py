@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).with_name("getattr_oracle.py")
 
 
-def test_replies_are_the_same_bytes():
-    command = [sys.executable, "-P", PROGRAM]
+@pytest.mark.parametrize(("arguments", "replies"), [([], 16), (["own"], 17)])
+def test_replies_are_the_same_bytes(arguments, replies):
+    command = [sys.executable, "-P", PROGRAM, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout) == 16
+    assert int(done.stdout) == replies

@@ -18,9 +18,11 @@ import pytest
 import trio
 
 from daxfs.cli import trace as trace_command
+from daxfs.data._trace import FAULTS, REQUESTS, TraceRing
 from daxfs.errors import DaxfsError
 from daxfs.fuse import control, mountinfo, ops, trace, tracing, transports
 
+SLOTS = 8192  # native/trace.h
 KINDS = [pytest.param(kind, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
          for kind, reason in transports.probe().items()]
 
@@ -28,27 +30,28 @@ KINDS = [pytest.param(kind, marks=pytest.mark.skipif(reason is not None, reason=
 # -- the server's half, in process --------------------------------------------------------
 
 
-class Source:
-    """Makes as many records at each look as it was told to."""
+class Ring:
+    """Has as many records at each look as it was told to."""
 
     def __init__(self):
-        self.calls, self.waiting = [], []
+        self.calls, self.waiting, self.classes = [], [], 0
 
-    def trace(self, on):
-        self.calls.append(on)
+    def keep(self, classes):
+        self.calls.append(classes)
+        self.classes = classes
 
-    def trace_read(self):
+    def read(self):
         out, self.waiting = self.waiting, []
         return out
 
 
-def numbered(first, count):
-    return [trace.RECORD.pack(0, trace.REQUEST, 15, n, 0, 0, 0, 0, 0, 0, 3, 0, 0, b"")
+def numbered(first, count, kind=trace.REQUEST, opcode=15):
+    return [trace.RECORD.pack(0, kind, opcode, n, 0, 0, 0, 0, 0, 0, 3, 0, 0, b"")
             for n in range(first, first + count)]
 
 
 def numbers(parts):
-    return [event["unique"] for batch in trace_command.events(parts) for event in batch
+    return [event["unique"] for batch in trace_command.decoded(parts) for event in batch
             if event["kind"] == "request"]
 
 
@@ -60,23 +63,23 @@ async def take(generator, count):
     return out
 
 
-def test_watchers_share_a_source_that_is_off_without_them():
-    source = Source()
+def test_watchers_share_a_ring_that_is_off_without_them():
+    source = Ring()
     tracer = tracing.Tracer(source)
 
     async def main():
         first, second = tracer.watch(), tracer.watch()
         assert source.calls == []
         assert await anext(first) == {"tracing": True} == await anext(second)
-        assert source.calls == [True]
+        assert source.calls == [1, 1]
         source.waiting = numbered(0, 3)
         assert numbers(await take(first, 1)) == numbers(await take(second, 1)) == [0, 1, 2]
         await first.aclose()
-        assert source.calls == [True]
+        assert source.calls == [1, 1, 1]
         source.waiting = numbered(3, 2)
         assert numbers(await take(second, 1)) == [3, 4]
         await second.aclose()
-        assert source.calls == [True, False] and tracer.watchers == []
+        assert source.calls == [1, 1, 1, 0] and tracer.watchers == []
 
     trio.run(main)
 
@@ -84,7 +87,7 @@ def test_watchers_share_a_source_that_is_off_without_them():
 def test_a_slow_watcher_loses_and_is_told_how_many(monkeypatch):
     monkeypatch.setattr(tracing, "BACKLOG", 10)
     monkeypatch.setattr(tracing, "LINE", 4)
-    source = Source()
+    source = Ring()
     tracer = tracing.Tracer(source)
 
     async def main():
@@ -98,11 +101,53 @@ def test_a_slow_watcher_loses_and_is_told_how_many(monkeypatch):
         parts = await take(slow, 3)
         assert numbers(parts) == list(range(10))
         assert [part["lost"] for part in [*parts, await anext(slow)] if "lost" in part] == [14]
-        events = [event for batch in trace_command.events(parts) for event in batch]
+        events = [event for batch in trace_command.decoded(parts) for event in batch]
         assert all(trace.line(event) for event in events)
         await slow.aclose(), await quick.aclose()
 
     trio.run(main)
+
+
+def test_each_watcher_gets_what_it_asked_for_and_all_hear_of_losses():
+    source = Ring()
+    tracer = tracing.Tracer(source)
+
+    async def main():
+        everything, faults = tracer.watch(["requests", "writeback"]), tracer.watch(["faults"])
+        assert await anext(everything) == await anext(faults) == {"tracing": True}
+        assert source.calls == [5, 7]
+        source.waiting = [*numbered(0, 2), *numbered(2, 1, trace.DAX, 0), *numbered(3, 1, trace.DAX, 9),
+                          *numbered(4, 1, trace.LOST), *numbered(5, 1, trace.NOTIFICATION, 0)]
+        got = [[event["kind"] for batch in trace_command.decoded(await take(one, 1)) for event in batch]
+               for one in (everything, faults)]
+        assert got == [["request", "request", "dax", "lost", "notification"], ["dax", "lost"]]
+        await faults.aclose()
+        assert source.calls == [5, 7, 5]
+        await everything.aclose()
+        assert source.calls == [5, 7, 5, 0]
+
+    trio.run(main)
+    for wrong in ("requests", [], ["all"], 3, None, [["faults"]]):
+        with pytest.raises(OSError, match="some of requests, faults, writeback"):
+            tracer.watch(wrong)
+    assert not tracer.watchers
+
+
+def test_a_ring_without_memory_leaves_no_watcher(monkeypatch):
+    class Full(Ring):
+        def keep(self, classes):
+            super().keep(classes)
+            if classes:
+                raise MemoryError
+
+    tracer = tracing.Tracer(Full())
+
+    async def main():
+        with pytest.raises(MemoryError):
+            await anext(tracer.watch())
+
+    trio.run(main)
+    assert not tracer.watchers and tracer.ring.calls == [1, 0]
 
 
 def test_every_handler_of_pyfuse3_is_traced():
@@ -126,7 +171,9 @@ def test_off_leaves_the_handlers_as_they_were():
         setattr(Plain, name, handler)
     operations = Plain()
     operations.read = covered = lambda *args: handler()  # as record= does
-    source = tracing.HandlerTrace(operations)
+    ring = TraceRing()
+    ring.keep(REQUESTS)
+    source = tracing.HandlerTrace(operations, ring)
     source.trace(True)
     source.trace(True)
     assert operations.read is not covered and "write" in vars(operations)
@@ -134,24 +181,32 @@ def test_off_leaves_the_handlers_as_they_were():
         trio.run(operations.read, 3, 0, 10)
     trio.run(operations.forget, [(5, 1), (6, 2)])
     decoder = trace.Decoder()
-    lines = [trace.line(decoder.event(one)).split(" ", 2)[2].split(" <")[0] for one in source.trace_read()]
+    lines = [trace.line(decoder.event(one)).split(" ", 2)[2].split(" <")[0] for one in ring.read()]
     assert lines == ["READ(fh=3, offset=0, size=10)", "READ = -EACCES (Permission denied)",
                      "FORGET(ino=5, nlookup=1)", "FORGET(ino=6, nlookup=2)"]
     source.trace(False)
     assert vars(operations) == {"read": covered}
 
 
-def test_a_full_source_counts(monkeypatch):
-    class Plain:
-        counters, handles = {}, {}
-
-    monkeypatch.setattr(tracing, "SLOTS", 3)
-    source = tracing.HandlerTrace(Plain())
-    for _ in range(5):
-        source._put(trace.REQUEST, 15, 2, b"", 40)
-    events = [trace.Decoder().event(one) for one in source.trace_read()]
-    assert [event["kind"] for event in events] == ["request"] * 3 + ["lost"] and events[-1]["count"] == 2
-    assert source.trace_read() == []
+def test_a_full_ring_counts():
+    """And who comes to watch something else besides loses nothing of what is there."""
+    ring = TraceRing()
+    source = tracing.HandlerTrace(None, ring)
+    ring.keep(REQUESTS)
+    for number in range(SLOTS + 5):
+        source._put(trace.REQUEST, 15, number, b"", 40)
+    ring.keep(REQUESTS | FAULTS)
+    records = [one for part in iter(ring.read, []) for one in part]
+    events = [trace.Decoder().event(one) for one in records]
+    assert [event["unique"] for event in events[:-1]] == list(range(SLOTS))
+    assert events[-1]["kind"] == "lost" and events[-1]["count"] == 5
+    assert ring.read() == []
+    source._put(trace.REQUEST, 15, 1, b"", 40)
+    ring.keep(0)
+    ring.keep(FAULTS)
+    assert ring.read() == [] and ring.classes == FAULTS
+    with pytest.raises(ValueError, match="216 bytes"):
+        ring.put(b"short")
 
 
 # -- the command on a mount ---------------------------------------------------------------

@@ -110,8 +110,10 @@ def test_descriptors_run_out(native, patched, transport):
 
 
 def _answers(one: Daemon) -> bool:
+    path = one.region.path
     try:
-        return bool(mounts.mounts_of(one.region.path)) and os.listdir(one.region.path) is not None
+        # Looked for again at the end: of a mount that went meanwhile the directory below is listed.
+        return bool(mounts.mounts_of(path)) and os.listdir(path) is not None and bool(mounts.mounts_of(path))
     except OSError:
         return False
 

@@ -97,7 +97,10 @@ def test_nobody_mounts_writes_and_unmounts(as_user, transport, more):
     assert first == "content"
     assert stat["transport"]["kind"] == transport
     assert stat["mounted_by"] == "fusermount3"
-    assert "direct_io_allow_mmap" in stat["init"]
+    assert "direct_io_allow_mmap" in stat["init"] and "passthrough" not in stat["init"]
+    why = stat["direct"]["why_not"]
+    wanted = ("mount with transport=",) if transport == "pyfuse3" else ("mount as root", "6.9")
+    assert any(words in why for words in wanted)
 
 
 def test_what_fusermount_refuses_is_said_in_its_words(as_user, transport):

@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from daxfs.region import Region
 
 PAGE = D.PAGE
 ROOT = Path(__file__).resolve().parents[2]
+FROZEN = ("rev1", "rev1-killed", "rev1-own", "rev1-own-killed")
 WAYS = ("zeros", "ones", "random", "same kind", "other kind")
 
 
@@ -37,11 +39,11 @@ WAYS = ("zeros", "ones", "random", "same kind", "other kind")
 def images():
     """name -> (path, Facts) of the unpacked frozen images, and of another region."""
     base = f"/dev/shm/fsck-damage-{os.getpid()}"
-    paths = {name: make_images.unpack(name, f"{base}-{name}") for name in ("rev1", "rev1-killed")}
+    paths = {name: make_images.unpack(name, f"{base}-{name}") for name in FROZEN}
     other = populate.make(f"{base}-other", size=8 * populate.MIB, uuid=b"o" * 16)
     yield {name: (path, D.Facts([path], populate.lookup)) for name, path in paths.items()} | {"other": other}
     for path in (*paths.values(), other):
-        os.unlink(path)
+        populate.remove(path)
 
 
 @pytest.fixture
@@ -50,8 +52,10 @@ def victim(images):
 
     def make(name: str, harm=None) -> str:
         path, facts = images[name]
-        copy = populate.copy(path, path + "-victim")
-        made.add(copy)
+        copy = path + "-victim"
+        if os.path.isdir(copy):
+            populate.remove(copy)
+        made.add(populate.copy(path, copy))
         if harm:
             with Region.open([copy]) as region:
                 harm(D.Damage(region, facts))
@@ -59,7 +63,7 @@ def victim(images):
 
     yield make
     for path in made:
-        os.unlink(path)
+        populate.remove(path)
 
 
 @pytest.fixture
@@ -278,6 +282,20 @@ BROKEN = {
     "shared page": ("rev1", lambda d: d.slot(b"/file", 0, pfn=d.facts.data[b"/dir/inner"]), 4, 4),
     "journal gap": ("rev1-killed", lambda d: d.flip(record_place(d)[0] + 40), 4, 4),
     "shrunken": ("rev1", None, 8, 8),
+    "own": ("rev1-own", lambda d: None, 0, 0),
+    "own, killed": ("rev1-own-killed", lambda d: None, 0, 0),
+    "range lost": ("rev1-own", lambda d: os.unlink(d.range(b"/dax/small")), 4, 1),
+    "range lost, killed": ("rev1-own-killed", lambda d: os.unlink(d.range(b"/dax/small")), 4, 1),
+    "range short": ("rev1-own", lambda d: os.truncate(d.range(b"/dax/small"), PAGE), 4, 1),
+    "range long": ("rev1-own", lambda d: os.truncate(d.range(b"/dax/small"), 9 * PAGE), 4, 1),
+    "range too many": ("rev1-own", lambda d: os.mkfifo(d.range((7, 7))), 4, 1),
+    "range linked": ("rev1-own", lambda d: (os.unlink(d.range(b"/dax/small")),
+                                            os.symlink("/etc/passwd", d.range(b"/dax/small"))), 4, 4),
+    "ranges lost": ("rev1-own", lambda d: shutil.rmtree(d.range()), 4, 4),
+    "flag of a packed file": ("rev1-own", lambda d: d.inode(b"/file", flags=L.FLAG_OWN), 4, 1),
+    "flag without a pool": ("rev1", lambda d: d.inode(b"/file", flags=L.FLAG_OWN), 4, 1),
+    "ranges are a link": ("rev1-own", lambda d: (shutil.rmtree(d.range()),
+                                                 os.symlink("/", d.range()[:-1])), 8, 8),
 }
 
 
@@ -295,7 +313,7 @@ def test_frozen_broken_image(victim, run, name):
         assert populate.digest(path) == before
 
 
-@pytest.mark.parametrize("name", ["rev1", "rev1-killed"])
+@pytest.mark.parametrize("name", FROZEN)
 def test_frozen_image_still_says_the_same(victim, name):
     path = victim(name)
     want = json.loads(lzma.decompress((make_images.HERE / f"{name}.json.xz").read_bytes()))
@@ -307,10 +325,12 @@ def test_frozen_image_still_says_the_same(victim, name):
     with Region.open([path], "cow") as region:
         report = check_region(region)
         assert report.problems == [] and report.stats["orphans"] == 0
+        assert report.stats.get("ranges", 0) == (7 if "own" in name else 0)
 
 
 def test_frozen_images_are_of_every_revision():
     have = {path.name for path in make_images.HERE.glob("*.xz")}
+    assert {f"rev1-own{one}" for one in (".tar.xz", ".json.xz", "-killed.tar.xz", "-killed.json.xz")} <= have
     for rev in range(1, L.FORMAT_REV + 1):
         assert {f"rev{rev}{one}" for one in (".xz", ".json.xz", "-killed.xz", "-killed.json.xz")} <= have
 
@@ -319,9 +339,9 @@ def test_frozen_images_are_of_every_revision():
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(160))
 def test_random_damage(victim, seed):
-    path = victim("rev1", lambda d: D.chaos(d, random.Random(seed)))
+    path = victim("rev1" if seed < 80 else "rev1-own", lambda d: D.chaos(d, random.Random(seed)))
     before = populate.digest(path)
     walk(path)
     try:

@@ -19,6 +19,9 @@ MOUNTINFO = """\
 """
 
 
+ADMIN = "CapEff:\t0000000000200000\n"
+
+
 def host(tmp_path, **files):
     for name, text in files.items():
         path = tmp_path / name.replace("__", "/")
@@ -48,7 +51,10 @@ def test_an_empty_host_has_answers_to_everything(tmp_path):
 )
 def test_kernel_versions(tmp_path, release, works, direct):
     write(tmp_path, "proc/sys/kernel/osrelease", release + "\n")
+    write(tmp_path, "proc/self/status", ADMIN)
     assert doctor.kernel(tmp_path).ok is works and doctor.passthrough(tmp_path).ok is direct
+    write(tmp_path, "proc/self/status", "CapEff:\t00000000000fffff\n")
+    assert doctor.passthrough(tmp_path).ok is None and doctor.passthrough(tmp_path).todo
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,52 @@ def test_fsdax_mounts(tmp_path, fs, dax, ok):
     write(tmp_path, "proc/self/mountinfo", MOUNTINFO.format(huge="", fs=fs, dax=dax))
     found = doctor.map_sync(tmp_path)
     assert found.ok is ok and ("/pmem" in found.value) is (ok is True)
+
+
+def test_direct_mappings_say_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(transports, "_native", lambda: ("uring", "dev"))
+    write(tmp_path, "proc/sys/kernel/osrelease", "6.8.0")
+    write(tmp_path, "proc/self/mountinfo", "")
+    found = doctor.direct(tmp_path)
+    assert found.ok is None and all(word in found.todo for word in ("6.9", "transport", "pool directory"))
+    write(tmp_path, "proc/sys/kernel/osrelease", "6.9.0")
+    write(tmp_path, "dev/fuse")
+    write(tmp_path, "proc/self/mountinfo", MOUNTINFO.format(huge="", fs="ext4", dax=""))
+    assert doctor.direct(tmp_path).todo == "mount as root"
+    write(tmp_path, "proc/self/status", ADMIN)
+    found = doctor.direct(tmp_path)
+    assert found.ok is True and "chattr +x" in found.value
+
+
+def test_pool_directories_the_best_first(tmp_path):
+    write(tmp_path, "proc/self/mountinfo", MOUNTINFO.format(huge="", fs="btrfs", dax=""))
+    found = doctor.pools(tmp_path)
+    assert found.value == "/dev/shm (tmpfs, pages of 4 KiB), / (ext4, disk)" and "within_size" in found.todo
+    write(tmp_path, "proc/self/mountinfo", MOUNTINFO.format(huge=",huge=always", fs="xfs", dax=",dax=inode"))
+    found = doctor.pools(tmp_path)
+    assert found.value.startswith("/pmem (xfs, dax=inode), /dev/shm (tmpfs, huge=always), /")
+    assert not found.todo
+    write(tmp_path, "proc/self/mountinfo", "20 1 0:20 / / rw - overlay overlay rw\n"
+          "21 20 0:21 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n")
+    assert doctor.pools(tmp_path).ok is None
+
+
+def test_fault_records(tmp_path):
+    assert doctor.fault_records(tmp_path).ok is None
+    for text, there in (("1", True), ("2", None), ("3", None), ("-1", True)):
+        write(tmp_path, "proc/sys/kernel/perf_event_paranoid", f"{text}\n")
+        found = doctor.fault_records(tmp_path)
+        assert found.ok is there and bool(found.todo) == (there is None)
+    write(tmp_path, "proc/self/status", f"CapEff:\t{1 << doctor.CAP_SYS_ADMIN:016x}\n")
+    assert doctor.fault_records(tmp_path).ok is True
+
+
+def test_leases(tmp_path):
+    assert doctor.leases(tmp_path).ok is None
+    write(tmp_path, "proc/sys/fs/leases-enable", "0\n")
+    assert "sysctl" in doctor.leases(tmp_path).todo
+    write(tmp_path, "proc/sys/fs/leases-enable", "1\n")
+    assert doctor.leases(tmp_path).ok is True
 
 
 def test_devices(tmp_path):

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from daxfs import layout
 from daxfs.cli import stat
-from daxfs.data.latency import Operation
 from daxfs.fuse import control, ops, ops_ioctl, stats, transports, wire
+from daxfs.latency import Operation
 
 
 def daxfs(*args, status=0):
@@ -83,16 +83,18 @@ def test_info_of_no_region(tmp_path):
 
 @pytest.mark.mount
 def test_info_of_a_mounted_region(mount_factory):
-    region = mount_factory(kind="pool")
-    (region.path / "file").write_bytes(bytes(mounts.MIB))
+    region = mount_factory(kind="pool", options="dax=always")
+    (region.path / "file").write_bytes(b"1" * mounts.MIB)
+    one = {"count": 1, "bytes": mounts.MIB, "stored_bytes": mounts.MIB}
     for asked in (region.path, region.source):
         found = info(asked)
         assert found["mounted"]["pid"] == region.pid and found["mounted"]["mountpoint"] == str(region.path)
-        assert not found["clean"]
+        assert not found["clean"] and found["ranges"] == one
     text = daxfs("info", region.source).stdout
-    assert f"by pid {region.pid}" in text
+    assert f"by pid {region.pid}" in text and re.search(r"own ranges +1, 1\.0 MiB", text)
     region.umount()
-    assert info(region.source)["clean"]
+    found = info(region.source)
+    assert found["clean"] and found["ranges"] == one
 
 
 @pytest.mark.mount

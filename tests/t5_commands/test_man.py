@@ -65,7 +65,7 @@ def test_every_mount_option_and_value():
     text = plain("mount.daxfs.8")
     names = {*options.FLAGS, *options.COUNTS, *options.IDS, *options.PATHS, "fsname", "subtype", "remount",
              "ro", "rw", "relatime", "noatime", "strictatime", "nodiratime", "lazytime",
-             "defaults", "debug"}  # fmt: skip
+             "defaults", "debug", "raw"}  # fmt: skip
     for name in names | set(options.CHOICES):
         assert re.search(rf"\b{name}\b", text), name
     for name, values in options.CHOICES.items():

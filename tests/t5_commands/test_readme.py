@@ -23,6 +23,7 @@ from daxfs.fuse import options
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+KERNEL = tuple(int(part) for part in os.uname().release.split(".")[:2])
 REGION, MOUNTPOINT = "/dev/shm/region", "/mnt/dax"
 PROGRAMS = {"mkfs.daxfs": mkfs.command, "fsck.daxfs": fsck.command, "mount.daxfs": mount.command}
 
@@ -33,10 +34,10 @@ def block(start: str) -> str:
     return found
 
 
-def tour() -> list[tuple[str, list[str]]]:
-    """(command, the lines shown below it) of the tour."""
+def tour(start: str) -> list[tuple[str, list[str]]]:
+    """(command, the lines shown below it) of the part of the tour that starts with *start*."""
     steps = []
-    for line in block("# mkfs.daxfs").replace("\\\n", "").splitlines():
+    for line in block(start).replace("\\\n", "").splitlines():
         if line.startswith("# "):
             steps.append((line[2:].removesuffix("(shortened)").strip(), []))
         elif line.strip():
@@ -68,33 +69,60 @@ def check_tables(shown: list[str], printed: list[str]) -> None:
             assert words[0] in operations
 
 
+def run_tour(start: str, places: dict[str, Path], tmp_path) -> list[str]:
+    """Run each command of the part that starts with *start*, *places* for what it names; the commands."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = []
+    for command, shown in tour(start):
+        words = command
+        for name, place in places.items():
+            words = words.replace(name, str(place))
+        with open(tmp_path / "output", "w+") as output:  # a file: the daemon keeps a pipe open
+            done = subprocess.run(["sh", "-c", words], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                                  stdout=output, stderr=subprocess.STDOUT, timeout=120, check=False,
+                                  env={**os.environ, "PATH": path, "COLUMNS": "100"})  # fmt: skip
+            output.seek(0)
+            printed = output.read()
+        for name, place in places.items():
+            printed = printed.replace(str(place), name)
+        assert done.returncode == 0, f"{words}\n{printed}"
+        if command.startswith("daxfs stat"):
+            check_tables(shown, printed.splitlines())
+        elif shown:
+            assert [shape(line) for line in shown] == [shape(line) for line in printed.splitlines()]
+            if "PmdMapped" in shown[-1]:  # all of it, here too
+                size, mapped = (int(line.split()[1]) for line in printed.splitlines())
+                assert size == mapped > 0
+        ran.append(command.split()[0])
+    return ran
+
+
 @pytest.mark.mount
 @pytest.mark.skipif(not (shutil.which("fio") and shutil.which("xfs_io")), reason="no fio or no xfs_io")
 def test_tour(tmp_path):
     region, mountpoint = Path(f"/dev/shm/{mounts.PREFIX}readme"), tmp_path / "dax"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    ran = []
     try:
-        for command, shown in tour():
-            words = command.replace(REGION, str(region)).replace(MOUNTPOINT, str(mountpoint))
-            with open(tmp_path / "output", "w+") as output:  # a file: the daemon keeps a pipe open
-                done = subprocess.run(["sh", "-c", words], cwd=tmp_path, stdin=subprocess.DEVNULL,
-                                      stdout=output, stderr=subprocess.STDOUT, timeout=120, check=False,
-                                      env={**os.environ, "PATH": path, "COLUMNS": "100"})  # fmt: skip
-                output.seek(0)
-                printed = output.read().replace(str(region), REGION).replace(str(mountpoint), MOUNTPOINT)
-            assert done.returncode == 0, f"{words}\n{printed}"
-            if command.startswith("daxfs stat"):
-                check_tables(shown, printed.splitlines())
-            elif shown:
-                assert [shape(line) for line in shown] == [shape(line) for line in printed.splitlines()]
-            ran.append(command.split()[0])
+        ran = run_tour("# mkfs.daxfs", {REGION: region, MOUNTPOINT: mountpoint}, tmp_path)
     finally:
         if mounts.mounts_of(mountpoint):
             mounts.run(["umount", "-l", mountpoint], check=False)
         region.unlink(missing_ok=True)
     assert ran == ["mkfs.daxfs", "mkdir", "echo", "xfs_io", "fio", "daxfs", "umount"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dax", "output"]  # nothing left behind
+
+
+@pytest.mark.mount
+@pytest.mark.skipif(os.geteuid() != 0 or KERNEL < (6, 9), reason="no FUSE passthrough: root, kernel 6.9")
+def test_tour_of_a_direct_mapping(tmp_path):
+    below, mountpoint = tmp_path / mounts.PREFIX, tmp_path / "dax"
+    mountpoint.mkdir()
+    try:
+        ran = run_tour("# mkdir -p /mnt/pmem", {"/mnt/pmem": below, MOUNTPOINT: mountpoint}, tmp_path)
+    finally:
+        for path in (mountpoint, below):
+            if mounts.mounts_of(path):
+                mounts.run(["umount", "-l", path], check=False)
+    assert ran == ["mkdir", "mkfs.daxfs", "mount.daxfs", "truncate", "python3", "daxfs"]
 
 
 def test_make_targets_exist():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from daxfs._iomap import FileMap
 from daxfs._record import Recorder
 from daxfs.region import Region, create_file
 
@@ -73,6 +74,28 @@ def test_one_line_for_each_event(recording):
     rows = [json.loads(line) for line in dump(recording, "--events", "--json").splitlines()]
     assert rows[-1]["byte"] == 0xAB and rows[-1]["area"] == "data" and rows[-1]["op"] == 5
     assert json.loads(rows[4]["text"]) == {"errno": 28}
+
+
+def test_own_ranges(tmp_path):
+    """What happened to their files is shown as it stands in the log; their bytes are an area."""
+    source = f"{tmp_path}/pool/"
+    create_file(source, 4 * MIB)
+    with Region.open([source]) as region, Recorder(region, str(tmp_path / "log")) as log:
+        region.pool.create(2, 1)
+        range_, fmap = region.pool.open(2, 1), FileMap()
+        range_.attach(fmap)
+        range_.cover(fmap, 0, 1)
+        region.store(range_.pfn << 12, b"12345678")
+        log.close()
+        range_.detach(fmap)
+        range_.close()
+    lines = dump(tmp_path / "log", "--events").splitlines()
+    told = [line.split()[3:5] for line in lines if line.split()[2] == "range"]
+    told = [one for one in told if one[0] != "sync"]  # if the folder lies on a file system that needs it
+    assert told == [["create", "2-1"], ["place", "2-1"], ["size", "2-1"]]
+    assert lines[-1].split()[2:5] == ["store", "range", "0x10000000000000+8"]
+    found = json.loads(dump(tmp_path / "log", "--json"))
+    assert found["areas"] == {"range": {"stores": 1, "bytes": 8}} and found["kinds"]["range"]["events"] >= 3
 
 
 def test_call_sites(recording):

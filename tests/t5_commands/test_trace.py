@@ -221,7 +221,7 @@ def test_a_name_that_is_not_there():
 
 def test_lost_and_notifications():
     decoder = trace.Decoder()
-    assert decoder.event(trace.lost(7))["count"] == 7
+    assert decoder.event(record(trace.LOST, 0, unique=7))["count"] == 7
     lost = decoder.event(record(trace.LOST, 0, unique=12))
     assert lost == {"kind": "lost", "time_ns": NS, "count": 12}
     assert "12 events were lost" in trace.line(lost)

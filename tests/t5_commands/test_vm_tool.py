@@ -19,11 +19,14 @@ from vm import image, machine, run
 SAY = "import os, sys, time\ndef event(text): open('events', 'a').write(text + '\\n')\n"
 
 
+def stand_in(script):
+    """What makes the command of a QEMU that is a Python program."""
+    return lambda _hardware, work: [sys.executable, "-c", f"{SAY}os.chdir({str(work)!r})\n{script}"]
+
+
 def guest(tmp_path, script, job=None):
     """A guest whose QEMU is a Python program in *tmp_path*."""
-    def command(_hardware, work):
-        return [sys.executable, "-c", f"import os; os.chdir({str(work)!r})\n{SAY}{script}"]
-    return machine.start(None, job or {}, tmp_path, command)
+    return machine.start(None, job or {}, tmp_path, stand_in(script))
 
 
 def heard(one, seconds=20.0, silence=20.0):
@@ -72,6 +75,25 @@ def test_a_case_that_did_not_run_has_failed(tmp_path, capsys):
     assert results.finish() == 0 and (tmp_path / "two-devdax.log").read_text() == "fine"
 
 
+@pytest.mark.parametrize(("scripts", "passed", "starts"), [
+    (["open('console.log', 'w').write('Kernel panic\\n')", "GOOD"], True, 2),
+    (["open('console.log', 'w').write('Kernel panic\\n')"] * run.STARTS, False, run.STARTS),
+    (["event('{\"event\": \"prepared\"}')", "GOOD"], False, 1),
+])  # fmt: skip
+def test_a_kernel_that_does_not_come_up_starts_again(tmp_path, monkeypatch, capsys, scripts, passed, starts):
+    """But not where a case, or what comes before the first, may have brought it down."""
+    end = {"event": "end", "name": "one", "ok": True, "text": "", "seconds": 1}
+    good = "".join(f"event({json.dumps(event)!r});" for event in (end, {"event": "done"}))
+    left = [good if script == "GOOD" else script for script in scripts]
+    monkeypatch.setattr(run, "WORK", tmp_path)
+    start = machine.start
+    monkeypatch.setattr(machine, "start", lambda *args: start(*args, stand_in(left.pop(0))))
+    results = run.Results([cases.Case("one", ())])
+    run.boot("lines", results.wanted, None, {}, time.monotonic() + 20, results)
+    assert (results.finish() == 0) == passed and len(scripts) - len(left) == starts
+    assert capsys.readouterr().out.count("started again") == starts - 1
+
+
 def test_the_list_of_cases():
     names = [case.name for case in cases.CASES]
     assert len(set(names)) == len(names)
@@ -83,6 +105,17 @@ def test_the_list_of_cases():
     done = subprocess.run([sys.executable, "-P", run.__file__, "--list", "doctor"], capture_output=True,
                           text=True, check=True)  # fmt: skip
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_what_runs_where_nothing_is_named():
+    """Each check and nearly each kind of source is there; what repeats others runs by name alone."""
+    usual, every = run.choose([]), run.choose([], every=True)
+    assert [case for case in cases.CASES if not case.more] == usual and every == cases.CASES
+    # One file system will do for what both of them have.
+    assert {case.kind for case in every} - {case.kind for case in usual} == {"ext4-file"}
+    assert {case.command[4] for case in usual} == {case.command[4] for case in every}
+    assert [case.name for case in run.choose(["posix-dev/*", "doctor"])] == ["doctor", "posix-dev/ext4-pool"]
+    assert run.choose(["*"]) == every and {case.boot for case in run.choose([], "bytes")} == {"bytes"}
 
 
 def test_a_long_report_is_written_whole(monkeypatch):
@@ -105,3 +138,16 @@ def test_archive():
     at = data.index(b"dir/file\0") - 110
     assert at % 4 == 0 and data[at + 54 : at + 62] == b"00000005" and data[at + 94 : at + 102] == b"00000009"
     assert data[at + 120 : at + 125] == b"12345" and (at + 120) % 4 == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root: the image is built by it")
+def test_what_building_mounts_is_not_seen_here(tmp_path, monkeypatch):
+    """Who looks through this checkout meanwhile would keep a /proc in the tree busy, which then stays."""
+    seen = tmp_path / "seen"
+    fake = tmp_path / "mmdebstrap"
+    fake.write_text(f"#!/bin/sh\nreadlink /proc/self/ns/mnt > {seen}\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(image.BuildError, match="mmdebstrap"):
+        image._build_root(tmp_path, lambda _line: None)
+    assert seen.read_text().strip() != os.readlink("/proc/self/ns/mnt")

@@ -50,6 +50,22 @@ def at_edges():
     return _sequences("EDGES")
 
 
+def single():
+    return _sequences("OWN")
+
+
+def longer(seed, count):
+    return _sequences("OWNLONG")[:count]
+
+
+def each():
+    return _sequences("OBSERVED")
+
+
+def rows(seed, count):
+    return _sequences("OBSERVEDLONG")[:count]
+
+
 def length_two():
     return _sequences("TWO")
 

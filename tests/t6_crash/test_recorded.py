@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import load
 import mounts
 import pytest
 from crash.engine import Engine
@@ -44,15 +45,46 @@ def work(path):
     shutil.rmtree(path / "d")
 
 
-@pytest.fixture(params=["", "write=cached,drain=fsync", "granularity=page,flush=msync"])
+def work_in_ranges(path):
+    """Files in ranges of their own: there at the mount, new, appended to, cut, moved both ways, removed."""
+    own = path / "own"
+    with open(own / "there", "r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), b"d" * 5000, 6000)
+        os.truncate(file.fileno(), 3000)
+        os.truncate(file.fileno(), 9000)
+        os.fsync(file.fileno())
+    for n in range(3):
+        (own / f"new{n}").write_bytes(bytes([n + 1]) * (5000 * n + 5))
+        with open(own / f"new{n}", "ab", buffering=0) as file:
+            file.write(b"e" * 3000)
+    load.set_dax(own / "new2", False)
+    load.set_dax(path / "moves", True)
+    assert (own / "new2").read_bytes()[-3000:] == b"e" * 3000
+    assert (path / "moves").read_bytes() == b"f" * 9000
+    os.rename(own / "new1", own / "there")
+    os.unlink(own / "new0")
+
+
+@pytest.fixture(params=["", "write=cached,drain=fsync", "granularity=page,flush=msync", "pool"])
 def recording(request):
     """The path of a recording of `work` on a mount with these options."""
     path = f"/dev/shm/{mounts.PREFIX}recorded"
-    options = ",".join(filter(None, (request.param, f"record={path}")))
+    pool = request.param == "pool"
+    options = ",".join(filter(None, ("" if pool else request.param, f"record={path}")))
     try:
-        with mounts.MountedRegion(16 * MIB, options=options) as region:
-            region.mount()
-            work(region.path)
+        with mounts.MountedRegion(16 * MIB, kind="pool" if pool else "file", options=options) as region:
+            if pool:
+                region.mount("")
+                (region.path / "own").mkdir()
+                load.set_dax(region.path / "own", True)
+                (region.path / "own" / "there").write_bytes(b"t" * 10000)
+                (region.path / "moves").write_bytes(b"f" * 9000)
+                region.umount()
+            region.mount(options)
+            if pool:
+                work_in_ranges(region.path)
+            else:
+                work(region.path)
             region.umount()
         yield path
     finally:
@@ -65,6 +97,25 @@ def test_images_of_a_recorded_mount_keep_the_promises(recording):
         outcome = engine.run_log(recording, 0, 2)
     assert not outcome.violations, outcome.violations[0]
     assert outcome.images > 60 and len(outcome.ops) > 3
+
+
+@pytest.mark.parametrize("recording", ["pool"], indirect=True)
+def test_the_log_of_a_pool_directory_has_its_ranges(recording):
+    """Those that were there with their bytes, and what happened to each since."""
+    whole = log.load(recording)
+    there = [event.data.decode() for event in whole.ranges if event.kind == log.RANGE]
+    assert [text.split()[0] for text in there] == ["create", "size", "place"]
+    (data,) = [event.data for event in whole.ranges if event.kind == log.IMAGE]
+    assert data == (b"t" * 10000).ljust(12288, b"\0")
+    told = [event.data.split()[0] for event in whole.events if event.kind == log.RANGE]
+    assert told.count(b"create") == 4 and told.count(b"unlink") == 3
+    assert {b"size", b"zero", b"place"} <= set(told)
+    assert sum(event.kind == log.NT_STORE and event.place >= log.OWN for event in whole.events) >= 8
+    gone = [event for event in whole.events if event.kind != log.DRAIN]
+    assert complaints(dataclasses.replace(whole, events=gone))
+    late = [event for event in whole.events if not event.data.startswith(b"size ")]
+    with pytest.raises(FormatError, match="behind its end"):
+        complaints(dataclasses.replace(whole, events=late))
 
 
 def complaints(recording) -> list[str]:

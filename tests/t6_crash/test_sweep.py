@@ -2,13 +2,14 @@
 """A tenth of the length-one set of the crash sweep, and what its engine tells of a violation."""
 
 import json
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from crash import judge, sweep, workloads
+from crash import judge, mapped, observed, owned, sweep, workloads
 from crash.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +20,9 @@ def test_jobs_of_all_sets():
     count = {name: sum(job.set == name for job in jobs) for name in sweep.SETS}
     assert count["one"] > 500 and count["two"] > 5000 and count["three"] == 30 and count["random"] == 6
     assert count["granularity"] == 2 * round(count["one"] * sweep.GRANULARITY_SHARE)
+    assert count["own"] > 500 and count["ownlong"] == 300
+    if mapped.available():
+        assert count["observed"] > 500 and count["observedlong"] == 300
     assert len({job.label for job in jobs if job.set != "three"}) == len(jobs) - 30
     assert len({job.sequence.policy for job in jobs if job.set == "random"}) > 3
 
@@ -47,6 +51,39 @@ def test_operations_beside_preallocated_pages(share):
             assert outcome.violations == [], sequence.name
             images += outcome.images
     assert images > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tag", owned.POLICIES)
+def test_files_in_ranges_of_their_own(tag):
+    """Some operations on a pool directory, and some rows of them, under each policy."""
+    rng = random.Random(f"own {tag}")
+    single = rng.sample([s for s in owned.single() if s.policy == owned.POLICIES[tag]], 12)
+    rows = [s for s in owned.longer(9, 20) if s.policy == owned.POLICIES[tag]]
+    images = 0
+    with Engine(limit=4, nested=2, setups=owned.SETUPS) as engine:
+        for sequence in single + rows:
+            outcome = engine.run(sequence, "last")
+            assert outcome.violations == [], sequence.name
+            images += outcome.images
+    assert images > 150
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not mapped.available(), reason="no userfaultfd, or not all of it")
+@pytest.mark.parametrize("tag", observed.POLICIES)
+def test_stores_through_observed_mappings(tag):
+    """Some operations beside mappings that programs store through, and some rows of them, in each mode."""
+    rng, policy = random.Random(f"observed {tag}"), observed.POLICIES[tag]
+    single = rng.sample([s for s in observed.each() if s.policy == policy], 5)
+    rows = [s for s in observed.rows(9, 16) if s.policy == policy]
+    images = 0
+    with Engine(limit=4, nested=2, setups=observed.SETUPS) as engine:
+        for sequence in single + rows:
+            outcome = engine.run(sequence, "last")
+            assert outcome.violations == [], sequence.name
+            images += outcome.images
+    assert images > 60
 
 
 def test_violation_is_plain_values_and_has_a_minimal_sequence(monkeypatch):

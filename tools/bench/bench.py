@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,17 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--options", default="", help="mount options for daxfs")
     made.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: no evidence")
     return made
+
+
+def compiled(folder: Path, name: str, *more: str | Path) -> Path:
+    """The C program NAME.c of this folder, built into *folder*; *more*: arguments for the compiler."""
+    cc = shutil.which("cc")
+    if cc is None:
+        raise SystemExit("no C compiler (cc): install gcc")
+    program = folder / name
+    source = Path(__file__).with_name(f"{name}.c")
+    subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", program, source, *more], check=True)
+    return program
 
 
 class Report:

@@ -13,17 +13,13 @@
  */
 #define _GNU_SOURCE
 
-#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 enum kind { READ, WRITE, FSYNC, SEQREAD, SEQWRITE, APPEND, KINDS };
 static const char *const names[KINDS] = { "read", "write", "fsync", "seqread", "seqwrite", "append" };
@@ -39,19 +35,6 @@ struct job {
 	uint64_t random, began, ended;
 	uint64_t *ns;
 };
-
-static void die(const char *what)
-{
-	fprintf(stderr, "client: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static uint64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
-}
 
 static uint64_t next_random(struct job *job)	/* xorshift64 */
 {
@@ -107,12 +90,6 @@ static void *run(void *arg)
 	job->ended = now();
 	close(fd);
 	return NULL;
-}
-
-static int by_size(const void *left, const void *right)
-{
-	uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
-	return (a > b) - (a < b);
 }
 
 static void arguments(int argc, char **argv)

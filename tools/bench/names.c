@@ -11,41 +11,18 @@
 #define _GNU_SOURCE
 
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 #define PER_DIRECTORY 50	/* names in the directory that is read */
 
 static unsigned count;
 static uint64_t *ns;
 static const char *separator = "{";
-
-static void die(const char *what)
-{
-	fprintf(stderr, "names: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static uint64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
-}
-
-static int by_size(const void *a, const void *b)
-{
-	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-	return x < y ? -1 : x > y;
-}
 
 /* ---- the calls; 0 or -1 ---- */
 
@@ -123,8 +100,7 @@ static void measure(const char *what, int (*call)(const char *), const char *pre
 			die(what);
 		ns[i] = now() - began;
 	}
-	qsort(ns, count, sizeof(*ns), by_size);
-	printf("%s\"%s\": %llu", separator, what, (unsigned long long)ns[count / 2]);
+	printf("%s\"%s\": %llu", separator, what, (unsigned long long)median(ns, count));
 	separator = ", ";
 	usleep(20000);	/* RELEASE comes asynchronously */
 }

@@ -9,7 +9,6 @@ nothing takes more than 1.1 times as long by ``uring`` as by ``pyfuse3`` alone. 
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,6 @@ import bench
 from bench import Report
 
 MIB = 1 << 20
-HERE = Path(__file__).resolve().parent
 TRANSPORTS = ("pyfuse3", "dev", "uring")
 TARGET = 1.1
 
@@ -76,10 +74,8 @@ def main() -> int:
     here = [name for name in TRANSPORTS if not why_no_transport(name)]
     columns = [*TRANSPORTS, *(f"{name} / pyfuse3" for name in TRANSPORTS[1:])]
     report = Report("Requests on names, µs, client on one CPU and free, in turns (medians)", columns, args)
-    cc = shutil.which("cc") or sys.exit("no C compiler (cc): install gcc")
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="names-bench-") as folder:
-        client = Path(folder) / "names"
-        subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", client, HERE / "names.c"], check=True)
+        client = bench.compiled(Path(folder), "names")
         regions = {name: stack.enter_context(MountedRegion(256 * MIB, options=args.options, transport=name))
                    for name in here}
         for region in regions.values():

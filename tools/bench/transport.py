@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 KIB, MIB = 1 << 10, 1 << 20
-HERE = Path(__file__).resolve().parent
 TRANSPORTS = ("pyfuse3", "dev", "uring")
 # The C file system as its users start it, and once more with all its threads on the client's CPU
 YARDSTICK, YARDSTICK_PINNED, TMPFS = "C", "C pinned", "tmpfs"
@@ -48,17 +47,12 @@ IDLE, IDLE_FINE = f"idle: ticks of {1000 // os.sysconf('SC_CLK_TCK')} ms", "idle
 
 def build(folder: Path) -> tuple[Path, Path | None]:
     """Compile (client, cfs) into *folder*; None for cfs without the headers of libfuse."""
-    cc = shutil.which("cc")
-    if cc is None:
-        raise SystemExit("no C compiler (cc): install gcc")
-    flags = [cc, "-O2", "-Wall", "-Wextra", "-pthread"]
-    subprocess.run([*flags, "-o", folder / "client", HERE / "client.c"], check=True)
+    client = bench.compiled(folder, "client", "-pthread")
     fuse = subprocess.run(["pkg-config", "--cflags", "--libs", "fuse3"], check=False, capture_output=True,
                           text=True)
     if fuse.returncode != 0:
-        return folder / "client", None
-    subprocess.run([*flags, "-o", folder / "cfs", HERE / "cfs.c", *fuse.stdout.split()], check=True)
-    return folder / "client", folder / "cfs"
+        return client, None
+    return client, bench.compiled(folder, "cfs", "-pthread", *fuse.stdout.split())
 
 
 class Place:

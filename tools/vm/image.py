@@ -115,7 +115,9 @@ def _build_root(new: Path, say) -> None:
     root, log = new / "root", new / "log"
     say(f"Debian {SUITE} and its kernel, from packages")
     env = dict(os.environ, INITRD="No", LC_ALL="C.UTF-8")  # the guest has its own small initramfs
-    _run(["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}",
+    # What mmdebstrap mounts in the tree nobody else sees, so nobody keeps it busy and none of it is left.
+    _run(["unshare", "--mount", "mmdebstrap", "--mode=root", "--variant=minbase",
+          f"--include={','.join(PACKAGES)}",
           '--aptopt=Acquire::Languages "none"',
           *(f"--dpkgopt=path-exclude=/usr/share/{x}/*" for x in ("doc", "man", "locale")),
           SUITE, root, MIRROR], log, env=env)  # fmt: skip
@@ -206,6 +208,7 @@ def checkout_disk(work: Path, say) -> Path:
     tree = root / "tree"
     if tree.exists():
         shutil.rmtree(tree)
+    shutil.copytree(source / "docs", tree / "docs")  # cases compare what they see with it
     shutil.copytree(source / "tests", tree / "tests", ignore=shutil.ignore_patterns("images"))
     _in_chroot(root, [f"{VENV}/bin/pip", "install", "-q", "--no-build-isolation", "--no-deps",
                       "-Cbuild-dir=build", "--target", "/tree/site", "/src"], log)  # fmt: skip

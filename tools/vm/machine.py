@@ -126,6 +126,14 @@ class Guest:
         panic = next((line for line in lines if _PANIC in line), "")
         return "\n".join([panic or why, *("    " + line for line in lines)])
 
+    def cpu(self) -> float:
+        """Seconds of CPU time that the guest has had: what a busy machine does not stretch."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def cut_power(self) -> None:
         """What the power cut is here: QEMU is gone from one instruction to the next. Also cleans up."""
         if self._process.poll() is None:

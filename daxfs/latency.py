@@ -22,6 +22,13 @@ class Operation:
         self.total_ns += ns
         self.buckets[min(ns.bit_length(), BUCKETS - 1)] += 1
 
+    @classmethod
+    def of(cls, total_ns: int, buckets: list[int]) -> "Operation":
+        """What compiled code counted (native/latency.h)."""
+        made = cls()
+        made.count, made.total_ns, made.buckets = sum(buckets), total_ns, list(buckets)
+        return made
+
     def merge(self, other: "Operation") -> None:
         """Add what *other* counted."""
         self.count += other.count
@@ -39,11 +46,13 @@ class Operation:
         return 0
 
     def snapshot(self) -> dict:
+        return {"count": self.count, "errors": self.errors, **self.times()}
+
+    def times(self, unit: str = "ns") -> dict:
+        """The histogram alone; *unit*: what was counted, e.g. pages."""
         return {
-            "count": self.count,
-            "errors": self.errors,
-            "total_ns": self.total_ns,
-            "p50_ns": self.quantile(0.5),
-            "p99_ns": self.quantile(0.99),
+            f"total_{unit}": self.total_ns,
+            f"p50_{unit}": self.quantile(0.5),
+            f"p99_{unit}": self.quantile(0.99),
             "histogram": self.buckets,
         }

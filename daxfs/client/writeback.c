@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * How a client writes its observed mappings back: what was stored to them is found, and made durable.
+ *
+ * Order of a write-back: protect (the scan does, page by page), flush what was found, drain. A store that
+ * comes after the protection is found by the next scan, here or in the daemon. Two threads that write the
+ * same mapping back take turns: who finds a page clean must not return before the thread that took its
+ * mark has drained. Large ranges are not scanned where the records of page faults say which pages can have
+ * been stored to (candidates.c).
+ *
+ * Threads: any, under the turn of the mapping's file; pieces are looked up without a lock. While a lock is
+ * held signals wait.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "daxfs/client/lib.h"
+#include "daxfs/native/pagemap.h"
+
+#define RUNS 32		/* small: a signal handler's stack may be all there is */
+
+static pthread_mutex_t turns[CLIENT_TURNS] = {[0 ... CLIENT_TURNS - 1] = PTHREAD_MUTEX_INITIALIZER};
+
+void client_hold_signals(sigset_t *old)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	sigdelset(&all, SIGSEGV);
+	sigdelset(&all, SIGBUS);
+	sigdelset(&all, SIGFPE);
+	sigdelset(&all, SIGILL);
+	sigdelset(&all, SIGTRAP);
+	sigdelset(&all, SIGABRT);
+	pthread_sigmask(SIG_SETMASK, &all, old);
+}
+
+/* Pages that can't be loaded from are written back through another mapping: lines are the memory's. */
+static void queue_hidden(const struct piece *p, uintptr_t start, uintptr_t end)
+{
+	uintptr_t at = syscall(SYS_mmap, NULL, end - start, PROT_READ, MAP_SHARED, kernel_held(p->holder),
+			       p->offset + (start - p->start));
+
+	if (at == (uintptr_t)MAP_FAILED)
+		return;
+	flushing_queue(p->flush, at, at + (end - start));
+	syscall(SYS_munmap, at, end - start);
+}
+
+static void queue(const struct piece *p, uintptr_t start, uintptr_t end)
+{
+	if (p->hidden)
+		queue_hidden(p, start, end);
+	else
+		flushing_queue(p->flush, start, end);
+}
+
+/* With fault=kernel the scan protects what it finds; else we do, before the flush, and the daemon's thread
+ * answers the next store. The bytes found; or -errno: a part of the marks may be gone. */
+static int64_t scan(const struct piece *p, uint64_t start, uint64_t end, int protect)
+{
+	int n = 0, i, user = p->mode == DAXFS_FAULT_USER;
+	struct pagemap_run run[RUNS];
+	int64_t bytes = 0;
+
+	while (n >= 0 && start < end) {
+		n = pagemap_scan(kernel_pagemap(), start, end, user ? -1 : protect, run, RUNS, &start);
+		for (i = 0; i < n; i++) {
+			/* It fails where the daemon is gone: nobody is to see the next store. */
+			if (user)
+				kernel_protect(p->mode, run[i].start, run[i].end, 1);
+			queue(p, run[i].start, run[i].end);
+			bytes += run[i].end - run[i].start;
+		}
+	}
+	return n < 0 ? n : bytes;
+}
+
+/* Can a huge page map a part of it? */
+static int has_huge(const struct piece *p)
+{
+	uintptr_t low = (p->start + PAGEMAP_HUGE - 1) & ~(uintptr_t)(PAGEMAP_HUGE - 1);
+
+	return !((p->start - p->offset) % PAGEMAP_HUGE) && low < p->end && p->end - low >= PAGEMAP_HUGE;
+}
+
+/* What of the huge page around `run` is in `p`. */
+static void widen(const struct piece *p, struct pagemap_run *run)
+{
+	run->start &= ~(PAGEMAP_HUGE - 1);
+	run->end = (run->end + PAGEMAP_HUGE - 1) & ~(PAGEMAP_HUGE - 1);
+	if (run->start < p->start)
+		run->start = p->start;
+	if (run->end > p->end)
+		run->end = p->end;
+}
+
+/* The huge pages that have a candidate of [start, end), each as a whole. */
+static int scan_huge(const struct piece *p, uint64_t start, uint64_t end)
+{
+	struct pagemap_run run;
+	int n = 0;
+
+	while (n >= 0 && start < end) {
+		n = pagemap_scan(kernel_pagemap(), start, end, 0, &run, 1, &start);
+		if (n < 1 || !(run.categories & PAGEMAP_IS_HUGE))
+			continue;
+		widen(p, &run);
+		n = scan(p, run.start, run.end, 1) < 0 ? -EPERM : 0;
+		start = start < run.end ? run.end : start;
+	}
+	return n < 0 ? n : 0;
+}
+
+/* 0, or -1: a part of the marks may be gone. */
+static int scan_candidates(const struct piece *p)
+{
+	uintptr_t at = p->start, start, end;
+	struct pagemap_run run;
+	int huge = has_huge(p);
+	int64_t r;
+	uint64_t next;
+
+	if (!candidates_next(&at, p->end, 1, &start, &end)) {	/* but is it registered still? */
+		r = pagemap_scan(kernel_pagemap(), p->start, p->start + CLIENT_PAGE, 0, &run, 1, &next);
+		return r < 0 ? -1 : 0;
+	}
+	do {
+		r = scan(p, start, end, PAGEMAP_SMALL);
+		if (huge && r >= 0 && (uint64_t)r != end - start)	/* what was found is not huge */
+			r = scan_huge(p, start, end);
+	} while (r >= 0 && candidates_next(&at, p->end, 1, &start, &end));
+	return r < 0 ? -1 : 0;
+}
+
+/* Under the turn of the mapping. */
+static void write_back(const struct piece *p)
+{
+	int all = !kernel_is_owner();	/* a child of _Fork(2): the pagemap is its parent's */
+	int counts = !all && p->mode == DAXFS_FAULT_KERNEL;
+
+	if (counts)
+		kernel_begins(p->turn);
+
+	if (counts && candidates_begin(p->start, p->end, 1))
+		all = scan_candidates(p);
+	else if (!all)
+		all = scan(p, p->start, p->end, 1) < 0;
+	if (all) {	/* it is not registered any more, and a part of the marks may be gone */
+		candidates_forget(p->start, p->end);
+		queue(p, p->start, p->end);
+	}
+	/* Orders the lines queued here before whatever the caller, or who waits for this turn, stores next; and
+	 * before the count that an fsync waits for. */
+	flushing_drain();
+	if (counts)
+		kernel_ends(p->turn);
+	/* After our own count, or both would wait. What the daemon has protected, no scan of ours has found. */
+	if (kernel_is_owner() && !kernel_daemon_has_flushed(p->turn)) {
+		queue(p, p->start, p->end);
+		/* Orders them as above: these are what the daemon is about to flush, too. */
+		flushing_drain();
+	}
+}
+
+static int sync_piece(const struct piece *p)
+{
+	pthread_mutex_t *turn = &turns[p->turn];
+
+	if (p->flush != DAXFS_FLUSH_MSYNC) {
+		pthread_mutex_lock(turn);
+		write_back(p);
+		pthread_mutex_unlock(turn);
+	}
+	return p->flush == DAXFS_FLUSH_MSYNC ? kernel_msync(p->start, p->end, MS_SYNC) : 0;
+}
+
+static int tell(const struct piece *p, const struct pagemap_run *run, uintptr_t *told,
+		int (*found)(void *ctx, uint64_t start, uint64_t end), void *ctx)
+{
+	struct pagemap_run whole = *run;
+
+	if (run->categories & PAGEMAP_IS_HUGE)	/* a huge page is stored to as a whole */
+		widen(p, &whole);
+	if (whole.start < *told)
+		whole.start = *told;
+	if (whole.start >= whole.end)
+		return 0;
+	*told = whole.end;
+	return found(ctx, whole.start, whole.end);
+}
+
+/* Under its turn: who writes back has taken candidates, and not scanned all of them. */
+static int dirty(const struct piece *p, int (*found)(void *ctx, uint64_t start, uint64_t end), void *ctx)
+{
+	int n = 0, protect = p->mode == DAXFS_FAULT_USER ? -1 : 0, known = 0;
+	uintptr_t at = p->start, start = p->start, end = p->end, told = p->start;
+	struct pagemap_run run;
+	uint64_t next;
+
+	if (!protect)
+		known = candidates_begin(p->start, p->end, 0);
+	while (known ? candidates_next(&at, p->end, 0, &start, &end) : at < p->end) {
+		for (next = start; next < end;) {
+			n = pagemap_scan(kernel_pagemap(), next, end, protect, &run, 1, &next);
+			if (n > 0)
+				n = tell(p, &run, &told, found, ctx);
+			if (n)
+				return n;
+		}
+		at = known ? at : p->end;
+	}
+	return 0;
+}
+
+int client_dirty(const struct piece *p, int (*found)(void *ctx, uint64_t start, uint64_t end), void *ctx)
+{
+	sigset_t old;
+	int r;
+
+	client_hold_signals(&old);
+	pthread_mutex_lock(&turns[p->turn]);
+	r = dirty(p, found, ctx);
+	pthread_mutex_unlock(&turns[p->turn]);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return r;
+}
+
+/* The end of the pieces that follow each other without a gap from `p` on, of one file. */
+static uintptr_t end_of_row(const struct piece *p, uintptr_t limit)
+{
+	struct piece next;
+	uintptr_t end = p->end;
+
+	while (!p->hidden && end < limit && pieces_next(end, end + 1, &next) && next.id && next.turn == p->turn
+	       && !next.hidden && next.flush == p->flush)
+		end = next.end;
+	return end < limit ? end : limit;
+}
+
+/* Can the 2 MiB around `edge` be one huge page, of which one side is meant? Only if all of it is
+ * observed, and the kernel answers the faults: the daemon maps pages. */
+static int is_cut(uintptr_t edge, struct piece *p)
+{
+	uintptr_t low = edge & ~(uintptr_t)(PAGEMAP_HUGE - 1);
+
+	return edge != low && pieces_next(low, low + 1, p) && p->id && p->mode == DAXFS_FAULT_KERNEL
+		&& end_of_row(p, low + PAGEMAP_HUGE) == low + PAGEMAP_HUGE;
+}
+
+/* Is it one, with stores? To protect a part of it would split it, and so lose what is known of the rest. */
+static int is_huge(uintptr_t edge)
+{
+	uintptr_t low = edge & ~(uintptr_t)(PAGEMAP_HUGE - 1);
+	struct pagemap_run run;
+	struct piece p;
+	uint64_t next;
+
+	/* One of its pages will do: a huge one is stored to as a whole. */
+	return is_cut(edge, &p) && kernel_is_owner()
+		&& pagemap_scan(kernel_pagemap(), low, low + CLIENT_PAGE, 0, &run, 1, &next) == 1
+		&& run.categories & PAGEMAP_IS_HUGE;
+}
+
+int client_sync(uintptr_t start, uintptr_t end)
+{
+	struct piece p;
+	sigset_t old;
+	int r, first = 0;
+
+	if (is_huge(start))
+		start &= ~(uintptr_t)(PAGEMAP_HUGE - 1);
+	if (is_huge(end))
+		end = (end | (PAGEMAP_HUGE - 1)) + 1;
+	while (start < end && pieces_next(start, end, &p)) {
+		piece_clip(&p, start, end);
+		if (p.id)
+			p.end = end_of_row(&p, end);
+		start = p.end;
+		if (!p.id)
+			continue;
+		client_hold_signals(&old);
+		r = sync_piece(&p);
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+		first = first ? first : r;
+	}
+	return first;
+}
+
+int client_cuts(uintptr_t start, uintptr_t end)
+{
+	struct piece p;
+
+	return is_cut(start, &p) || is_cut(end, &p);
+}
+
+void client_turns_take(void)
+{
+	int i;
+
+	for (i = 0; i < CLIENT_TURNS; i++)
+		pthread_mutex_lock(&turns[i]);
+}
+
+void client_turns_leave(void)
+{
+	int i;
+
+	for (i = CLIENT_TURNS; i-- > 0;)
+		pthread_mutex_unlock(&turns[i]);
+}
+
+/* Behind the end of the file there is nothing to write back: to touch it is SIGBUS. */
+static void clip_to_file(struct piece *p)
+{
+	struct stat st;
+
+	if (fstat(kernel_held(p->holder), &st) || (uint64_t)st.st_size >= p->offset + (p->end - p->start))
+		return;
+	p->end = p->start;
+	if ((uint64_t)st.st_size > p->offset)
+		p->end += (st.st_size - p->offset + CLIENT_PAGE - 1) & ~(CLIENT_PAGE - 1);
+}
+
+/* The huge page around `edge`, as far as it is observed. Not with fault=user: a page that is not mapped would
+ * fault, and it may be one that the daemon has been told to forget. */
+static void flush_edge(uintptr_t edge)
+{
+	uintptr_t start = edge & ~(uintptr_t)(PAGEMAP_HUGE - 1), end = start + PAGEMAP_HUGE;
+	struct piece p;
+
+	for (; edge != start && start < end && pieces_next(start, end, &p); start = p.end) {
+		struct piece data;
+
+		piece_clip(&p, start, end);
+		if (!p.id || p.mode == DAXFS_FAULT_USER)
+			continue;
+		data = p;
+		clip_to_file(&data);
+		if (data.end == data.start)
+			continue;
+		if (p.flush != DAXFS_FLUSH_MSYNC)
+			queue(&data, data.start, data.end);
+		else
+			kernel_msync(data.start, data.end, MS_SYNC);
+	}
+}
+
+void client_flush_edges(uintptr_t start, uintptr_t end)
+{
+	flush_edge(start);
+	flush_edge(end);
+	/* Orders the lines queued above before what those store next that wait for a turn. */
+	flushing_drain();
+}
