@@ -9,7 +9,7 @@ ties it to.
 Limits: knows nothing of inodes or names. One thread opens, reaches and closes; `cover`, `learn`, `resize` and
 `punch` may be called by any thread, and native code calls what is behind them.
 """
-from libc.errno cimport ENFILE
+from libc.errno cimport ENFILE, ETXTBSY
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -19,13 +19,15 @@ from daxfs._window cimport Window
 
 import os
 
-from daxfs.errors import fail
+from daxfs.errors import PinnedError, fail
 
 cdef extern from "daxfs/native/own.h" nogil:
     int own_cover(filemap *f, uint64_t first, uint64_t last)
     int own_reserve(filemap *f, uint64_t first, uint64_t last)
     int own_learn(filemap *f, uint64_t first, uint64_t last, unsigned runs)
     int own_resize(filemap *f, uint64_t pages)
+    int own_settle(int fd, int syncs)
+    int own_shorten(int fd, int syncs, uint64_t size)
     int own_punch(filemap *f, uint64_t pos, uint64_t end)
     int64_t own_seek(const filemap *f, uint64_t pos, int data)
     struct own_watch:
@@ -116,6 +118,29 @@ cdef class OwnWindow:
             put_range(&self.at[place + i], NULL)
         self.window.unplace(place * PLACE_PAGES, count * PLACE_PAGES)
         self.free.setdefault(count, []).append(place)
+
+
+cdef _check(int rc):
+    if rc == -ETXTBSY:
+        raise PinnedError("pages of the file are pinned by somebody's I/O")
+    if rc:
+        raise fail(-rc)
+
+
+def shorten(int fd, uint64_t size, bint syncs):
+    """Cut the file of *fd*, which no OwnRange stands for, to *size* bytes. *syncs* as there. PinnedError."""
+    cdef int rc
+    with nogil:
+        rc = own_shorten(fd, syncs, size)
+    _check(rc)
+
+
+def settle(int fd, bint syncs):
+    """`OwnRange.settle` for such a file."""
+    cdef int rc
+    with nogil:
+        rc = own_settle(fd, syncs)
+    _check(rc)
 
 
 cdef class OwnRange:
@@ -253,8 +278,7 @@ cdef class OwnRange:
             f.unlock()
 
     cdef _done(self, int rc):
-        if rc:
-            raise fail(-rc)
+        _check(rc)
 
     def cover(self, FileMap f not None, uint64_t first, uint64_t last):
         """Storage and addresses for the pages [first, last); the file reaches behind them. ENOSPC, ENFILE."""
@@ -267,7 +291,7 @@ cdef class OwnRange:
         self._done(rc)
 
     def reserve(self, FileMap f not None, uint64_t first, uint64_t last):
-        """Storage for the pages [first, last), also behind the end of the file, which stays where it is."""
+        """Storage for the pages [first, last), also behind the end of the file, which stays. PinnedError."""
         cdef int rc
         f.lock()
         with nogil:
@@ -288,7 +312,7 @@ cdef class OwnRange:
         self._done(rc)
 
     def resize(self, FileMap f not None, uint64_t pages):
-        """Cut the file, or make it longer by a hole."""
+        """Cut the file, or make it longer by a hole. PinnedError."""
         cdef int rc
         f.lock()
         with nogil:
@@ -296,8 +320,17 @@ cdef class OwnRange:
         f.unlock()
         self._done(rc)
 
+    def settle(self, FileMap f not None):
+        """Before what needs a cut later: PinnedError where it would have to wait now (native/own.h)."""
+        cdef int rc
+        f.lock()
+        with nogil:
+            rc = own_settle(f.m.own.fd, f.m.own.syncs)
+        f.unlock()
+        self._done(rc)
+
     def punch(self, FileMap f not None, uint64_t pos, uint64_t end):
-        """Make the bytes [pos, end) zeros; whole pages lose their storage."""
+        """Make the bytes [pos, end) zeros; whole pages lose their storage. PinnedError."""
         cdef int rc
         f.lock()
         with nogil:

@@ -53,6 +53,16 @@ class PoisonError(DaxfsError):
     """Data that a request needs are on poisoned pages (docs/poison.md): EIO, as of bad blocks."""
 
 
+class PinnedError(DaxfsError):
+    """The file system below frees no page of a file that somebody's I/O has pinned (docs/mappings.md).
+
+    Nothing has changed, and it may be tried again. Linux waits; the errno is what a proposal of 2019 had
+    truncate(2) say in its place.
+    """
+
+    default_errno = errno.ETXTBSY
+
+
 class UsageError(DaxfsError):
     """An option or its value is wrong, or can't be had on this machine."""
 

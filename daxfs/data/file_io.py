@@ -155,6 +155,8 @@ class FileIo:
         fs, fmap = self.fs, node.map
         if pos >= L.MAX_FILE_SIZE:
             raise fail(errno.EFBIG)
+        if pos > fmap.size:
+            own.cut(node)
         end = own.grow(node, pos >> PAGE_SHIFT, min(pos + len(data), L.MAX_FILE_SIZE))
         own.zero_behind(node, pos)
         data = memoryview(data)[: end - pos]
@@ -169,7 +171,7 @@ class FileIo:
         try:
             self.dax.fill(fmap, pos, data, list(extent.holes(node, pos >> PAGE_SHIFT, own.pages_of(end))), ())
         except BaseException:
-            own.cut(node)
+            own.shorten(node)
             raise
         file.grow(fs, node, end, fs.clock())
         return len(data)

@@ -178,6 +178,8 @@ def is_long(ops, call) -> bool:
     """Whether it suspends, so that others have to run beside it."""
     if call.opcode == wire.FSYNC:
         return ops.observing is not None and ops.observing.looks_at(call.nodeid)
+    if call.opcode == wire.FALLOCATE:
+        return ops.may_be_pinned(call.nodeid)
     return call.opcode in _LONG
 
 

@@ -2,8 +2,8 @@
 """What stands between a request and the synchronous method that answers it: `handler`.
 
 It counts, times and maps errors: an OSError to its errno, anything else to EIO with a log line (an exception
-that is no FUSEError would end pyfuse3's loop). After a shutdown it answers EIO itself. The one suspension
-point is before a retry after ENOSPC, outside any transaction. FUSEError appears in this file alone.
+that is no FUSEError would end pyfuse3's loop). After a shutdown it answers EIO itself. The suspension points
+are before a retry after ENOSPC or PinnedError, outside any transaction. FUSEError appears in this file alone.
 """
 
 import errno
@@ -15,7 +15,7 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
-from ..errors import PoisonError
+from ..errors import PinnedError, PoisonError
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 # FORGET after close(2) and unlink(2) have returned, so what a program has just removed may come a moment
 # after its next write, and later on a busy machine. An inode that was waited for in vain is most likely open.
 ENOSPC_PATIENCE, ENOSPC_PATIENCE_HELD = 0.2, 0.01
+# Seconds that a cut or a hole waits, in the handlers of PATIENT, for pages that somebody has pinned; and
+# between two tries, whoever makes them: each may hold the metadata thread up for 10 ms (native/own.c).
+# And how many requests wait, so that pyfuse3 has tasks left for others. Linux waits until a signal comes.
+PINNED_PATIENCE, PINNED_PAUSE, PINNED_MOST = 5.0, 0.1, 16
+PATIENT = frozenset(("setattr", "open", "fallocate", "copy_file_range"))
 # Whose data a write has, where the request says so: pages of a mapping; of somebody with CAP_FSETID.
 MAPPING, PRIVILEGED = "mapping", "privileged"
 # What close(2), df and umount need; every other request answers EIO after a shutdown.
@@ -55,6 +60,8 @@ def handler(method):
             counter.errors += error.errno != errno.ENODATA
             if error.errno == errno.ENOSPC and self.fs.orphans:
                 return await _retry(self, method, args)
+            if isinstance(error, PinnedError) and name in PATIENT:
+                return await _unpinned(self, method, args)
             raise _failed(name, error) from None
         except Exception as error:
             counter.errors += 1
@@ -104,6 +111,29 @@ async def _retry(operations, method, args):
             raise FUSEError(errno.EIO) from None
     operations.held |= orphans
     raise FUSEError(errno.ENOSPC)
+
+
+async def _unpinned(operations, method, args):
+    """After PinnedError, which has changed nothing: tried again as long as patience lasts. Then ETXTBSY."""
+    name, turn = method.__name__, operations.pinned
+    if turn.statistics().tasks_waiting < PINNED_MOST:
+        with trio.move_on_after(PINNED_PATIENCE):
+            while True:
+                async with turn:
+                    await trio.sleep(PINNED_PAUSE)
+                if operations.fs.shut:
+                    raise FUSEError(errno.EIO)
+                try:
+                    return method(operations, *args)
+                except PinnedError:
+                    continue
+                except OSError as error:
+                    raise _failed(name, error) from None
+                except Exception as error:
+                    log.exception("%s: unexpected %s", name, type(error).__name__)
+                    raise FUSEError(errno.EIO) from None
+    log.warning("%s: refused (ETXTBSY): pages of the file are pinned by somebody's I/O", name)
+    raise FUSEError(errno.ETXTBSY)
 
 
 def group_check(ctx):

@@ -94,6 +94,10 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
     def _grown(self, limit: int) -> None:
         self.server.inode_limit = limit
 
+    def may_be_pinned(self, ino: int) -> bool:
+        node = self.fs.nodes.get(ino)
+        return node is not None and node.map.own is not None and node.map.own.syncs
+
     # -- attributes ------------------------------------------------------------------------
 
     def mode(self, ino: int) -> int:

@@ -7,6 +7,7 @@ import errno
 import logging
 
 import pyfuse3
+import trio
 
 from ..data._serve import Server
 from ..errors import fail
@@ -54,6 +55,7 @@ class BaseOperations(ParkingOperations, pyfuse3.Operations):
         self.recorded = False  # record=: one thread, so that the log has one order of operations
         self.open_flags = 0  # FOPEN_ flags that pyfuse3 has no names for; of files that calls.py opens
         self.direct = False  # a native transport: all files are opened with direct I/O
+        self.pinned = trio.Lock()  # whose turn it is to try again (handler.py)
         self.ring = dax.trace  # of what `daxfs trace` shows
         self.server = Server(dax)  # numbers of handles, and what native threads may answer
         self.server.set_fault_hook(faults)
@@ -65,6 +67,10 @@ class BaseOperations(ParkingOperations, pyfuse3.Operations):
     def is_direct(self, ino: int) -> bool:
         """Whether it is open, and what is mapped of it now reaches the region."""
         return ino in self.backing
+
+    def may_be_pinned(self, ino: int) -> bool:
+        """Whether a request that cuts *ino*, which is open, may wait for pinned pages."""
+        return False
 
     @property
     def can_map_direct_io(self) -> bool:

@@ -31,11 +31,12 @@ class Node:
     file capabilities (the xattr), None: not known yet. ``appends``, ``ahead``: writes since it was
     opened that grew the file and came to the metadata thread; pages that the next chunk has (`prealloc`).
     ``faults``: who answers the faults of its mappings (`fault.observer.File`), None: the kernel.
+    ``uncut``: its own range is longer than it, as somebody had pages pinned (`own.shorten`).
     """
 
     __slots__ = (
         *("ahead", "appends", "blocks", "capability", "faults", "free_slots", "index", "ino", "is_file"),
-        *("map", "opens"),
+        *("map", "opens", "uncut"),
     )
 
     def __init__(self, ino: int, size: int, is_file: bool = False):
@@ -48,6 +49,7 @@ class Node:
         self.index = None
         self.capability: bool | None = None
         self.faults = None
+        self.uncut = False
         self.appends, self.ahead = 0, 16
 
 

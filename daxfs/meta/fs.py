@@ -214,7 +214,7 @@ class FileSystem:
     def _drop_node(self, ino: int) -> None:
         node = self.nodes.pop(ino, None)
         if node is not None:
-            own.drop(node)
+            own.drop(node, not (self.readonly or self.shut))
 
     def open(self, ino: int) -> extent.Node:
         """One more handle on *ino*."""
@@ -342,6 +342,8 @@ class FileSystem:
             return
         for node in self.nodes.values():
             node.opens = 0
+            if node.uncut:
+                own.shorten(node)
         self.lookups.clear()
         for ino in list(self.orphans):
             self.destroy(ino)

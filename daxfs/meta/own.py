@@ -7,8 +7,10 @@ generation, at the same offsets. A program may store anywhere in it through its 
 The rule that crashes keep: *the range has at least the pages of the inode*. It grows before the record, or
 the store, with the larger size, and is cut after the one with the smaller. So a range that is longer, or has
 no inode, is what a crash left, and the mount cuts or removes it (`recover`); one that is shorter or missing
-is damage. Times: what we do to a range's file changes its times, so they are put to 0 again (`forget_times`);
-what they are later is from stores through mappings.
+is damage. On fsdax a cut can be refused, as somebody has pages of the file pinned: what is asked then
+is refused before its record (`_truncate`), or the range stays longer, and is cut before the inode grows over
+it (`shorten`, docs/mappings.md). Times: what we do to a range's file changes its times, so they are put to 0
+again (`forget_times`); what they are later is from stores through mappings.
 
 The file's lock is held by everything here that looks at the size and changes it. Metadata thread.
 """
@@ -23,7 +25,7 @@ import stat
 
 from .. import layout as L
 from .._iomap import OBSERVED
-from ..errors import CorruptError
+from ..errors import CorruptError, PinnedError
 from ..pfn import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from . import extent
 from .inode import PLACE_OF
@@ -104,10 +106,12 @@ def _not_made(fs, inode) -> bool:
     return fs.readonly and not inode.size
 
 
-def drop(node) -> None:
+def drop(node, writable: bool) -> None:
     """The Node goes: so do descriptor and addresses. Mappings that programs have stay."""
     range_ = node.map.own
     if range_ is not None:
+        if node.uncut and writable:
+            shorten(node)
         range_.detach(node.map)
         range_.close()
 
@@ -243,17 +247,35 @@ def grow(node, first: int, end: int) -> int:
             return min(end, last << PAGE_SHIFT)
         except OSError as error:
             if error.errno != errno.ENOSPC or last - first <= 1:
-                cut(node)
+                shorten(node)
                 raise
             last = first + (last - first) // 2
 
 
 def cut(node) -> None:
-    """The range ends where the file does: nothing that a failed write took stays, and SIGBUS begins there."""
+    """The range ends where the file does: nothing that a failed write took stays, and SIGBUS begins there.
+
+    PinnedError. Before a file grows: nothing is behind its end then that a cut left which had to wait.
+    """
     range_, pages = node.map.own, pages_of(node.map.size)
     if range_.pages != pages:
         with _going(node, pages << PAGE_SHIFT, range_.pages << PAGE_SHIFT):
             range_.resize(node.map, pages)
+    node.uncut = False
+
+
+def shorten(node) -> None:
+    """`cut` for what has happened already: where it would have to wait for pages the range stays longer.
+
+    As after a crash at this place, and nobody reads what is behind the end. It is cut before the file grows
+    over it, when the file is closed, and at the end of the mount.
+    """
+    try:
+        cut(node)
+    except PinnedError as error:
+        if not node.uncut:
+            log.warning("inode %d: %s: its range is cut later", node.ino, error)
+        node.uncut = True
 
 
 @contextlib.contextmanager
@@ -278,7 +300,11 @@ def truncate(fs, node, size: int, now: int, changes) -> None:
 
 def _truncate(fs, node, size: int, now: int, changes) -> None:
     old, range_ = node.map.size, node.map.own
+    if pages_of(size) < range_.pages:
+        # Order: whether a cut has to wait is asked before the record, for after it there is no way back.
+        range_.settle(node.map)
     if size > old:
+        cut(node)
         range_.resize(node.map, pages_of(size))
         zero_behind(node, size)
         # Orders the longer range, and zeros behind the old end, before the record with the new size.
@@ -286,12 +312,12 @@ def _truncate(fs, node, size: int, now: int, changes) -> None:
     try:
         _record(fs, node, size, now, changes)
     except BaseException:
-        cut(node)
+        shorten(node)
         raise
     if size < old:
         # After the record: a crash in between leaves a range that is longer than its inode.
         _punch(node, size, pages_of(size) << PAGE_SHIFT)
-        cut(node)
+        shorten(node)
         extent.forget_dirty(node, pages_of(size), extent.MAX_PGOFF - pages_of(size))
 
 
@@ -325,7 +351,7 @@ def punch(fs, node, pos: int, end: int, now: int) -> None:
 def allocate(fs, node, pos: int, end: int, zero: bool, keep: bool, now: int) -> None:
     """`fallocate.fallocate` with other modes. The file's lock is held.
 
-    ENOSPC changes nothing, but that with *zero* the bytes are zeros.
+    ENOSPC and PinnedError change nothing, but that with *zero* the bytes are zeros.
     """
     with together(fs):
         _allocate(fs, node, pos, end, zero, keep, now)
@@ -335,6 +361,8 @@ def allocate(fs, node, pos: int, end: int, zero: bool, keep: bool, now: int) -> 
 def _allocate(fs, node, pos: int, end: int, zero: bool, keep: bool, now: int) -> None:
     old, range_ = node.map.size, node.map.own
     size = old if keep else max(old, end)
+    if size > old:
+        cut(node)
     if zero:
         _punch(node, pos, end)
         first = pages_of(pos)
@@ -348,7 +376,7 @@ def _allocate(fs, node, pos: int, end: int, zero: bool, keep: bool, now: int) ->
     try:
         _record(fs, node, size, now, given=(pages_of(pos), end >> PAGE_SHIFT) if zero else (0, 0))
     except BaseException:
-        cut(node)
+        shorten(node)
         raise
 
 

@@ -16,8 +16,11 @@ import errno
 import fcntl
 import logging
 import os
+import signal
+import threading
 
-from ..errors import CorruptError, fail
+from .._own import settle, shorten
+from ..errors import CorruptError, PinnedError, fail
 from ..layout import range_name
 from ..pfn import PAGE_SIZE
 from . import own
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 PIECE = 2 << 20
 _PIPES = 64  # for one piece: 64 KiB is what a pipe has by itself
 _STEP = 1 << 20
+_TRIES = 100  # of 10 ms each (native/own.c), for pinned pages that are in the way once the copy has the name
 _NOBODY = 0  # no inode has this number: a range of it is a stray one
 
 
@@ -60,8 +64,8 @@ def place(fs, owner: tuple[int, int]) -> dict:
 def take(fs, owner: tuple[int, int]) -> None:
     """Whoever has the range open or mapped has an empty file from now on. Its content stays the inode's.
 
-    EROFS, ENOSPC (the copy needs as much as the range has), or what the file system below says; nothing has
-    changed then.
+    EROFS, ENOSPC (the copy needs as much as the range has), PinnedError, or what the file system below says;
+    nothing has changed then.
     """
     pool = fs.pool
     if not pool.writable:
@@ -110,6 +114,8 @@ def _node(fs, owner: tuple[int, int]):
 def _replace(pool, owner: tuple[int, int], fd: int, fmap=None) -> None:
     """Give *owner* a copy of its range *fd*, and cut that one. *fmap*: the FileMap that is tied to it."""
     spare, range_, old = (_NOBODY, owner[0]), None, None
+    # Order: asked before the copy has the name, for after that there is no way back.
+    settle(fd, pool.syncs)
     pool.create(*spare)
     try:
         new = pool.descriptor(*spare, True)
@@ -127,7 +133,7 @@ def _replace(pool, owner: tuple[int, int], fd: int, fmap=None) -> None:
                 range_.attach(fmap)
             # Orders the name before the first cut of what had it.
             pool.sync_names()
-            if _cut(fd, new) and pool.syncs:
+            if _cut(fd, new, pool.syncs) and pool.syncs:
                 os.fdatasync(new)
         finally:
             os.close(new)
@@ -182,20 +188,51 @@ def _store(fd: int, data: bytes, at: int) -> None:
         view, at = view[n:], at + n
 
 
-def _cut(old: int, new: int) -> bool:
+def _cut(old: int, new: int, syncs: bool) -> bool:
     """Cut *old* to nothing, and have *new* follow; True where somebody had stored meanwhile.
 
     What goes wrong is logged, no more: *new* has the name already, so that the mappings must go.
     """
     try:
-        return _cut_pieces(old, new)
+        return _cut_pieces(old, new, syncs)
     except OSError as error:
         log.error("stores that came while a mapping was taken away may be lost: %s", error)
-        os.ftruncate(old, 0)
+        try:
+            shorten(old, 0, syncs)
+        except PinnedError:
+            _cut_beside(os.dup(old))
         return True
 
 
-def _cut_pieces(old: int, new: int) -> bool:
+def _cut_beside(old: int) -> None:
+    """Cut *old*, which is no inode's any more, to nothing and close it, once nobody has pages of it pinned.
+
+    In a thread of its own, which touches nothing else: that may take as long as somebody likes.
+    """
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGBUS, signal.SIGSEGV})
+        try:
+            os.ftruncate(old, 0)
+        except OSError as error:
+            log.error("a mapping that was to be taken away stays: %s", error)
+        finally:
+            os.close(old)
+
+    threading.Thread(target=run, name="daxfs-cut", daemon=True).start()
+
+
+def _shorten(old: int, size: int, syncs: bool) -> None:
+    """Cut *old*; PinnedError after `_TRIES`."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return shorten(old, size, syncs)
+        except PinnedError:
+            if not left:
+                raise
+
+
+def _cut_pieces(old: int, new: int, syncs: bool) -> bool:
     """`_cut`, piece by piece, from the end on."""
     piece = _piece()
     pieces = sorted({at // piece for start, end in _runs(old) for at in range(start & -piece, end, piece)})
@@ -210,13 +247,13 @@ def _cut_pieces(old: int, new: int) -> bool:
                 start = pieces.pop() * piece
                 held = pipes.hold(old, start, piece)
                 # Order: from here on nobody stores to these pages, and then they are read.
-                os.ftruncate(old, start)
+                _shorten(old, start, syncs)
                 data = pipes.read(held)
                 if os.pread(new, held, start) != data:
                     _store(new, data, start)
                     changed = True
             else:
-                os.ftruncate(old, 0)
+                _shorten(old, 0, syncs)
                 return changed
     finally:
         pipes.close()

@@ -6,6 +6,8 @@
  * On fsdax, fallocate (XFS: all of it, ext4: a hole) and ftruncate wait until nobody has a page of the file
  * pinned. A write(2) whose buffer is a mapping of the very file it goes to has pinned some until we answer,
  * so what a write needs must not wait: there write(2) makes the file longer, a fault gives storage inside it.
+ * All else waits for PATIENCE at most (`change`): the kernel waits before it changes anything, and signals
+ * end that (dax_break_layout; ext4_break_layouts and xfs_break_dax_layouts before Linux 6.15).
  */
 #define _GNU_SOURCE
 #include "daxfs/native/own.h"
@@ -14,6 +16,8 @@
 #include <linux/fiemap.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -21,11 +25,15 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
 #define SYS_CACHESTAT 451		/* Linux 6.5; the headers are older */
 #define BYTES(pages) ((off_t)((pages) << DAXFS_PAGE_SHIFT))
+#define CUT (-1)			/* in place of a mode of fallocate(2): ftruncate(2) */
+#define MS INT64_C(1000000)
+#define PATIENCE (10 * MS)		/* for pinned pages, ns: the file's lock is held all the time */
 
 static uint64_t smaller(uint64_t a, uint64_t b)
 {
@@ -37,21 +45,100 @@ static uint64_t larger(uint64_t a, uint64_t b)
 	return a > b ? a : b;
 }
 
-static int falloc(int fd, int mode, off_t pos, off_t length)
+static int is_dax(int fd)
 {
-	int rc;
+	struct statx st;
 
+	return !statx(fd, "", AT_EMPTY_PATH, 0, &st) && st.stx_attributes & STATX_ATTR_DAX;
+}
+
+static void wake(int number)
+{
+	/* Nothing: it only makes a system call return EINTR. */
+	(void)number;
+}
+
+/* As transport.c has it, with which it is shared: whoever installs it first, it does nothing. */
+static void catch_wakes(void)
+{
+	struct sigaction sa = {.sa_handler = wake};
+
+	sigaction(SIGURG, &sa, NULL);
+}
+
+static int64_t monotonic(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000 * MS + now.tv_nsec;
+}
+
+/* From `until` on, SIGURG for this thread each millisecond: the first may come before the system call that it
+ * shall end. 0 or -errno. */
+struct alarm {
+	int64_t until;
+	int timer;			/* the kernel's number: before glibc 2.34 its own need librt */
+	sigset_t urgent, before;
+};
+
+static int alarm_begin(struct alarm *a)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGURG};
+	struct itimerspec when = {.it_value = {0, PATIENCE}, .it_interval = {0, MS}};
+
+	pthread_once(&once, catch_wakes);
+	event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+	if (syscall(SYS_timer_create, CLOCK_MONOTONIC, &event, &a->timer))
+		return -errno;
+	a->until = monotonic() + PATIENCE;
+	sigemptyset(&a->urgent);
+	sigaddset(&a->urgent, SIGURG);
+	pthread_sigmask(SIG_UNBLOCK, &a->urgent, &a->before);	/* native threads block it */
+	syscall(SYS_timer_settime, a->timer, 0, &when, NULL);
+	return 0;
+}
+
+static void alarm_end(struct alarm *a)
+{
+	struct timespec now = {0, 0};
+
+	/* In this order none is left that would end another system call. */
+	pthread_sigmask(SIG_BLOCK, &a->urgent, NULL);
+	syscall(SYS_timer_delete, a->timer);
+	while (sigtimedwait(&a->urgent, NULL, &now) > 0)
+		;
+	pthread_sigmask(SIG_SETMASK, &a->before, NULL);
+}
+
+/* fallocate(2), or with CUT ftruncate(2) to `pos`. -ETXTBSY: on fsdax, where somebody has a page of the file
+ * pinned, and still had after PATIENCE; nothing has changed then. */
+static int change(int fd, int syncs, int mode, off_t pos, off_t length)
+{
+	int rc, waits = syncs && is_dax(fd);	/* tmpfs is not asked */
+	struct alarm a;
+
+	if (waits && (rc = alarm_begin(&a)))
+		return rc;
 	do
-		rc = fallocate(fd, mode, pos, length);
-	while (rc && errno == EINTR);
-	return rc ? -errno : 0;
+		rc = (mode == CUT ? ftruncate(fd, pos) : fallocate(fd, mode, pos, length)) ? -errno : 0;
+	while (rc == -EINTR && !(waits && monotonic() >= a.until));
+	if (waits)
+		alarm_end(&a);
+	return rc == -EINTR ? -ETXTBSY : rc;
+}
+
+static int falloc(const struct own_range *o, int mode, off_t pos, off_t length)
+{
+	return change(o->fd, o->syncs, mode, pos, length);
 }
 
 /*
  * falloc() piece by piece, for what has no storage. XFS wants blocks for the whole length before it looks:
  * with none left it says ENOSPC though all of it, or most, has storage. FIEMAP tells which.
  */
-static int reserve_rest(int fd, off_t pos, off_t end)
+static int reserve_rest(const struct own_range *o, off_t pos, off_t end)
 {
 	struct {
 		struct fiemap map;
@@ -63,37 +150,30 @@ static int reserve_rest(int fd, off_t pos, off_t end)
 	while (pos < end && !rc) {
 		memset(&ask, 0, sizeof(ask));
 		ask.map = (struct fiemap){.fm_start = pos, .fm_length = end - pos, .fm_extent_count = 1};
-		if (ioctl(fd, FS_IOC_FIEMAP, &ask))
+		if (ioctl(o->fd, FS_IOC_FIEMAP, &ask))
 			return -ENOSPC;
 		at = ask.map.fm_mapped_extents ? (off_t)ask.extent[0].fe_logical : end;
 		if (at > pos)
-			rc = falloc(fd, FALLOC_FL_KEEP_SIZE, pos, at - pos);
+			rc = falloc(o, FALLOC_FL_KEEP_SIZE, pos, at - pos);
 		pos = at < end ? at + (off_t)ask.extent[0].fe_length : end;
 	}
 	return rc;
 }
 
 /* Storage for [pos, end); without FALLOC_FL_KEEP_SIZE the file is at least that long then. */
-static int allocate(int fd, int mode, off_t pos, off_t end)
+static int allocate(const struct own_range *o, int mode, off_t pos, off_t end)
 {
 	struct stat now;
-	int rc = falloc(fd, mode, pos, end - pos);
+	int rc = falloc(o, mode, pos, end - pos);
 
 	if (rc != -ENOSPC)
 		return rc;
-	rc = reserve_rest(fd, pos, end);
+	rc = reserve_rest(o, pos, end);
 	if (rc || mode & FALLOC_FL_KEEP_SIZE)
 		return rc;
-	if (fstat(fd, &now) || (now.st_size < end && ftruncate(fd, end)))
+	if (fstat(o->fd, &now))
 		return -errno;
-	return 0;
-}
-
-static int is_dax(int fd)
-{
-	struct statx st;
-
-	return !statx(fd, "", AT_EMPTY_PATH, 0, &st) && st.stx_attributes & STATX_ATTR_DAX;
+	return now.st_size < end ? falloc(o, CUT, end, 0) : 0;
 }
 
 /* Does fallocate wait for pinned pages? */
@@ -191,7 +271,8 @@ static int allocate_holes(struct filemap *f, uint64_t first, uint64_t last, int 
 		end = smaller(m.pgoff + m.len, last);
 		if (m.type != IOMAP_HOLE)
 			continue;
-		rc = waits ? fault_in(fd, BYTES(first), BYTES(end)) : allocate(fd, mode, BYTES(first), BYTES(end));
+		rc = waits ? fault_in(fd, BYTES(first), BYTES(end))
+			   : allocate(f->own, mode, BYTES(first), BYTES(end));
 	}
 	return rc;
 }
@@ -220,7 +301,7 @@ int own_reserve(struct filemap *f, uint64_t first, uint64_t last)
 {
 	struct own_range *o = f->own;
 	uint64_t inside = smaller(last, smaller(o->pages, o->room));	/* what has no address has no extent */
-	int rc = first < last ? allocate(o->fd, FALLOC_FL_KEEP_SIZE, BYTES(first), BYTES(last)) : 0;
+	int rc = first < last ? allocate(o, FALLOC_FL_KEEP_SIZE, BYTES(first), BYTES(last)) : 0;
 
 	if (!rc)
 		rc = synced(o);
@@ -273,9 +354,34 @@ int own_look(struct filemap *f, uint64_t first, uint64_t last)
 	return rc ? rc : 2;
 }
 
+int own_settle(int fd, int syncs)
+{
+	struct stat now;
+	int rc;
+
+	if (!syncs || !is_dax(fd))
+		return 0;
+	if (fstat(fd, &now))
+		return -errno;
+	rc = change(fd, syncs, CUT, now.st_size, 0);
+	if (!rc) {
+		/* Nothing was stored: the time of the last store through a mapping stays what it was. */
+		struct timespec times[2] = {now.st_atim, now.st_mtim};
+
+		rc = futimens(fd, times) ? -errno : 0;
+	}
+	return rc;
+}
+
+int own_shorten(int fd, int syncs, uint64_t size)
+{
+	return change(fd, syncs, CUT, (off_t)size, 0);
+}
+
 int own_resize(struct filemap *f, uint64_t pages)
 {
 	struct own_range *o = f->own;
+	struct stat now;
 	int rc;
 
 	if (pages < o->pages) {
@@ -283,11 +389,11 @@ int own_resize(struct filemap *f, uint64_t pages)
 		if (rc)
 			return rc;
 	}
-	do
-		rc = ftruncate(o->fd, BYTES(pages));
-	while (rc && errno == EINTR);
+	rc = falloc(o, CUT, BYTES(pages), 0);
+	if (rc == -ETXTBSY && !fstat(o->fd, &now))	/* an allocation that failed may have made it longer */
+		o->pages = (uint64_t)now.st_size >> DAXFS_PAGE_SHIFT;
 	if (rc)
-		return -errno;
+		return rc;
 	o->pages = pages;
 	own_note(o, "size", pages << DAXFS_PAGE_SHIFT, 0);
 	return 0;
@@ -299,7 +405,7 @@ static int zero_piece(const struct own_range *o, off_t pos, off_t end)
 	off_t data;
 
 	if (!o->syncs || !is_dax(o->fd))
-		return falloc(o->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, pos, end - pos);
+		return falloc(o, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, pos, end - pos);
 	end = (off_t)smaller((uint64_t)end, (uint64_t)BYTES(o->pages));
 	data = lseek(o->fd, pos & -(off_t)PAGE_SIZE, SEEK_DATA);
 	if (data < 0)
@@ -317,7 +423,7 @@ int own_punch(struct filemap *f, uint64_t pos, uint64_t end)
 	if (!rc && pos < end && pos >> DAXFS_PAGE_SHIFT == (end - 1) >> DAXFS_PAGE_SHIFT)
 		rc = zero_piece(f->own, (off_t)pos, (off_t)end);
 	else if (!rc && pos < end)
-		rc = falloc(f->own->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, (off_t)pos, (off_t)(end - pos));
+		rc = falloc(f->own, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, (off_t)pos, (off_t)(end - pos));
 	if (!rc && pos < end)
 		own_note(f->own, "zero", pos, end - pos);
 	return rc;

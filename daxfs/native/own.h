@@ -5,6 +5,10 @@
  *
  * The caller holds filemap.lock exclusively. No function stores data; each returns 0 or -errno and may be
  * called by any thread without the GIL. System calls that a signal ends are made again.
+ *
+ * -ETXTBSY on fsdax: somebody has a page of the file pinned, and as long as that is so the kernel frees, cuts
+ * and punches none (on XFS it gives no storage either). 10 ms are waited for that; then nothing of the file
+ * has changed, but that own_reserve may have got a part. SIGURG is taken, for the calling thread alone.
  */
 #ifndef DAXFS_OWN_H
 #define DAXFS_OWN_H
@@ -39,6 +43,12 @@ int own_learn(struct filemap *f, uint64_t first, uint64_t last, unsigned runs);
 int own_look(struct filemap *f, uint64_t first, uint64_t last);
 /* The range's file has so many pages. What was behind is gone, what is new reads as zeros. Not synced. */
 int own_resize(struct filemap *f, uint64_t pages);
+/* Before what needs a cut of the file later: -ETXTBSY where that would have to wait now; nothing elsewhere
+ * than on fsdax. It is a cut to the present size, as the kernel has no question that changes nothing: what
+ * storage there was behind the end of the file is gone after it. `syncs` as of an own_range. */
+int own_settle(int fd, int syncs);
+/* own_resize for a file that is no FileMap's: cut it to `size` bytes. */
+int own_shorten(int fd, int syncs, uint64_t size);
 /* The bytes [pos, end) read as zeros: whole pages lose their storage. Not synced. */
 int own_punch(struct filemap *f, uint64_t pos, uint64_t end);
 /* Bytes of the range's file, also where no extent is. The shared lock is enough. 0 or -errno. */

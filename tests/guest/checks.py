@@ -4,7 +4,6 @@
 Each makes its own region, unless it says otherwise, and takes it away; an AssertionError is its verdict.
 """
 
-import ctypes
 import errno
 import fcntl
 import inspect
@@ -518,62 +517,6 @@ def revoke() -> None:
         assert able == 6 * MIB or KIND.startswith("ext4"), able
 
 
-def pinned() -> None:
-    """A write that has the file's own mapping for a buffer pins its pages until it is answered; what it
-    makes the daemon do to the file below must not wait for that: behind the end, into a hole, past a gap.
-    What others have pinned a truncate waits for, and their bytes stay what they were.
-    """
-    with region() as one:
-        mounts.set_dax(one.path)
-        data = os.urandom(8192)
-        path = one.path / "file"
-        path.write_bytes(data)
-        with open(path, "r+b", buffering=0) as file, mmap.mmap(file.fileno(), 8192) as memory:
-            fd, view = file.fileno(), memoryview(memory)
-            assert os.pwrite(fd, view[:4096], 4196) == 4096
-            assert os.pwrite(fd, view[:4096], 10 * 4096 + 1) == 4096
-            os.ftruncate(fd, 16 * MIB)
-            late = memory[100:8192]
-            assert os.pwrite(fd, view[100:8192], 5 * MIB) == 8092
-            assert os.preadv(fd, [view[4096:]], 0) == 4096
-            view.release()
-            assert memory[:] == data[:4096] * 2
-        stored = path.read_bytes()
-        assert stored[4096:8292] == data[:4096] + data[3996:4096]
-        assert stored[8292 : 10 * 4096 + 1] == bytes(10 * 4096 + 1 - 8292)
-        assert stored[10 * 4096 + 1 :][:4096] == data[:4096]
-        assert stored[5 * MIB :][:8192] == late + bytes(100) and len(stored) == 16 * MIB
-        _pinned_by_others(one.path / "piped")
-
-
-def _pinned_by_others(path: Path) -> None:
-    """A pipe has pinned a page of a mapping, by vmsplice(2); another program cuts the file."""
-    data = os.urandom(8192)
-    path.write_bytes(data)
-    reads, writes = os.pipe()
-    with open(path, "r+b", buffering=0) as file, mmap.mmap(file.fileno(), 8192) as memory:
-        assert memory[:] == data
-        at = ctypes.c_char.from_buffer(memory, 4096)
-        piece = (ctypes.c_void_p * 2)(ctypes.addressof(at), 4096)  # struct iovec
-        assert ctypes.CDLL(None).vmsplice(writes, piece, 1, 0) == 4096
-        del at
-        # From here to the read nothing is asked of the mount: it may have to wait (docs/status.md).
-        running, waits = [], []
-        for words in (["truncate", "-s", "4096", path], ["touch", path.with_name("other")]):
-            running.append(subprocess.Popen(words))
-            try:
-                running[-1].wait(6)
-            except subprocess.TimeoutExpired:
-                waits.append(words[0])
-        print("waited for the pipe:", waits)
-        assert "truncate" in waits
-        assert os.read(reads, 4096) == data[4096:]
-        assert [program.wait(20) for program in running] == [0, 0]
-    assert path.read_bytes() == data[:4096]
-    os.close(reads)
-    os.close(writes)
-
-
 def _halves() -> list[list[str]]:
     """POSIX_AREAS in two parts that take about as long."""
     weight = Counter()
@@ -680,7 +623,7 @@ def after_cut() -> None:
     _remove()
 
 
-CHECKS = (doctor, source, files, direct, tracked, marks, table, revoke, pinned, posix, load_until_cut,
+CHECKS = (doctor, source, files, direct, tracked, marks, table, revoke, posix, load_until_cut,
           after_cut)
 
 

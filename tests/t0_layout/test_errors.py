@@ -12,6 +12,7 @@ from daxfs import errors as E
 DEFAULTS = {
     E.DaxfsError: errno.EIO, E.SourceError: errno.EINVAL, E.FormatError: errno.EINVAL,
     E.CorruptError: errno.EUCLEAN, E.UsageError: errno.EINVAL, E.PoisonError: errno.EIO,
+    E.PinnedError: errno.ETXTBSY,
 }  # fmt: skip
 
 
