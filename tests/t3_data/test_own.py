@@ -346,3 +346,31 @@ def test_the_table_of_ranges_does_not_grow_once_it_is_mounted(io):
     node = create(io, b"f")
     io.write(node, 0, noise(PAGE))
     assert node.map.own.pfn and len(io.fs.region.table) == ranges_there == 2
+
+
+# Somebody opens the range in the one moment in which we have a lease on it.
+LEASE_IS_BROKEN = """
+import fcntl, os, sys
+from daxfs.meta import own
+
+def breaks(fd, command, argument, real=fcntl.fcntl):
+    out = real(fd, command, argument)
+    if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_WRLCK):
+        try:
+            os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)
+        except BlockingIOError:
+            print("broken", end=" ", flush=True)
+    return out
+
+fcntl.fcntl = breaks
+print(own.is_shared(os.open(sys.argv[1], os.O_RDWR)))
+"""
+
+
+def test_an_open_of_a_range_that_is_being_asked_about_kills_nobody(io):
+    """The kernel tells who has the lease by a signal: SIGIO, by itself, would end the daemon."""
+    node = create(io, b"f")
+    path = range_path(io, node)
+    io.release(node)
+    done = subprocess.run([sys.executable, "-P", "-c", LEASE_IS_BROKEN, path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "broken False\n"), done
