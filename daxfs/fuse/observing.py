@@ -24,7 +24,7 @@ from .._flush import FLUSH_KINDS, GRANULARITIES
 from .._iomap import POISONED
 from ..errors import fail
 from ..fault import _handler, _observe
-from ..fault.observer import SLOT, SLOTS, Descriptor, Look, Piece, Process
+from ..fault.observer import SLOTS, Descriptor, Look, Piece, Process, Progress
 from ..layout import MAX_FILE_SIZE
 from ..meta import own
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
@@ -411,18 +411,18 @@ def _copy(pid: int, number: int) -> Descriptor:
     return Descriptor(fd)
 
 
-def _copy_progress(pid: int, number: int) -> Descriptor:
-    """The memfd that is descriptor *number* of the thread *pid*. EINVAL unless it can be read at any time
-    from now on: no other file has seals, and to read this one waits for nobody.
+def _copy_progress(pid: int, number: int) -> Progress:
+    """The memfd that is descriptor *number* of the thread *pid*. EINVAL unless it can be reached at any time
+    from now on: no other file has seals; one of huge pages could not be unmapped as it was mapped.
     """
     copy = _copy(pid, number)
     try:
-        good = fcntl.fcntl(copy.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-        if good and len(os.pread(copy.fd, SLOT.size, (SLOTS - 1) * SLOT.size)) == SLOT.size:
-            return copy
-    except OSError as error:
-        raise fail(errno.EINVAL, f"descriptor {number}: {error.strerror}") from None
-    raise fail(errno.EINVAL, f"descriptor {number} is no memfd of that size, sealed against shrinking")
+        sealed = fcntl.fcntl(copy.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        if sealed and os.fstatvfs(copy.fd).f_bsize == PAGE_SIZE:
+            return Progress(copy.fd)
+    except (OSError, ValueError) as error:  # ValueError: it is too short
+        raise fail(errno.EINVAL, f"descriptor {number}: {error}") from None
+    raise fail(errno.EINVAL, f"descriptor {number} is no memfd that is sealed against shrinking")
 
 
 def _copy_uffd(pid: int, number: int) -> Descriptor:

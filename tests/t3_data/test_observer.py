@@ -17,7 +17,7 @@ from test_own import range_path
 
 from daxfs._iomap import COARSE, OBSERVED
 from daxfs.fault import _observe, observer
-from daxfs.fault.observer import Descriptor, Look, Observer, Piece, Process
+from daxfs.fault.observer import Descriptor, Look, Observer, Piece, Process, Progress
 
 needs_kernel = pytest.mark.skipif(not _observe.available(), reason="no PAGEMAP_SCAN or PROCMAP_QUERY")
 HUGE, PAGES = 1 << 21, 1024
@@ -397,13 +397,14 @@ class Counted:
         self.process, self.slot = case.process(pid), slot
         fd = os.memfd_create("progress")
         os.ftruncate(fd, PAGE)
-        self.process.progress = Descriptor(fd)
+        self.process.progress = Progress(fd)
+        self.memfd = Descriptor(fd)
         piece = Piece(AT, AT + SIZE, 0)
         case.observer.observe(self.process, case.node.ino, 3, piece, slot=slot)
 
     def counts(self) -> tuple[int, int]:
         """(taking, flushed) of struct daxfs_progress."""
-        return struct.unpack("=2Q", os.pread(self.process.progress.fd, 16, self.slot * 64 + 16))
+        return struct.unpack("=2Q", os.pread(self.memfd.fd, 16, self.slot * 64 + 16))
 
 
 def test_clients_see_what_is_taken_and_not_flushed(case):
@@ -420,7 +421,7 @@ def test_clients_see_what_is_taken_and_not_flushed(case):
     assert one.counts() == (3, 1)  # the one before it is not done
     seen.paid(debt)
     assert one.counts() == other.counts() == (3, 3)
-    assert os.pread(one.process.progress.fd, PAGE, 0).count(0) == PAGE - 2
+    assert os.pread(one.memfd.fd, PAGE, 0).count(0) == PAGE - 2
 
 
 def test_a_look_that_goes_on_by_itself_is_owed(case):
