@@ -152,12 +152,16 @@ class Observing:
 
         ESRCH, EINVAL; EBUSY: it takes long.
         """
-        known = dict(self.observer.processes)
-        where = pid, known, piece, self.operations.device, ino
-        found = await self._in_thread(_check, *where, uffd, user, memfd)
-        if found is None:
-            raise fail(errno.EBUSY, f"process {pid}: its address space can't be looked at")
-        return found
+        while True:
+            known = dict(self.observer.processes)
+            where = pid, known, piece, self.operations.device, ino
+            found = await self._in_thread(_check, *where, uffd, user, memfd)
+            if found is None:
+                raise fail(errno.EBUSY, f"process {pid}: its address space can't be looked at")
+            # Else another thread of it was quicker, with another file: it is known by now, and is looked for anew.
+            group = found[0].pid
+            if self.observer.processes.get(group) is known.get(group):
+                return found
 
     async def forget(self, fh: int, pid: int, data: bytes) -> None:
         number, address, length, dirty, pad = FORGET_IN.unpack(data)
