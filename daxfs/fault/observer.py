@@ -59,11 +59,11 @@ class Descriptor:
 
 
 class Progress:
-    """The memfd *fd* in which a client and we count write-backs (struct daxfs_progress). OSError: no such one.
+    """The memfd *fd* in which a client and we count write-backs (struct daxfs_progress). OSError, ValueError.
 
-    Mapped, for write(2) waits for the file's lock, which a client keeps as long as it likes: by a write of its
-    own from a page that nobody provides. And reached through our own /proc, which says by an error what an
-    instruction says by SIGBUS: that a page was punched out and can't be had again.
+    Mapped, for write(2) waits for the file's lock, which a client keeps as long as it likes: by a write of
+    its own from a page that nobody provides. And reached through our own /proc, which says by an error what
+    an instruction says by SIGBUS: that a page was punched out and can't be had again.
     """
 
     _ours = -1  # a descriptor of our memory

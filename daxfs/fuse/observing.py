@@ -158,7 +158,7 @@ class Observing:
             found = await self._in_thread(_check, *where, uffd, user, memfd)
             if found is None:
                 raise fail(errno.EBUSY, f"process {pid}: its address space can't be looked at")
-            # Else another thread of it was quicker, with another file: it is known by now, and is looked for anew.
+            # Else another thread of it was quicker, with another file, and the process is known by now.
             group = found[0].pid
             if self.observer.processes.get(group) is known.get(group):
                 return found
@@ -345,9 +345,9 @@ class Observing:
 def _group_of(pid: int) -> int:
     """The process of a thread. ESRCH."""
     try:
-        with open(f"/proc/{pid}/status") as file:
+        with open(f"/proc/{pid}/status", "rb") as file:  # with its name, which may be any bytes
             for line in file:
-                if line.startswith("Tgid:"):
+                if line.startswith(b"Tgid:"):
                     return int(line.split()[1])
     except (FileNotFoundError, ProcessLookupError):
         pass

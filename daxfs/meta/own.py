@@ -131,8 +131,8 @@ def is_shared(fd: int) -> bool:
 
     A lease says so exactly: the kernel gives one for writing only to who alone has the file open.
     """
-    # Who opens it in the moment of the lease has the kernel send us a signal: one that does nothing by itself,
-    # where the usual SIGIO would end us.
+    # Who opens it in the moment of the lease has the kernel send us a signal: one that does nothing by
+    # itself, where the usual SIGIO would end us.
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)

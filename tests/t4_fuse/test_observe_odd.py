@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Observed mappings of programs that do what libdaxfs does not: threads beside each other, odd names, many pieces."""
+"""Observed mappings of programs that do what libdaxfs does not: two threads at once, odd names."""
 
-import contextlib
 import os
 import re
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import mounts
 import pytest
-from test_observe import HUGE, KERNEL, LIBC, MIB, PAGE, SIZE, Syncs, forget, observe, refused, registered
+from test_observe import HUGE, KERNEL, MIB, SIZE, Syncs, forget, observe, registered
+
+from daxfs.fuse.handler import group_check
 
 pytestmark = [pytest.mark.mount,
               pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
@@ -45,7 +48,7 @@ def test_a_process_that_observes_two_files_at_once_is_one(mount, path, syncs):
         files = [one.fileno(), two.fileno()]
         with registered(files[0], HUGE) as (uffd, first), registered(files[1], HUGE) as (uffd2, second):
             places = [(files[0], uffd, first), (files[1], uffd2, second)]
-            for _ in range(30):
+            for _ in range(12):
                 numbers, begin = {}, threading.Barrier(2)
 
                 def add(fd, uffd, address, numbers=numbers, begin=begin):
@@ -57,7 +60,25 @@ def test_a_process_that_observes_two_files_at_once_is_one(mount, path, syncs):
                     thread.start()
                 for thread in threads:
                     thread.join()
-                assert syncs.stat()["mappings"] == 2 and syncs.stat()["clients"] == 1
+                now = syncs.stat()
+                assert (now["mappings"], now["clients"]) == (2, 1)
                 for fd, _, address in places:
                     forget(fd, numbers[address], address, HUGE)
     other.unlink()
+
+
+def test_a_process_whose_name_is_no_text(path, syncs):
+    comm = Path("/proc/self/comm")
+    before, groups = comm.read_bytes(), os.getgroups()
+    comm.write_bytes(b"\xff")
+    try:
+        with open(path, "r+b") as file, registered(file.fileno(), HUGE) as (uffd, address):
+            number = observe(file.fileno(), uffd=uffd, address=address, length=HUGE)
+            assert syncs.stat()["mappings"] == 1
+            forget(file.fileno(), number, address, HUGE)
+        os.setgroups([54321])
+        in_group = group_check(SimpleNamespace(pid=os.getpid(), gid=1))
+        assert in_group(54321) and in_group(1) and not in_group(2)
+    finally:
+        os.setgroups(groups)
+        comm.write_bytes(before)

@@ -150,7 +150,7 @@ def test_a_memfd_that_could_go_away_is_refused(mount, path, bad):
 
 @contextlib.contextmanager
 def writing(fd: int):
-    """A write(2) to *fd* that does not end, and has the lock of its file: nobody provides the buffer's page."""
+    """A write(2) to *fd* that does not end, and has the file's lock: nobody provides its buffer's page."""
     missing, room = uffd.create(), mmap.mmap(-1, PAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(room))
     uffd.register(missing, address, PAGE, uffd.MISSING)
