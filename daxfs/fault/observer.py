@@ -40,6 +40,7 @@ from ._observe import HUGE, Found, span
 log = logging.getLogger(__name__)
 
 MOST, MOST_EACH = 65536, 4096  # mappings: of the mount, of one process
+MOST_PARTS = 8192  # pieces and doubts of one process's mappings
 PROT_WRITE = 2
 SLOT, SLOTS = struct.Struct("=2Q48x"), 64  # struct daxfs_progress, the client's half, and how many
 OURS = struct.Struct("=2Q")  # and ours, behind its two words
@@ -94,6 +95,15 @@ class Process:
         self.progress: Progress | None = None
         self.counts: dict[int, list[int]] = {}  # slot: ours, struct daxfs_progress
         self.mappings: dict[int, Mapping] = {}
+        self.parts = 0  # at least as many as `are_many` counts
+
+    def are_many(self) -> bool:
+        """Before one of its mappings is split once more: whether there are too many parts of them."""
+        self.parts += 2
+        if self.parts <= MOST_PARTS:
+            return False
+        self.parts = sum(len(one.pieces) + len(one.doubts) for one in self.mappings.values())
+        return self.parts > MOST_PARTS // 2  # else not counted again so soon
 
     def count(self, slot: int, taking: int = 0, flushed: int = 0) -> None:
         """Add to what a client reads of us."""
@@ -367,10 +377,21 @@ class Observer:
         return mapping.id
 
     def forget(self, mapping: Mapping, start: int, end: int, dirty: bool) -> None:
-        """A part of a mapping goes. *dirty*: it may have been stored to. EINVAL: no part of it."""
+        """A part of a mapping goes. *dirty*: it may have been stored to. EINVAL: no part of it.
+
+        Where a process has had its mappings cut into very many pieces this one is observed no more. With
+        fault=user, whose faults somebody has to answer, the part stays instead: ENOSPC.
+        """
         parts = [part for piece in mapping.pieces if (part := piece.part(start, end))]
         if sum(part.end - part.start for part in parts) != end - start:
             raise fail(errno.EINVAL, "not a piece of that mapping")
+        if mapping.process.are_many():
+            error = fail(errno.ENOSPC, f"process {mapping.process.pid}: too many pieces of mappings")
+            if mapping.user:
+                raise error
+            mapping.file.give_up(error)
+            self._lose(mapping)
+            return
         for part in parts:
             self._cut(mapping, part, dirty and mapping.stores)
             huge = mapping.stores and not mapping.user  # what the handler maps are single pages

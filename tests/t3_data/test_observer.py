@@ -455,6 +455,35 @@ def test_who_closes_owes_nothing(case):
     assert client.counts() == (2, 2)
 
 
+def test_a_mapping_in_very_many_pieces_is_observed_no_more(case, monkeypatch):
+    """Each piece costs memory and time here; a program can make as many as it has pages."""
+    monkeypatch.setattr(observer, "MOST_PARTS", 64, raising=False)
+    process = case.process()
+    other = case.observe(process, AT + 4 * HUGE, 1, 1)
+    mapping = case.observer.mappings[case.observe(process)]
+    for page in range(1, PAGES, 2):
+        if mapping.id in case.observer.mappings:
+            case.observer.forget(mapping, AT + page * PAGE, AT + (page + 1) * PAGE, False)
+        assert len(mapping.pieces) + len(mapping.doubts) <= 66
+    assert list(case.observer.mappings) == [other]
+    assert case.node.map.state & COARSE and case.fsync() == PAGES  # so that nothing is lost
+
+
+def test_a_mapping_of_the_handler_stays_in_its_pieces(case, monkeypatch):
+    """Who would answer its faults?"""
+    monkeypatch.setattr(observer, "MOST_PARTS", 64, raising=False)
+    seen = case.observer
+    seen.handler = Handler(busy=False)
+    piece = Piece(AT, AT + SIZE, 0)
+    number = seen.observe(case.process(), case.node.ino, 3, piece, handled=lambda number: None)
+    mapping = seen.mappings[number]
+    with pytest.raises(OSError) as caught:
+        for page in range(1, PAGES, 2):
+            seen.forget(mapping, AT + page * PAGE, AT + (page + 1) * PAGE, False)
+    assert caught.value.errno == errno.ENOSPC and len(mapping.pieces) == 33
+    assert not case.node.map.state & COARSE
+
+
 class Handler:
     """A handler of which a fault of a client that was killed is still being answered."""
 
