@@ -16,6 +16,7 @@ import logging
 import os
 import resource
 import struct
+import threading
 from collections import Counter
 
 import trio
@@ -116,7 +117,7 @@ class Observing:
             raise fail(errno.EIO)
         return self.operations.handles[fh]
 
-    def _handling(self, node, process: Process, copy: Descriptor, piece: Piece, flags: int):
+    def _handling(self, node, process: Process, copy: "_Userfaultfd", piece: Piece, flags: int):
         """What has the handler answer the faults of a mapping, given its number."""
         observer = self.observer
         if observer.handler is None:
@@ -126,7 +127,7 @@ class Observing:
 
         def begin(number: int) -> None:
             self._spoil()  # before another thread of the process faults there
-            observer.handler.add(process.key, os.dup(copy.fd), number, piece.start, piece.end - piece.start,
+            observer.handler.add(process.key, copy.take(), number, piece.start, piece.end - piece.start,
                                  piece.offset >> PAGE_SHIFT, node.map, not flags & OBSERVE_PTE, process.pid)
 
         return begin
@@ -148,7 +149,7 @@ class Observing:
         return number
 
     async def _checked(self, pid: int, ino: int, piece: Piece, uffd: int, user: bool, memfd: int):
-        """(the process that asks, a copy of its *uffd* or None), if the mapping is there as it says.
+        """(the process that asks; *user*: a copy of its *uffd*), if the mapping is there as it says.
 
         ESRCH, EINVAL; EBUSY: it takes long.
         """
@@ -365,7 +366,7 @@ def _our_pid(pid: int) -> int:
 
 def _check(pid: int, known: dict[int, Process], piece: Piece, device: int, ino: int, uffd: int, user: bool,
            memfd: int):  # fmt: skip
-    """(the process of thread *pid*, of the *known* ones or a new one, a copy of *uffd* or None), if it has
+    """(the process of thread *pid*, of the *known* ones or a new one; *user*: a copy of *uffd*), if it has
     *piece* of that file mapped, registered for asynchronous write protection or, *user*, not for that. Its
     ``progress`` is a copy of *memfd* then, unless that is -1. ESRCH, EINVAL.
     """
@@ -380,7 +381,7 @@ def _check(pid: int, known: dict[int, Process], piece: Piece, device: int, ino: 
         raise fail(errno.EINVAL, "not registered as that mode of faults needs it")
     if memfd >= 0 and process.progress is None:
         process.progress = _copy_progress(pid, memfd)
-    return process, _copy_uffd(pid, uffd) if uffd >= 0 else None
+    return process, _copy_uffd(pid, uffd, user) if uffd >= 0 else None
 
 
 def _is_async(process: Process, piece: Piece) -> bool:
@@ -406,32 +407,58 @@ def _meet(group: int, pid: int) -> Process:
         raise fail(errno.ESRCH, f"process {pid} can't be looked at") from None
 
 
-def _copy(pid: int, number: int) -> Descriptor:
-    """Descriptor *number* of the thread *pid*. EINVAL where it is none."""
+class _Userfaultfd:
+    """A copy of a client's. To close the last one waits for the client's mmap lock: a thread does it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int):
+        self.fd = fd
+
+    def take(self) -> int:
+        """Somebody else closes it."""
+        fd, self.fd = self.fd, -1
+        return fd
+
+    def __del__(self):
+        if self.fd >= 0:
+            threading.Thread(target=os.close, args=(self.fd,), daemon=True).start()
+
+
+@contextlib.contextmanager
+def _copied(pid: int, number: int):
+    """Descriptor *number* of the thread *pid*, for a while. EINVAL where it is none.
+
+    Whatever file that is: to close it may wait for whoever serves its file system. So it is closed here,
+    before an exception takes this frame along to the thread that serves the mount.
+    """
     thread = Descriptor(os.pidfd_open(pid, os.O_EXCL))  # PIDFD_THREAD: threads may have other descriptors
     fd = _libc.syscall(_PIDFD_GETFD, thread.fd, number, 0)
     if fd < 0:
         raise fail(errno.EINVAL, f"descriptor {number}: {os.strerror(ctypes.get_errno())}")
-    return Descriptor(fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _copy_progress(pid: int, number: int) -> Progress:
     """The memfd that is descriptor *number* of the thread *pid*. EINVAL unless it can be reached at any time
     from now on: no other file has seals; one of huge pages could not be unmapped as it was mapped.
     """
-    copy = _copy(pid, number)
-    try:
-        sealed = fcntl.fcntl(copy.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-        if sealed and os.fstatvfs(copy.fd).f_bsize == PAGE_SIZE:
-            return Progress(copy.fd)
-    except (OSError, ValueError) as error:  # ValueError: it is too short
-        raise fail(errno.EINVAL, f"descriptor {number}: {error}") from None
+    with _copied(pid, number) as fd:
+        try:
+            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+            if sealed and os.fstatvfs(fd).f_bsize == PAGE_SIZE:
+                return Progress(fd)
+        except (OSError, ValueError) as error:  # ValueError: it is too short
+            raise fail(errno.EINVAL, f"descriptor {number}: {error}") from None
     raise fail(errno.EINVAL, f"descriptor {number} is no memfd that is sealed against shrinking")
 
 
-def _copy_uffd(pid: int, number: int) -> Descriptor:
-    """The userfaultfd that is descriptor *number* of the thread *pid*. EINVAL where it is none."""
-    copy = _copy(pid, number)
-    if os.readlink(f"/proc/self/fd/{copy.fd}") != _UFFD:
-        raise fail(errno.EINVAL, f"descriptor {number} is no userfaultfd")
-    return copy
+def _copy_uffd(pid: int, number: int, keep: bool) -> _Userfaultfd | None:
+    """The userfaultfd that is descriptor *number* of the thread *pid*, to *keep*. EINVAL where it is none."""
+    with _copied(pid, number) as fd:
+        if os.readlink(f"/proc/self/fd/{fd}") != _UFFD:
+            raise fail(errno.EINVAL, f"descriptor {number} is no userfaultfd")
+        return _Userfaultfd(os.dup(fd)) if keep else None

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Observed mappings of programs that do what libdaxfs does not: two threads at once, odd names."""
+"""Observed mappings of programs that do what libdaxfs does not: two threads at once, odd names and files."""
 
+import errno
 import os
 import re
+import select
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +16,13 @@ import mounts
 import pytest
 from test_observe import HUGE, KERNEL, MIB, SIZE, Syncs, forget, observe, registered
 
+from daxfs.fuse import control
 from daxfs.fuse.handler import group_check
 
 pytestmark = [pytest.mark.mount,
               pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
+
+TESTS = os.pathsep.join(str(Path(__file__).parents[n]) for n in (0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +90,44 @@ def test_a_process_whose_name_is_no_text(path, syncs):
     finally:
         os.setgroups(groups)
         comm.write_bytes(before)
+
+
+# Observes a page of a file (1), and names a file of a silent mount (3) as its userfaultfd, or memfd (2).
+NAMES_A_FILE = """
+import mmap, os, sys
+from test_observe import observe, registered
+fd, bad = os.open(sys.argv[1], os.O_RDWR), os.open(sys.argv[3], os.O_RDWR)
+with registered(fd, mmap.PAGESIZE) as (uffd, address):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    names = {"uffd": bad} if sys.argv[2] == "uffd" else {"uffd": uffd, "progress": bad, "flags": 2}
+    try:
+        observe(fd, address=address, length=mmap.PAGESIZE, **names)
+    except OSError as error:
+        print(error.errno, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("where", ["uffd", "progress"])
+def test_a_descriptor_whose_close_hangs_stops_nobody(path, syncs, where):
+    """The daemon takes a copy of whatever the client names, and closes what is of no use to it."""
+    answering = control.mount_of(str(path.parent))
+    with mounts.MountedRegion(32 * MIB, transport="dev") as silent:
+        silent.mount()
+        (silent.path / "f").write_bytes(b"f")
+        words = [sys.executable, "-c", NAMES_A_FILE, path, where, silent.path / "f"]
+        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                 cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": TESTS})
+        try:
+            assert child.stdout.readline() == "ready\n"
+            os.kill(silent.pid, signal.SIGSTOP)
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert select.select([child.stdout], [], [], 15)[0], "no answer"
+            assert int(child.stdout.readline()) in (errno.EINVAL, errno.EBUSY)
+            for _ in range(3):  # by then what was raised for it is forgotten
+                control.ask_mount(answering, {"get": "stat"}, timeout=5)
+        finally:
+            os.kill(silent.pid, signal.SIGCONT)
+            child.communicate("\n")
