@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import mounts
 import pytest
-from test_observe import HUGE, KERNEL, MIB, SIZE, Syncs, forget, observe, registered
+from test_observe import HUGE, KERNEL, MIB, PAGE, SIZE, Syncs, forget, observe, registered
 
+from daxfs.fault import _handler
 from daxfs.fuse import control
 from daxfs.fuse.handler import group_check
 
@@ -109,25 +110,79 @@ with registered(fd, mmap.PAGESIZE) as (uffd, address):
 """
 
 
+# Observes a page of a file (1) with fault=user, and closes its userfaultfd: the daemon's copy is the last.
+# Whoever closes that waits for the mmap lock. munmap of a page that is dirty on a silent mount (2) has it.
+HAS_ITS_MMAP_LOCK = """
+import ctypes, mmap, os, sys, threading, time
+import uffd
+from test_observe import forget, observe
+fd, other = os.open(sys.argv[1], os.O_RDWR), os.open(sys.argv[2], os.O_RDWR)
+page = uffd.Mapping(fd, mmap.PAGESIZE)
+faults = uffd.create("missing_shmem", "minor_shmem", "wp_hugetlbfs_shmem", "wp_unpopulated")
+uffd.register(faults, page.address, page.length, uffd.MISSING | uffd.WP | uffd.MINOR)
+number = observe(fd, mode=2, uffd=faults, address=page.address, length=page.length)
+os.close(faults)
+cached = uffd.Mapping(other, mmap.PAGESIZE)
+cached.view[0] = 7
+print("ready", flush=True)
+sys.stdin.readline()
+threading.Thread(target=cached.close).start()
+time.sleep(0.5)
+print("forgets", flush=True)
+forget(fd, number, page.address, page.length)
+print("forgot", flush=True)
+sys.stdin.readline()
+"""
+
+
+class Child:
+    """A program that hangs once the daemon of *silent* is stopped, which is done here."""
+
+    def __init__(self, silent, text: str, *words):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", text, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": TESTS})  # fmt: skip
+        self.silent = silent
+
+    def __enter__(self):
+        assert self.line() == "ready"
+        os.kill(self.silent.pid, signal.SIGSTOP)
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self
+
+    def line(self) -> str:
+        assert select.select([self.process.stdout], [], [], 15)[0], "no answer"
+        return self.process.stdout.readline().strip()
+
+    def __exit__(self, *_):
+        os.kill(self.silent.pid, signal.SIGCONT)
+        self.process.communicate("\n")
+
+
+@pytest.fixture
+def silent():
+    """A mount with a file, of which the daemon answers nothing more as soon as a Child is at work."""
+    with mounts.MountedRegion(32 * MIB, transport="dev") as made:
+        made.mount()
+        (made.path / "f").write_bytes(bytes(PAGE))
+        yield made
+
+
 @pytest.mark.parametrize("where", ["uffd", "progress"])
-def test_a_descriptor_whose_close_hangs_stops_nobody(path, syncs, where):
+def test_a_descriptor_whose_close_hangs_stops_nobody(path, silent, where):
     """The daemon takes a copy of whatever the client names, and closes what is of no use to it."""
     answering = control.mount_of(str(path.parent))
-    with mounts.MountedRegion(32 * MIB, transport="dev") as silent:
-        silent.mount()
-        (silent.path / "f").write_bytes(b"f")
-        words = [sys.executable, "-c", NAMES_A_FILE, path, where, silent.path / "f"]
-        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                 cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": TESTS})
-        try:
-            assert child.stdout.readline() == "ready\n"
-            os.kill(silent.pid, signal.SIGSTOP)
-            child.stdin.write("\n")
-            child.stdin.flush()
-            assert select.select([child.stdout], [], [], 15)[0], "no answer"
-            assert int(child.stdout.readline()) in (errno.EINVAL, errno.EBUSY)
-            for _ in range(3):  # by then what was raised for it is forgotten
-                control.ask_mount(answering, {"get": "stat"}, timeout=5)
-        finally:
-            os.kill(silent.pid, signal.SIGCONT)
-            child.communicate("\n")
+    with Child(silent, NAMES_A_FILE, path, where, silent.path / "f") as child:
+        assert int(child.line()) in (errno.EINVAL, errno.EBUSY)
+        for _ in range(3):  # by then what was raised for it is forgotten
+            control.ask_mount(answering, {"get": "stat"}, timeout=5)
+
+
+@pytest.mark.skipif(not _handler.available(), reason="no fault=user on this kernel")
+def test_a_client_that_has_its_mmap_lock_stops_nobody(path, silent):
+    answering = control.mount_of(str(path.parent))
+    with Child(silent, HAS_ITS_MMAP_LOCK, path, silent.path / "f") as child:
+        assert child.line() == "forgets"
+        assert child.line() == "forgot"
+        control.ask_mount(answering, {"get": "stat"}, timeout=5)
