@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Observed mappings of programs that do what libdaxfs does not: two threads at once, odd names and files."""
 
+import contextlib
 import errno
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,13 +137,28 @@ sys.stdin.readline()
 """
 
 
-class Child:
-    """A program that hangs once the daemon of *silent* is stopped, which is done here."""
+class Program:
+    """A child of Python that says a line now and then."""
 
-    def __init__(self, silent, text: str, *words):
+    def __init__(self, text: str, *words):
         self.process = subprocess.Popen(
             [sys.executable, "-c", text, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": TESTS})  # fmt: skip
+
+    def line(self) -> str:
+        assert select.select([self.process.stdout], [], [], 15)[0], "no answer"
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class Child(Program):
+    """One that hangs once the daemon of *silent* is stopped, which is done here."""
+
+    def __init__(self, silent, text: str, *words):
+        super().__init__(text, *words)
         self.silent = silent
 
     def __enter__(self):
@@ -150,10 +167,6 @@ class Child:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self
-
-    def line(self) -> str:
-        assert select.select([self.process.stdout], [], [], 15)[0], "no answer"
-        return self.process.stdout.readline().strip()
 
     def __exit__(self, *_):
         os.kill(self.silent.pid, signal.SIGCONT)
@@ -186,3 +199,39 @@ def test_a_client_that_has_its_mmap_lock_stops_nobody(path, silent):
         assert child.line() == "forgets"
         assert child.line() == "forgot"
         control.ask_mount(answering, {"get": "stat"}, timeout=5)
+
+
+# Observes a page of a file (1) with fault=user and stores there. "blocks": reads of its userfaultfd wait.
+BLOCKS = """
+import fcntl, mmap, os, sys
+import uffd
+from test_observe import observe
+fd = os.open(sys.argv[1], os.O_RDWR)
+page = uffd.Mapping(fd, mmap.PAGESIZE)
+faults = uffd.create("missing_shmem", "minor_shmem", "wp_hugetlbfs_shmem", "wp_unpopulated")
+uffd.register(faults, page.address, page.length, uffd.MISSING | uffd.WP | uffd.MINOR)
+observe(fd, mode=2, uffd=faults, address=page.address, length=page.length)
+if sys.argv[2] == "blocks":
+    fcntl.fcntl(faults, fcntl.F_SETFL, fcntl.fcntl(faults, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+page.view[0] = 7
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(not _handler.available(), reason="no fault=user on this kernel")
+def test_a_client_whose_userfaultfd_blocks_stops_nobody(mount, path):
+    """The flags are the open file's: the client can change them behind the daemon's back."""
+    with contextlib.ExitStack() as children:
+        for what in ("blocks", "stores", "stores"):
+            child = Program(BLOCKS, path, what)
+            children.callback(child.end)
+            assert child.line() == "ready"
+        before = cpu_seconds(mount.pid)
+        time.sleep(1)
+        assert cpu_seconds(mount.pid) - before < 0.5, "nobody asks, and the daemon is busy"
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
