@@ -22,7 +22,7 @@ from collections import Counter
 import trio
 
 from .._flush import FLUSH_KINDS, GRANULARITIES
-from .._iomap import POISONED
+from .._iomap import POISONED, FileMap
 from ..errors import fail
 from ..fault import _handler, _observe
 from ..fault.observer import SLOTS, Descriptor, Look, Piece, Process, Progress
@@ -69,6 +69,7 @@ class Observing:
         self.threads = trio.CapacityLimiter(_THREADS)
         self.turns: dict[int, trio.Lock] = {}
         self.waiting: Counter[int] = Counter()
+        self.writing: set[FileMap] = set()  # whose handled mappings a thread is writing back
         self.nursery: trio.Nursery | None = None
         self.watched: dict[Process, trio.CancelScope] = {}
         operations.fs.poison.healed = self._healed
@@ -243,13 +244,22 @@ class Observing:
         fmap = self.observer.writes_back(ino)
         if fmap is None:
             return
+        done = False
         try:
             fmap.own.learn(fmap, 0, 0)  # so that the range has an address
-            done = await self._in_thread(self.observer.handler.write_back, fmap) is not None
+            if fmap not in self.writing:  # else that one does not come back: nor would another one
+                done = await self._in_thread(self._write_back_now, fmap) is not None
         except OSError as error:
             log.warning("inode %d: %s", ino, error)
-            done = False
         self.observer.wrote_back(ino, fmap, done)
+
+    def _write_back_now(self, fmap: FileMap) -> int:
+        """In a thread."""
+        self.writing.add(fmap)
+        try:
+            return self.observer.handler.write_back(fmap)
+        finally:
+            self.writing.discard(fmap)
 
     # -- poison, and no storage (fault=user) ----------------------------------------------------
 

@@ -19,7 +19,7 @@ import pytest
 from test_observe import HUGE, KERNEL, MIB, PAGE, SIZE, Syncs, forget, observe, registered
 
 from daxfs.fault import _handler
-from daxfs.fuse import control
+from daxfs.fuse import control, observing
 from daxfs.fuse.handler import group_check
 
 pytestmark = [pytest.mark.mount,
@@ -238,3 +238,29 @@ def test_a_client_whose_userfaultfd_blocks_stops_nobody(mount, path):
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# Stores to a page of a file (1), observed with fault=user, and keeps its mmap lock: something is mapped over
+# a page that is dirty on a silent mount (2).
+KEEPS_ITS_MMAP_LOCK = HAS_ITS_MMAP_LOCK.partition("os.close(faults)")[0] + """
+page.view[0] = 7
+cached = uffd.Mapping(other, mmap.PAGESIZE)
+cached.view[0] = 7
+print("ready", flush=True)
+sys.stdin.readline()
+cached._map(cached.address, cached.length, 3, 0x32, -1)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(not _handler.available(), reason="no fault=user on this kernel")
+def test_fsync_waits_once_for_a_client_that_keeps_its_mmap_lock(path, silent, syncs):
+    """Not each time, with one more thread: there are 64 for all files."""
+    with Child(silent, KEEPS_ITS_MMAP_LOCK, path, silent.path / "f"):
+        time.sleep(0.5)
+        took = []
+        for _ in range(3):
+            begin = time.monotonic()
+            os.fsync(syncs.fd)
+            took.append(time.monotonic() - begin)
+        assert took[0] > observing.PATIENCE - 1 > max(took[1:]), took
