@@ -6,6 +6,7 @@ Limits: the daemon does it, asked over its control socket; who has what is looke
 
 import errno
 import json
+import os
 
 import click
 
@@ -73,5 +74,6 @@ def _show(report: dict) -> None:
             click.echo(f"{title}: inode {one['ino']}{why}")
             for user in one["users"]:
                 size = f", {show_size(user['bytes'])}" if user["bytes"] else ""
-                click.echo(f"  pid {user['pid']} ({user['command']}): {user['path']}: "
+                path = os.fsencode(user["path"]).decode(errors="backslashreplace")
+                click.echo(f"  pid {user['pid']} ({user['command']}): {path}: "
                            f"{' and '.join(user['how'])}{size}")

@@ -18,11 +18,12 @@ fuse/observing.py. All but `Look.run` is the metadata thread's. Who may observe 
 """
 
 import contextlib
+import ctypes
 import errno
 import itertools
 import logging
+import mmap
 import os
-import select
 import struct
 import time
 from collections import Counter
@@ -39,6 +40,7 @@ from ._observe import HUGE, Found, span
 log = logging.getLogger(__name__)
 
 MOST, MOST_EACH = 65536, 4096  # mappings: of the mount, of one process
+MOST_PARTS = 8192  # pieces and doubts of one process's mappings
 PROT_WRITE = 2
 SLOT, SLOTS = struct.Struct("=2Q48x"), 64  # struct daxfs_progress, the client's half, and how many
 OURS = struct.Struct("=2Q")  # and ours, behind its two words
@@ -57,6 +59,31 @@ class Descriptor:
         os.close(self.fd)
 
 
+class Progress:
+    """The memfd *fd* in which a client and we count write-backs (struct daxfs_progress). OSError, ValueError.
+
+    Mapped, for write(2) waits for the file's lock, which a client keeps as long as it likes: by a write of
+    its own from a page that nobody provides. And reached through our own /proc, which says by an error what
+    an instruction says by SIGBUS: that a page was punched out and can't be had again.
+    """
+
+    _ours = -1  # a descriptor of our memory
+
+    def __init__(self, fd: int):
+        if Progress._ours < 0:
+            Progress._ours = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+        self._memory = mmap.mmap(fd, SLOTS * SLOT.size)  # it keeps a descriptor of its own
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+    def theirs(self, slot: int) -> tuple[int, int]:
+        """(begun, ended) of a slot. OSError."""
+        return SLOT.unpack(os.pread(self._ours, SLOT.size, self._address + slot * SLOT.size))
+
+    def says(self, slot: int, counts) -> None:
+        """Ours, (taking, flushed). OSError."""
+        os.pwrite(self._ours, OURS.pack(*counts), self._address + slot * SLOT.size + OURS.size)
+
+
 class Process:
     """A client: one address space. *pid*: of its thread group; others are Descriptors. ``key``: unique."""
 
@@ -65,23 +92,27 @@ class Process:
     def __init__(self, pid: int, pidfd: Descriptor, maps: Descriptor, pagemap: Descriptor):
         self.key = next(self._keys)
         self.pid, self.pidfd, self.maps, self.pagemap = pid, pidfd, maps, pagemap
-        self.progress: Descriptor | None = None  # of the memfd in which it, and we, count write-backs
+        self.progress: Progress | None = None
         self.counts: dict[int, list[int]] = {}  # slot: ours, struct daxfs_progress
         self.mappings: dict[int, Mapping] = {}
+        self.parts = 0  # at least as many as `are_many` counts
+
+    def are_many(self) -> bool:
+        """Before one of its mappings is split once more: whether there are too many parts of them."""
+        self.parts += 2
+        if self.parts <= MOST_PARTS:
+            return False
+        self.parts = sum(len(one.pieces) + len(one.doubts) for one in self.mappings.values())
+        return self.parts > MOST_PARTS // 2  # else not counted again so soon
 
     def count(self, slot: int, taking: int = 0, flushed: int = 0) -> None:
         """Add to what a client reads of us."""
         counts = self.counts.setdefault(slot, [0, 0])
         counts[0] += taking
         counts[1] += flushed
-        # One that has sealed it against us harms itself alone.
+        # One that has taken the page away harms itself alone.
         with contextlib.suppress(OSError):
-            os.pwrite(self.progress.fd, OURS.pack(*counts), slot * SLOT.size + OURS.size)
-
-    def has_ended(self) -> bool:
-        poll = select.poll()
-        poll.register(self.pidfd.fd, select.POLLIN)
-        return bool(poll.poll(0))
+            self.progress.says(slot, counts)
 
 
 @dataclass(frozen=True)
@@ -232,7 +263,7 @@ class Look:
                 continue
             where = process, mapping.slot
             if where not in slots:
-                slots[where] = _has_written_back(process.progress.fd, mapping.slot, until)
+                slots[where] = _has_written_back(process.progress, mapping.slot, until)
             if not slots[where]:
                 self.unsure.append(mapping)
 
@@ -253,15 +284,15 @@ class Look:
         return span(maps, *where) is not None
 
 
-def _has_written_back(progress: int, slot: int, until: float) -> bool:
+def _has_written_back(progress: Progress, slot: int, until: float) -> bool:
     """Whether the write-back that had begun ends before *until*. One at a time uses a slot."""
     try:
-        begun, ended = SLOT.unpack(os.pread(progress, SLOT.size, slot * SLOT.size))
+        begun, ended = progress.theirs(slot)
         while (ended - begun) % (1 << 64) >> 63:
             if time.monotonic() >= until:
                 return False
             time.sleep(0.0005)
-            _, ended = SLOT.unpack(os.pread(progress, SLOT.size, slot * SLOT.size))
+            _, ended = progress.theirs(slot)
     except (OSError, struct.error):
         return False
     return True
@@ -346,10 +377,21 @@ class Observer:
         return mapping.id
 
     def forget(self, mapping: Mapping, start: int, end: int, dirty: bool) -> None:
-        """A part of a mapping goes. *dirty*: it may have been stored to. EINVAL: no part of it."""
+        """A part of a mapping goes. *dirty*: it may have been stored to. EINVAL: no part of it.
+
+        Where a process has had its mappings cut into very many pieces this one is observed no more. With
+        fault=user, whose faults somebody has to answer, the part stays instead: ENOSPC.
+        """
         parts = [part for piece in mapping.pieces if (part := piece.part(start, end))]
         if sum(part.end - part.start for part in parts) != end - start:
             raise fail(errno.EINVAL, "not a piece of that mapping")
+        if mapping.process.are_many():
+            error = fail(errno.ENOSPC, f"process {mapping.process.pid}: too many pieces of mappings")
+            if mapping.user:
+                raise error
+            mapping.file.give_up(error)
+            self._lose(mapping)
+            return
         for part in parts:
             self._cut(mapping, part, dirty and mapping.stores)
             huge = mapping.stores and not mapping.user  # what the handler maps are single pages

@@ -9,26 +9,22 @@ thread that serves the mount: a process that waits for us may hold what reading 
 
 import os
 
+from .users import Key, mappings
+
 
 def mappers(device: int, ino: int, openers: set[int], path: str = "/proc") -> list[int]:
     """The pids of those who have inode *ino* of the file system *device* (st_dev) mapped.
 
     *openers*: the threads that have opened it. A process with one of them that may not be looked at counts.
     """
-    number = f"{os.major(device):02x}:{os.minor(device):02x}"
     pids = [pid for pid in os.listdir(path) if pid.isdigit()]
-    return [int(pid) for pid in pids if _maps(f"{path}/{pid}", number, ino, openers)]
+    return [int(pid) for pid in pids if _has_mapped(f"{path}/{pid}", (device, ino), openers)]
 
 
-def _maps(process: str, device: str, ino: int, openers: set[int]) -> bool:
+def _has_mapped(process: str, file: Key, openers: set[int]) -> bool:
     try:
-        with open(f"{process}/maps", "rb") as file:
-            for line in file:
-                fields = line.split(maxsplit=5)
-                if int(fields[4]) == ino and fields[3].decode() == device:
-                    return True
+        return any(key == file for key, *_ in mappings(process))
     except (FileNotFoundError, ProcessLookupError):
         return False  # it has ended
     except PermissionError:
         return any(os.path.isdir(f"{process}/task/{thread}") for thread in openers)
-    return False

@@ -16,15 +16,16 @@ import logging
 import os
 import resource
 import struct
+import threading
 from collections import Counter
 
 import trio
 
 from .._flush import FLUSH_KINDS, GRANULARITIES
-from .._iomap import POISONED
+from .._iomap import POISONED, FileMap
 from ..errors import fail
 from ..fault import _handler, _observe
-from ..fault.observer import SLOT, SLOTS, Descriptor, Look, Piece, Process
+from ..fault.observer import SLOTS, Descriptor, Look, Piece, Process, Progress
 from ..layout import MAX_FILE_SIZE
 from ..meta import own
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
@@ -68,6 +69,7 @@ class Observing:
         self.threads = trio.CapacityLimiter(_THREADS)
         self.turns: dict[int, trio.Lock] = {}
         self.waiting: Counter[int] = Counter()
+        self.writing: set[FileMap] = set()  # whose handled mappings a thread is writing back
         self.nursery: trio.Nursery | None = None
         self.watched: dict[Process, trio.CancelScope] = {}
         operations.fs.poison.healed = self._healed
@@ -116,7 +118,7 @@ class Observing:
             raise fail(errno.EIO)
         return self.operations.handles[fh]
 
-    def _handling(self, node, process: Process, copy: Descriptor, piece: Piece, flags: int):
+    def _handling(self, node, process: Process, copy: "_Userfaultfd", piece: Piece, flags: int):
         """What has the handler answer the faults of a mapping, given its number."""
         observer = self.observer
         if observer.handler is None:
@@ -126,7 +128,7 @@ class Observing:
 
         def begin(number: int) -> None:
             self._spoil()  # before another thread of the process faults there
-            observer.handler.add(process.key, os.dup(copy.fd), number, piece.start, piece.end - piece.start,
+            observer.handler.add(process.key, copy.take(), number, piece.start, piece.end - piece.start,
                                  piece.offset >> PAGE_SHIFT, node.map, not flags & OBSERVE_PTE, process.pid)
 
         return begin
@@ -148,16 +150,20 @@ class Observing:
         return number
 
     async def _checked(self, pid: int, ino: int, piece: Piece, uffd: int, user: bool, memfd: int):
-        """(the process that asks, a copy of its *uffd* or None), if the mapping is there as it says.
+        """(the process that asks; *user*: a copy of its *uffd*), if the mapping is there as it says.
 
         ESRCH, EINVAL; EBUSY: it takes long.
         """
-        known = dict(self.observer.processes)
-        where = pid, known, piece, self.operations.device, ino
-        found = await self._in_thread(_check, *where, uffd, user, memfd)
-        if found is None:
-            raise fail(errno.EBUSY, f"process {pid}: its address space can't be looked at")
-        return found
+        while True:
+            known = dict(self.observer.processes)
+            where = pid, known, piece, self.operations.device, ino
+            found = await self._in_thread(_check, *where, uffd, user, memfd)
+            if found is None:
+                raise fail(errno.EBUSY, f"process {pid}: its address space can't be looked at")
+            # Else another thread of it was quicker, with another file, and the process is known by now.
+            group = found[0].pid
+            if self.observer.processes.get(group) is known.get(group):
+                return found
 
     async def forget(self, fh: int, pid: int, data: bytes) -> None:
         number, address, length, dirty, pad = FORGET_IN.unpack(data)
@@ -238,13 +244,22 @@ class Observing:
         fmap = self.observer.writes_back(ino)
         if fmap is None:
             return
+        done = False
         try:
             fmap.own.learn(fmap, 0, 0)  # so that the range has an address
-            done = await self._in_thread(self.observer.handler.write_back, fmap) is not None
+            if fmap not in self.writing:  # else that one does not come back: nor would another one
+                done = await self._in_thread(self._write_back_now, fmap) is not None
         except OSError as error:
             log.warning("inode %d: %s", ino, error)
-            done = False
         self.observer.wrote_back(ino, fmap, done)
+
+    def _write_back_now(self, fmap: FileMap) -> int:
+        """In a thread."""
+        self.writing.add(fmap)
+        try:
+            return self.observer.handler.write_back(fmap)
+        finally:
+            self.writing.discard(fmap)
 
     # -- poison, and no storage (fault=user) ----------------------------------------------------
 
@@ -341,9 +356,9 @@ class Observing:
 def _group_of(pid: int) -> int:
     """The process of a thread. ESRCH."""
     try:
-        with open(f"/proc/{pid}/status") as file:
+        with open(f"/proc/{pid}/status", "rb") as file:  # with its name, which may be any bytes
             for line in file:
-                if line.startswith("Tgid:"):
+                if line.startswith(b"Tgid:"):
                     return int(line.split()[1])
     except (FileNotFoundError, ProcessLookupError):
         pass
@@ -361,7 +376,7 @@ def _our_pid(pid: int) -> int:
 
 def _check(pid: int, known: dict[int, Process], piece: Piece, device: int, ino: int, uffd: int, user: bool,
            memfd: int):  # fmt: skip
-    """(the process of thread *pid*, of the *known* ones or a new one, a copy of *uffd* or None), if it has
+    """(the process of thread *pid*, of the *known* ones or a new one; *user*: a copy of *uffd*), if it has
     *piece* of that file mapped, registered for asynchronous write protection or, *user*, not for that. Its
     ``progress`` is a copy of *memfd* then, unless that is -1. ESRCH, EINVAL.
     """
@@ -376,7 +391,7 @@ def _check(pid: int, known: dict[int, Process], piece: Piece, device: int, ino: 
         raise fail(errno.EINVAL, "not registered as that mode of faults needs it")
     if memfd >= 0 and process.progress is None:
         process.progress = _copy_progress(pid, memfd)
-    return process, _copy_uffd(pid, uffd) if uffd >= 0 else None
+    return process, _copy_uffd(pid, uffd, user) if uffd >= 0 else None
 
 
 def _is_async(process: Process, piece: Piece) -> bool:
@@ -402,32 +417,58 @@ def _meet(group: int, pid: int) -> Process:
         raise fail(errno.ESRCH, f"process {pid} can't be looked at") from None
 
 
-def _copy(pid: int, number: int) -> Descriptor:
-    """Descriptor *number* of the thread *pid*. EINVAL where it is none."""
+class _Userfaultfd:
+    """A copy of a client's. To close the last one waits for the client's mmap lock: a thread does it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int):
+        self.fd = fd
+
+    def take(self) -> int:
+        """Somebody else closes it."""
+        fd, self.fd = self.fd, -1
+        return fd
+
+    def __del__(self):
+        if self.fd >= 0:
+            threading.Thread(target=os.close, args=(self.fd,), daemon=True).start()
+
+
+@contextlib.contextmanager
+def _copied(pid: int, number: int):
+    """Descriptor *number* of the thread *pid*, for a while. EINVAL where it is none.
+
+    Whatever file that is: to close it may wait for whoever serves its file system. So it is closed here,
+    before an exception takes this frame along to the thread that serves the mount.
+    """
     thread = Descriptor(os.pidfd_open(pid, os.O_EXCL))  # PIDFD_THREAD: threads may have other descriptors
     fd = _libc.syscall(_PIDFD_GETFD, thread.fd, number, 0)
     if fd < 0:
         raise fail(errno.EINVAL, f"descriptor {number}: {os.strerror(ctypes.get_errno())}")
-    return Descriptor(fd)
-
-
-def _copy_progress(pid: int, number: int) -> Descriptor:
-    """The memfd that is descriptor *number* of the thread *pid*. EINVAL unless it can be read at any time
-    from now on: no other file has seals, and to read this one waits for nobody.
-    """
-    copy = _copy(pid, number)
     try:
-        good = fcntl.fcntl(copy.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-        if good and len(os.pread(copy.fd, SLOT.size, (SLOTS - 1) * SLOT.size)) == SLOT.size:
-            return copy
-    except OSError as error:
-        raise fail(errno.EINVAL, f"descriptor {number}: {error.strerror}") from None
-    raise fail(errno.EINVAL, f"descriptor {number} is no memfd of that size, sealed against shrinking")
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def _copy_uffd(pid: int, number: int) -> Descriptor:
-    """The userfaultfd that is descriptor *number* of the thread *pid*. EINVAL where it is none."""
-    copy = _copy(pid, number)
-    if os.readlink(f"/proc/self/fd/{copy.fd}") != _UFFD:
-        raise fail(errno.EINVAL, f"descriptor {number} is no userfaultfd")
-    return copy
+def _copy_progress(pid: int, number: int) -> Progress:
+    """The memfd that is descriptor *number* of the thread *pid*. EINVAL unless it can be reached at any time
+    from now on: no other file has seals; one of huge pages could not be unmapped as it was mapped.
+    """
+    with _copied(pid, number) as fd:
+        try:
+            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+            if sealed and os.fstatvfs(fd).f_bsize == PAGE_SIZE:
+                return Progress(fd)
+        except (OSError, ValueError) as error:  # ValueError: it is too short
+            raise fail(errno.EINVAL, f"descriptor {number}: {error}") from None
+    raise fail(errno.EINVAL, f"descriptor {number} is no memfd that is sealed against shrinking")
+
+
+def _copy_uffd(pid: int, number: int, keep: bool) -> _Userfaultfd | None:
+    """The userfaultfd that is descriptor *number* of the thread *pid*, to *keep*. EINVAL where it is none."""
+    with _copied(pid, number) as fd:
+        if os.readlink(f"/proc/self/fd/{fd}") != _UFFD:
+            raise fail(errno.EINVAL, f"descriptor {number} is no userfaultfd")
+        return _Userfaultfd(os.dup(fd)) if keep else None

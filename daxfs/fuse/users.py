@@ -34,7 +34,7 @@ def users_of(wanted: dict[Key, int], without=()) -> dict[int, list[User]]:
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) not in without:
             pid = int(entry)
-            for key, path, size in _maps(pid):
+            for key, path, size in _mapped(pid):
                 if key in wanted:
                     user = found.setdefault((wanted[key], pid), User(pid, _command(pid), path))
                     user.mapped, user.bytes = True, user.bytes + size
@@ -47,20 +47,23 @@ def users_of(wanted: dict[Key, int], without=()) -> dict[int, list[User]]:
     return out
 
 
-def _maps(pid: int):
-    """((device, inode), path, bytes) of each mapping of a file."""
+def mappings(process: str):
+    """((device, inode), path, bytes) of each mapping of a file in *process*, its folder in /proc. OSError."""
+    with open(f"{process}/maps", "rb") as file:
+        for line in file:
+            fields = line.rstrip(b"\n").split(None, 5)
+            if fields[4] != b"0":
+                major, minor = fields[3].split(b":")
+                start, end = fields[0].split(b"-")
+                key = os.makedev(int(major, 16), int(minor, 16)), int(fields[4])
+                yield key, os.fsdecode(fields[5]) if len(fields) > 5 else "", int(end, 16) - int(start, 16)
+
+
+def _mapped(pid: int) -> list:
     try:
-        with open(f"/proc/{pid}/maps", "rb") as file:
-            lines = file.readlines()
+        return list(mappings(f"/proc/{pid}"))
     except OSError:
-        return  # it has ended, or is not ours to look at
-    for line in lines:
-        fields = line.rstrip(b"\n").split(None, 5)
-        if len(fields) > 4 and fields[4] != b"0":
-            major, minor = fields[3].split(b":")
-            start, end = fields[0].split(b"-")
-            key = os.makedev(int(major, 16), int(minor, 16)), int(fields[4])
-            yield key, os.fsdecode(fields[5]) if len(fields) > 5 else "", int(end, 16) - int(start, 16)
+        return []  # it has ended, or is not ours to look at
 
 
 def _open_files(pid: int, devices: set[int]):
@@ -72,7 +75,7 @@ def _open_files(pid: int, devices: set[int]):
         return
     for name in names:
         try:
-            with open(f"/proc/{pid}/fdinfo/{name}") as file:
+            with open(f"/proc/{pid}/fdinfo/{name}", errors="replace") as file:
                 info = dict(line.split(":", 1) for line in file if line.startswith(("mnt_id:", "ino:")))
             device = mounts.get(int(info["mnt_id"]))
             if device is not None and "ino" in info:
@@ -88,10 +91,10 @@ def _mounts(pid: int, devices: set[int]) -> dict[int, int]:
     """
     out = {}
     try:
-        with open(f"/proc/{pid}/mountinfo") as file:
+        with open(f"/proc/{pid}/mountinfo", "rb") as file:  # paths are any bytes
             for line in file:
                 number, _, device = line.split(None, 3)[:3]
-                major, minor = device.split(":")
+                major, minor = device.split(b":")
                 if os.makedev(int(major), int(minor)) in devices:
                     out[int(number)] = os.makedev(int(major), int(minor))
     except OSError:
@@ -101,7 +104,8 @@ def _mounts(pid: int, devices: set[int]) -> dict[int, int]:
 
 def _command(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/comm") as file:
+        # A program may call itself anything.
+        with open(f"/proc/{pid}/comm", errors="backslashreplace") as file:
             return file.read().rstrip("\n")
     except OSError:
         return "?"

@@ -21,6 +21,7 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import stat
 
 from .. import layout as L
@@ -134,6 +135,9 @@ def is_shared(fd: int) -> bool:
 
     A lease says so exactly: the kernel gives one for writing only to who alone has the file open.
     """
+    # Who opens it in the moment of the lease has the kernel send us a signal: one that does nothing by
+    # itself, where the usual SIGIO would end us.
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError:
@@ -279,6 +283,20 @@ def shorten(node) -> None:
 
 
 @contextlib.contextmanager
+def _cut_if_it_fails(fs, node):
+    """Around a change of the size: where it fails the range ends again where the file does.
+
+    Not where a crash may replay the record with the larger size: that must not find a shorter range.
+    """
+    try:
+        yield
+    except BaseException:
+        if not fs.journal.doubt:
+            shorten(node)
+        raise
+
+
+@contextlib.contextmanager
 def together(fs):
     """Around what changes an inode and its range's times: native threads show neither half of it.
 
@@ -305,15 +323,13 @@ def _truncate(fs, node, size: int, now: int, changes) -> None:
         range_.settle(node.map)
     if size > old:
         cut(node)
-        range_.resize(node.map, pages_of(size))
-        zero_behind(node, size)
-        # Orders the longer range, and zeros behind the old end, before the record with the new size.
-        range_.sync()
-    try:
+    with _cut_if_it_fails(fs, node):
+        if size > old:
+            range_.resize(node.map, pages_of(size))
+            zero_behind(node, size)
+            # Orders the longer range, and zeros behind the old end, before the record with the new size.
+            range_.sync()
         _record(fs, node, size, now, changes)
-    except BaseException:
-        shorten(node)
-        raise
     if size < old:
         # After the record: a crash in between leaves a range that is longer than its inode.
         _punch(node, size, pages_of(size) << PAGE_SHIFT)
@@ -368,16 +384,13 @@ def _allocate(fs, node, pos: int, end: int, zero: bool, keep: bool, now: int) ->
         first = pages_of(pos)
         extent.forget_dirty(node, first, max((end >> PAGE_SHIFT) - first, 0))
     range_.reserve(node.map, pos >> PAGE_SHIFT, pages_of(end))
-    if size > old:
-        range_.resize(node.map, pages_of(size))
-        zero_behind(node, size)
-    # Orders storage, zeros and the longer range before the record with the new size.
-    range_.sync()
-    try:
+    with _cut_if_it_fails(fs, node):
+        if size > old:
+            range_.resize(node.map, pages_of(size))
+            zero_behind(node, size)
+        # Orders storage, zeros and the longer range before the record with the new size.
+        range_.sync()
         _record(fs, node, size, now, given=(pages_of(pos), end >> PAGE_SHIFT) if zero else (0, 0))
-    except BaseException:
-        shorten(node)
-        raise
 
 
 # -- attributes ----------------------------------------------------------------------------

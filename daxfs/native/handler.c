@@ -17,6 +17,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "daxfs/native/handler_clients.h"
@@ -425,6 +426,21 @@ static void take_fault(struct handler *h, struct handler_queue *q, const struct 
 	DAXFS_COUNT(h->stats.busy, -1);
 }
 
+/* A fault's message of q, if there is one: never waits. O_NONBLOCK is the open file's, so the client can take
+ * it away. Then poll(2) says EPOLLERR, at once and for ever, until it is set again. */
+static int next_message(const struct handler_queue *q, uint32_t events, struct uffd_msg *m)
+{
+	struct iovec to = {m, sizeof(*m)};
+	ssize_t n;
+
+	if (events & EPOLLERR)
+		fcntl(q->fd, F_SETFL, fcntl(q->fd, F_GETFL) | O_NONBLOCK);
+	n = preadv2(q->fd, &to, 1, -1, RWF_NOWAIT);
+	if (n < 0 && errno == EOPNOTSUPP)	/* before Linux 6.10 */
+		n = read(q->fd, m, sizeof(*m));
+	return n == sizeof(*m) && m->event == UFFD_EVENT_PAGEFAULT;
+}
+
 static void *work(void *arg)
 {
 	struct handler *h = arg;
@@ -442,7 +458,7 @@ static void *work(void *arg)
 		if (!q)
 			continue;
 		/* One at a time: the next one is for the next thread. */
-		if (read(q->fd, &m, sizeof(m)) == sizeof(m) && m.event == UFFD_EVENT_PAGEFAULT)
+		if (next_message(q, event.events, &m))
 			take_fault(h, q, &m, rows);
 		handler_leave_queue(h, q);
 	}

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -215,6 +216,30 @@ static int is_same(int a, int b)
 	return syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, (unsigned long)a, (unsigned long)b) == 0;
 }
 
+static void *close_one(void *fd)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, NULL);
+	close((int)(intptr_t)fd);
+	return NULL;
+}
+
+/* The last close of a userfaultfd waits for the client's mmap lock, and the client may have closed his own: so
+ * neither the thread that serves the mount does it, nor is it done under handler.lock. */
+static void close_uffd(int fd)
+{
+	pthread_attr_t alone;
+	pthread_t thread;
+
+	pthread_attr_init(&alone);
+	pthread_attr_setdetachstate(&alone, PTHREAD_CREATE_DETACHED);
+	if (pthread_create(&thread, &alone, close_one, (void *)(intptr_t)fd))
+		close(fd);
+	pthread_attr_destroy(&alone);
+}
+
 /* fd is among the queues of c, and closed where it was already. Under handler.lock. */
 static int add_queue(struct handler *h, struct handler_client *c, int fd)
 {
@@ -224,9 +249,13 @@ static int add_queue(struct handler *h, struct handler_client *c, int fd)
 
 	for (q = c->queue; q && !is_same(q->fd, fd); q = q->next)
 		n++;
-	if (q || n == HANDLER_QUEUES) {
-		close(fd);
-		return q ? 0 : -EMFILE;
+	if (q) {
+		close(fd);	/* not the last: that queue has one */
+		return 0;
+	}
+	if (n == HANDLER_QUEUES) {
+		close_uffd(fd);
+		return -EMFILE;
 	}
 	flags = fcntl(fd, F_GETFL);
 	q = calloc(1, sizeof(*q));
@@ -241,7 +270,7 @@ static int add_queue(struct handler *h, struct handler_client *c, int fd)
 fail:
 	flags = q ? -errno : -ENOMEM;
 	free(q);
-	close(fd);
+	close_uffd(fd);
 	return flags;
 }
 
@@ -249,7 +278,7 @@ static void close_queue(struct handler *h, struct handler_queue *q)
 {
 	/* By hand: the client has the file open, so that to close our number does not take it out. */
 	epoll_ctl(h->epoll, EPOLL_CTL_DEL, q->fd, NULL);
-	close(q->fd);
+	close_uffd(q->fd);
 	free(q);
 }
 
@@ -305,7 +334,7 @@ int handler_add(struct handler *h, uint64_t key, int fd, uint64_t id, uint64_t s
 	int err;
 
 	if (!p || !is_userfaultfd(fd)) {
-		close(fd);
+		close_uffd(fd);
 		err = p ? -EINVAL : -ENOMEM;
 		free(p);
 		return err;
@@ -318,7 +347,7 @@ int handler_add(struct handler *h, uint64_t key, int fd, uint64_t id, uint64_t s
 		c = new_client(h, key);
 	p->file = hold_file(h, f);
 	if (!c || !p->file || overlaps(c, p->start, p->end)) {
-		close(fd);
+		close_uffd(fd);
 		err = c && p->file ? -EEXIST : -ENOMEM;
 	} else {
 		err = add_queue(h, c, fd);

@@ -17,7 +17,7 @@ from test_own import range_path
 
 from daxfs._iomap import COARSE, OBSERVED
 from daxfs.fault import _observe, observer
-from daxfs.fault.observer import Descriptor, Look, Observer, Piece, Process
+from daxfs.fault.observer import Descriptor, Look, Observer, Piece, Process, Progress
 
 needs_kernel = pytest.mark.skipif(not _observe.available(), reason="no PAGEMAP_SCAN or PROCMAP_QUERY")
 HUGE, PAGES = 1 << 21, 1024
@@ -397,13 +397,14 @@ class Counted:
         self.process, self.slot = case.process(pid), slot
         fd = os.memfd_create("progress")
         os.ftruncate(fd, PAGE)
-        self.process.progress = Descriptor(fd)
+        self.process.progress = Progress(fd)
+        self.memfd = Descriptor(fd)
         piece = Piece(AT, AT + SIZE, 0)
         case.observer.observe(self.process, case.node.ino, 3, piece, slot=slot)
 
     def counts(self) -> tuple[int, int]:
         """(taking, flushed) of struct daxfs_progress."""
-        return struct.unpack("=2Q", os.pread(self.process.progress.fd, 16, self.slot * 64 + 16))
+        return struct.unpack("=2Q", os.pread(self.memfd.fd, 16, self.slot * 64 + 16))
 
 
 def test_clients_see_what_is_taken_and_not_flushed(case):
@@ -420,7 +421,7 @@ def test_clients_see_what_is_taken_and_not_flushed(case):
     assert one.counts() == (3, 1)  # the one before it is not done
     seen.paid(debt)
     assert one.counts() == other.counts() == (3, 3)
-    assert os.pread(one.process.progress.fd, PAGE, 0).count(0) == PAGE - 2
+    assert os.pread(one.memfd.fd, PAGE, 0).count(0) == PAGE - 2
 
 
 def test_a_look_that_goes_on_by_itself_is_owed(case):
@@ -452,6 +453,35 @@ def test_who_closes_owes_nothing(case):
     client.process.count(5, taking=1)
     seen.owes_still(case.node.ino, debt)
     assert client.counts() == (2, 2)
+
+
+def test_a_mapping_in_very_many_pieces_is_observed_no_more(case, monkeypatch):
+    """Each piece costs memory and time here; a program can make as many as it has pages."""
+    monkeypatch.setattr(observer, "MOST_PARTS", 64, raising=False)
+    process = case.process()
+    other = case.observe(process, AT + 4 * HUGE, 1, 1)
+    mapping = case.observer.mappings[case.observe(process)]
+    for page in range(1, PAGES, 2):
+        if mapping.id in case.observer.mappings:
+            case.observer.forget(mapping, AT + page * PAGE, AT + (page + 1) * PAGE, False)
+        assert len(mapping.pieces) + len(mapping.doubts) <= 66
+    assert list(case.observer.mappings) == [other]
+    assert case.node.map.state & COARSE and case.fsync() == PAGES  # so that nothing is lost
+
+
+def test_a_mapping_of_the_handler_stays_in_its_pieces(case, monkeypatch):
+    """Who would answer its faults?"""
+    monkeypatch.setattr(observer, "MOST_PARTS", 64, raising=False)
+    seen = case.observer
+    seen.handler = Handler(busy=False)
+    piece = Piece(AT, AT + SIZE, 0)
+    number = seen.observe(case.process(), case.node.ino, 3, piece, handled=lambda number: None)
+    mapping = seen.mappings[number]
+    with pytest.raises(OSError) as caught:
+        for page in range(1, PAGES, 2):
+            seen.forget(mapping, AT + page * PAGE, AT + (page + 1) * PAGE, False)
+    assert caught.value.errno == errno.ENOSPC and len(mapping.pieces) == 33
+    assert not case.node.map.state & COARSE
 
 
 class Handler:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Files in ranges of their own: the machine of packed files, and programs that store behind our back."""
 
+import errno
 import mmap
 import os
 import signal
@@ -19,6 +20,7 @@ from test_file_io import NAMES, NOISE, Files, lengths, near
 from daxfs import layout as L
 from daxfs._iomap import COARSE
 from daxfs.data import ranges
+from daxfs.errors import fail
 from daxfs.meta import attr, fallocate, namespace, own
 
 MADV_REMOVE = 9
@@ -346,3 +348,70 @@ def test_the_table_of_ranges_does_not_grow_once_it_is_mounted(io):
     node = create(io, b"f")
     io.write(node, 0, noise(PAGE))
     assert node.map.own.pfn and len(io.fs.region.table) == ranges_there == 2
+
+
+def _grows(io, node, how: str) -> None:
+    """To six pages; it fails."""
+    with pytest.raises(OSError):
+        if how == "truncate":
+            attr.setattr(io.fs, node.ino, {"size": 6 * PAGE})
+        else:
+            fallocate.fallocate(io.fs, node, 0, 0, 6 * PAGE, io.fs.clock())
+
+
+@pytest.mark.parametrize("how", ["truncate", "fallocate"])
+def test_growing_that_fails_leaves_the_range_as_long_as_the_file(io, monkeypatch, how):
+    """Else programs store behind the end of the file, and fsck.daxfs finds a range that is too long."""
+    node = create(io, b"f")
+    io.write(node, 0, noise(PAGE + 5))
+
+    def full(*_):
+        raise fail(errno.ENOSPC)
+
+    monkeypatch.setattr(own, "zero_behind", full)
+    _grows(io, node, how)
+    assert node.map.own.pages == 2 and os.stat(range_path(io, node)).st_size == 2 * PAGE
+
+
+@pytest.mark.parametrize("how", ["truncate", "fallocate"])
+def test_growing_whose_record_may_be_durable_leaves_the_range_long(io, monkeypatch, how):
+    """A crash would replay the record, and the range must have the pages that it speaks of."""
+    node = create(io, b"f")
+    io.write(node, 0, noise(PAGE + 5))
+
+    def failed(_):
+        io.fs.journal.doubt = True
+        raise fail(errno.EIO)
+
+    monkeypatch.setattr(io.fs.journal, "commit", failed)
+    _grows(io, node, how)
+    assert os.stat(range_path(io, node)).st_size == 6 * PAGE
+
+
+# Somebody opens the range in the one moment in which we have a lease on it.
+LEASE_IS_BROKEN = """
+import fcntl, os, sys
+from daxfs.meta import own
+
+def breaks(fd, command, argument, real=fcntl.fcntl):
+    out = real(fd, command, argument)
+    if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_WRLCK):
+        try:
+            os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)
+        except BlockingIOError:
+            print("broken", end=" ", flush=True)
+    return out
+
+fcntl.fcntl = breaks
+print(own.is_shared(os.open(sys.argv[1], os.O_RDWR)))
+"""
+
+
+def test_an_open_of_a_range_that_is_being_asked_about_kills_nobody(io):
+    """The kernel tells who has the lease by a signal: SIGIO, by itself, would end the daemon."""
+    node = create(io, b"f")
+    path = range_path(io, node)
+    io.release(node)
+    words = [sys.executable, "-P", "-c", LEASE_IS_BROKEN, path]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "broken False\n"), done

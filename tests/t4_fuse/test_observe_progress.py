@@ -9,8 +9,10 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -20,7 +22,8 @@ from pathlib import Path
 
 import mounts
 import pytest
-from test_observe import HUGE, KERNEL, MIB, PAGE, SIZE, Syncs, observe, refused, registered
+import uffd
+from test_observe import HUGE, KERNEL, LIBC, MIB, PAGE, SIZE, Syncs, observe, refused, registered
 
 from daxfs.fault._observe import Found
 
@@ -52,11 +55,14 @@ def syncs(mount, path):
     os.close(out.fd)
 
 
+SEALED_AGAINST_US = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE
+
+
 class Progress:
     """The memfd in which this process says that it writes back."""
 
-    def __init__(self, size=PAGE, seals=fcntl.F_SEAL_SHRINK):
-        self.fd = os.memfd_create("progress", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    def __init__(self, size=PAGE, seals=fcntl.F_SEAL_SHRINK, flags=0):
+        self.fd = os.memfd_create("progress", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC | flags)
         os.ftruncate(self.fd, size)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
 
@@ -133,12 +139,45 @@ def test_counts_that_make_no_sense(mount, path, syncs, begun):
         assert syncs.stat()["unsure"] > before
 
 
-@pytest.mark.parametrize("bad", [{"size": 64}, {"seals": fcntl.F_SEAL_GROW}, {"size": 4095}])
+@pytest.mark.parametrize("bad", [{"size": 64}, {"seals": fcntl.F_SEAL_GROW}, {"size": 4095},
+                                 {"size": HUGE, "flags": os.MFD_HUGETLB}, {"seals": SEALED_AGAINST_US}])
 def test_a_memfd_that_could_go_away_is_refused(mount, path, bad):
     progress = Progress(**bad)
     with open(path, "r+b") as file, registered(file.fileno(), HUGE) as (uffd, address), refused(errno.EINVAL):
         observe(file.fileno(), uffd=uffd, address=address, length=HUGE, flags=2, progress=progress.fd)
     os.close(progress.fd)
+
+
+@contextlib.contextmanager
+def writing(fd: int):
+    """A write(2) to *fd* that does not end, and has the file's lock: nobody provides its buffer's page."""
+    missing, room = uffd.create(), mmap.mmap(-1, PAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    uffd.register(missing, address, PAGE, uffd.MISSING)
+    thread = threading.Thread(target=LIBC.pwrite, args=(fd, ctypes.c_void_p(address), ctypes.c_size_t(8),
+                                                        ctypes.c_long(56)))  # fmt: skip
+    thread.start()
+    try:
+        assert select.select([missing], [], [], 20)[0]
+        yield
+    finally:
+        uffd.unregister(missing, address, PAGE)
+        thread.join()
+        os.close(missing)
+
+
+def test_a_client_that_has_its_memfd_locked_stops_nobody(mount, path, syncs):
+    with writing_back(path) as (progress, _):
+        before = syncs.stat()["flushed_bytes"]
+        with writing(progress.fd):
+            thread = threading.Thread(target=os.fsync, args=(syncs.fd,))
+            thread.start()
+            thread.join(10)
+            waits = thread.is_alive()
+        thread.join()
+        assert not waits, "fsync, and with it the mount, waited for the client"
+        assert syncs.stat()["flushed_bytes"] - before == (HUGE if mount.huge else 3 * PAGE)
+        assert struct.unpack("=2Q", os.pread(progress.fd, 16, 3 * 64 + 16)) == (1, 1)  # taking, flushed
 
 
 STORES = """

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import mounts
 import pytest
@@ -91,6 +92,21 @@ def gone(region, seconds: float = 15) -> bool:
 
 
 # -- daxfs revoke ---------------------------------------------------------------------------
+
+
+def test_names_that_are_no_text(pool):
+    """A program that calls itself so, and a file: nobody's daxfs revoke ends in an error because of them."""
+    path, comm = os.path.join(os.fsencode(pool.path), b"f\xff"), Path("/proc/self/comm")
+    with open(path, "wb") as file:
+        file.write(b"hello" * 1000)
+    before = comm.read_bytes()
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0):
+        comm.write_bytes(b"\xfe name")
+        try:
+            said = revoke(pool, "--timeout", "0").stdout
+        finally:
+            comm.write_bytes(before)
+    assert rf"pid {os.getpid()} (\xfe name): " in said and r"f\xff: mapped and open, " in said, said
 
 
 def test_all_that_is_mapped_goes(pool, program):
