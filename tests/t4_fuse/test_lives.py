@@ -166,7 +166,7 @@ def changes(path, until, seen):  # noqa: F811
     """Cut, grow, punch and write behind the first MiB until told."""
     with opened(path) as file:
         fd, n = file.fileno(), 0
-        while time.monotonic() < until:
+        while time.monotonic() < until or n <= 10:
             n += 1
             at = MIB + n * 7919 % 1700 * PAGE
             os.ftruncate(fd, at)
@@ -317,7 +317,10 @@ def test_revoked_while_it_stores(mount, path, syncs, clients, how):  # noqa: F81
     client = clients()
     client("map", 0, path, 0, SIZE, how)
     client.begin("count", 0, 4, 1_000_000)
-    time.sleep(0.5)
+    until = time.monotonic() + 60
+    while not all(struct.unpack_from("<I", os.pread(syncs.fd, PAGE, 0), number * 64)[0] for number in range(4)):
+        assert time.monotonic() < until, "its threads have not begun"
+        time.sleep(0.01)
     try:
         daxfs("revoke", "--timeout", "0", mount.path)
         assert client.process.wait(20) < 0

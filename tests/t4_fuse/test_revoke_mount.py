@@ -83,6 +83,14 @@ def written(pool, name: str, data: bytes):
     return path
 
 
+def begun(pool) -> None:
+    """Revocation is under way: it waits for users now."""
+    until = time.monotonic() + 60
+    while not control.ask_path(str(pool.path), {"get": "stat"})["dax"]["why_not"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def gone(region, seconds: float = 15) -> bool:
     until = time.monotonic() + seconds
     while region.daemon_alive() and time.monotonic() < until:
@@ -100,9 +108,9 @@ def test_all_that_is_mapped_goes(pool, program):
     asleep, stopped, open_ = program(path), program(path), program(path, "keep")
     killed, busy = program(other), program(busy_path, "busy", "keep")
     os.kill(stopped.pid, signal.SIGSTOP)
-    asking = subprocess.Popen([mounts.command("daxfs"), "revoke", "--timeout", "2", "--json", pool.path],
+    asking = subprocess.Popen([mounts.command("daxfs"), "revoke", "--timeout", "3", "--json", pool.path],
                               stdout=subprocess.PIPE, text=True)
-    time.sleep(0.5)
+    begun(pool)
     os.kill(killed.pid, signal.SIGKILL)
     killed.child.wait()
     report = json.loads(asking.communicate()[0])
@@ -181,7 +189,7 @@ def test_it_waits_and_refuses_new_users_meanwhile(pool, program):
         assert pool.direct() == 1, "the one that was open before"
         assert one.say("store works") == "works"
         one.say("end")
-        assert asking.wait(10) == 0 and "nothing is mapped" in asking.stdout.read()
+        assert asking.wait(60) == 0 and "nothing is mapped" in asking.stdout.read()
     assert one.child.wait(10) == 0 and path.read_bytes()[:5] == b"works"
     assert pool.direct() == 0
 
