@@ -30,6 +30,7 @@ MIB = 1 << 20
 PREFIX = f"daxfs-test-{os.getpid()}-"
 FS_TYPE = "fuse.daxfs"
 TRANSPORTS = ("pyfuse3", "dev", "uring")
+KERNEL = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
 BAD_LOG_LINE = re.compile(r"\b(ERROR|CRITICAL)\b|^Traceback \(most recent call last\)|^\w+Error: ")
 
@@ -103,6 +104,13 @@ def why_no_transport(name: str) -> str | None:
         if not _io_uring_works():
             return "no transport uring: io_uring_setup fails here (sysctl kernel.io_uring_disabled, seccomp)"
     return None
+
+
+def why_no_direct(transport: str) -> str | None:
+    """The reason why this host maps no file directly by *transport*, or None; daxfs is not asked."""
+    if KERNEL < (6, 9):
+        return "no FUSE passthrough before kernel 6.9"
+    return why_no_transport(transport)
 
 
 def _io_uring_works() -> bool:

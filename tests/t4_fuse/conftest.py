@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import mounts
+import pytest
 
 sys.path[:0] = [str(Path(__file__).parent.parent / folder) for folder in ("t2_meta", "t3_data")]
 
@@ -16,6 +17,15 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if _is_twice(item):
                 item.add_marker("long")
+
+
+@pytest.fixture(scope="module", params=["uring", "dev"])
+def direct_transport(request):
+    """Those by which files are mapped directly."""
+    reason = mounts.why_no_direct(request.param)
+    if reason:
+        pytest.skip(reason)
+    return request.param
 
 
 def _is_twice(item) -> bool:

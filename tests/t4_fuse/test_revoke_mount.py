@@ -16,7 +16,7 @@ import time
 import mounts
 import pytest
 from mapped_program import Program
-from test_direct import KERNEL, Pool
+from test_direct import Pool
 
 from daxfs.fuse import control
 
@@ -37,22 +37,12 @@ def program():
         one.end()
 
 
-@pytest.fixture(params=["uring", "dev"])
-def transport_named(request):
-    if KERNEL < (6, 9):
-        pytest.skip("no FUSE passthrough before kernel 6.9")
-    reason = mounts.why_no_transport(request.param)
-    if reason:
-        pytest.skip(reason)
-    return request.param
-
-
 @pytest.fixture
-def make_pool(transport_named):
+def make_pool(direct_transport):
     made = []
 
     def make(options: str = "", **how):
-        made.append(Pool(transport=transport_named, **how))
+        made.append(Pool(transport=direct_transport, **how))
         return made[-1] if not options else remounted(made[-1], options)
 
     yield make
