@@ -409,7 +409,7 @@ class MountedRegion:
         self.closed = True
         _live.remove(self)
         try:
-            self.umount(timeout=10)
+            self.umount()
         except CommandError as exc:
             _log_complaints.append(f"{self.path}: unclean end: {exc}")
             self._signal_daemon()

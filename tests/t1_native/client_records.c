@@ -253,10 +253,10 @@ static void case_direct_threads(void)
 	map();
 	for (int i = 0; i < 3; i++)
 		CHECK(!pthread_create(&thread[i], NULL, faulter, NULL));
-	for (int i = 0; i < 300; i++) {
+	for (int i = 0; i < 300 || (rounds <= 100 && i < 1000000); i++) {
 		at[(i * 7) % 50 * PAGE] = i;
 		if (i % 3 == 0)
-			direct_read(at + (100 + i) * PAGE);
+			direct_read(at + (100 + i % 300) * PAGE);
 		sync_all();
 		used += by_records();
 		CHECK(!marked());
