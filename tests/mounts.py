@@ -296,6 +296,15 @@ class MountedRegion:
         """What ``daxfs stat --json`` says."""
         return json.loads(run([command("daxfs"), "stat", "--json", self.path], timeout=30).stdout)
 
+    def settled(self, seconds: float = 20) -> dict:
+        """`daxfs stat`, once no file is open any more: RELEASE comes after close(2) has returned."""
+        deadline = time.monotonic() + seconds
+        while (facts := self.stat())["inodes"]["open"]:
+            if time.monotonic() > deadline:
+                raise CommandError(f"still open on {self.path} after {seconds} s: {facts['inodes']}")
+            time.sleep(0.01)
+        return facts
+
     def fsck(self, *args) -> subprocess.CompletedProcess:
         """Run fsck.daxfs on the source; the status is the caller's to judge."""
         return run([command("fsck.daxfs"), *args, self.source], check=False)

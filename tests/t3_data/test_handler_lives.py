@@ -21,33 +21,33 @@ from daxfs.fault.observer import File
 from daxfs.meta import attr, extent, poison, revoke
 
 
-def load(one, page: int) -> bytes | None:
-    """The page's first bytes; None: SIGBUS."""
+@contextlib.contextmanager
+def pipe():
+    """Its two ends, of which one is asked to touch the mapping; SIGBUS there ends the block."""
     reader, writer = os.pipe()
     try:
-        os.write(writer, memoryview(one.mapping.buffer)[page * PAGE : page * PAGE + 8])
-        return os.read(reader, 8)
+        yield reader, writer
     except OSError as error:
         assert error.errno == errno.EFAULT
-        return None
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def load(one, page: int) -> bytes | None:
+    """The page's first bytes; None: SIGBUS."""
+    with pipe() as (reader, writer):
+        os.write(writer, memoryview(one.mapping.buffer)[page * PAGE : page * PAGE + 8])
+        return os.read(reader, 8)
 
 
 def store(one, page: int, data: bytes = b"store") -> bool:
     """False: SIGBUS."""
-    reader, writer = os.pipe()
-    try:
+    with pipe() as (reader, writer):
         os.write(writer, data)
         os.readv(reader, [memoryview(one.mapping.buffer)[page * PAGE : page * PAGE + len(data)]])
         return True
-    except OSError as error:
-        assert error.errno == errno.EFAULT
-        return False
-    finally:
-        os.close(reader)
-        os.close(writer)
+    return False
 
 
 def listed(one) -> list:

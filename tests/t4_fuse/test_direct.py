@@ -341,10 +341,7 @@ def test_the_mode_stays_while_the_file_is_open(pool, name):
             assert pool.direct() == 0
             m.store(0, b"cached")
             assert os.pread(fd, 6, 0) == b"cached"
-    deadline = time.monotonic() + 10
-    while pool.region.stat()["inodes"]["open"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    pool.region.settled()
     with opened(path, os.O_RDWR) as fd, Mapping(fd, PAGE) as m:
         assert pool.direct() == 1 and m.load(0, 6) == b"cached"
         mounts.set_dax(path, False)

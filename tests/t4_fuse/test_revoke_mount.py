@@ -138,7 +138,7 @@ def test_open_handles_go_on_without_their_mappings(pool, program):
     os.close(fd)
     pool.becomes(0)
     # Closed by all: opened anew it is mapped as other files are, through the page cache.
-    settled(pool)
+    pool.region.settled()
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), PAGE) as m:
         assert m[:4] == b"aaaa"
         m[:4] = b"mmap"
@@ -147,20 +147,12 @@ def test_open_handles_go_on_without_their_mappings(pool, program):
         assert pool.direct() == 0
     assert "revoked" in pool.region.stat()["dax"]["why_not"]
     revoke(pool, "--undo")
-    settled(pool)
+    pool.region.settled()
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), PAGE) as m:
         assert pool.direct() == 1 and m[:5] == b"mmapa"
         m[:4] = b"more"
         assert pool.range_of(path).read_bytes()[:5] == b"morea"
     assert pool.region.stat()["dax"]["why_not"] == ""
-
-
-def settled(pool):
-    """RELEASE of all files has arrived."""
-    until = time.monotonic() + 10
-    while pool.region.stat()["inodes"]["open"]:
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def test_it_waits_and_refuses_new_users_meanwhile(pool, program):
