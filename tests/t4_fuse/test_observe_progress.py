@@ -10,7 +10,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -20,36 +19,12 @@ from pathlib import Path
 
 import mounts
 import pytest
-from test_observe import HUGE, KERNEL, MIB, PAGE, SIZE, Syncs, observe, refused, registered
+from observekit import HUGE, MIB, PAGE, observe, refused, registered
 
 from daxfs.fault._observe import Found
 
 pytestmark = [pytest.mark.mount,
-              pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
-
-
-@pytest.fixture(scope="module", params=["always", "never"])
-def mount(request):
-    with mounts.MountedRegion(64 * MIB, pool=request.param, room=192 * MIB, transport="dev") as region:
-        region.mount()
-        region.huge = request.param == "always"
-        yield region
-
-
-@pytest.fixture
-def path(mount, request):
-    out = mount.path / re.sub(r"\W", "_", request.node.name)
-    with open(out, "wb") as file:
-        file.truncate(SIZE)
-    yield out
-    out.unlink()
-
-
-@pytest.fixture
-def syncs(mount, path):
-    out = Syncs(mount, path)
-    yield out
-    os.close(out.fd)
+              pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
 
 
 class Progress:
