@@ -26,6 +26,16 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker("long")
 
 
+@pytest.fixture(scope="module")
+def ioctl_transport(transport):
+    """Those that carry ioctls."""
+    if transport == "pyfuse3":
+        reason = "pyfuse3 has no handler for IOCTL"
+        print(reason)
+        pytest.skip(reason)
+    return transport
+
+
 @pytest.fixture(scope="module", params=["uring", "dev"])
 def direct_transport(request):
     """Those by which files are mapped directly."""

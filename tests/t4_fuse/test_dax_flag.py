@@ -20,12 +20,8 @@ FSXATTR = struct.Struct("=5I8x")
 
 
 @pytest.fixture
-def mount(transport, region_factory):
-    """mount(options): a mounted pool directory, by a transport that carries ioctls."""
-    if transport == "pyfuse3":
-        reason = "pyfuse3 has no handler for IOCTL"
-        print(reason)
-        pytest.skip(reason)
+def mount(ioctl_transport, region_factory):
+    """mount(options): a mounted pool directory."""
     return lambda options="", **how: region_factory(kind="pool", options=options, **how).mount()
 
 

@@ -67,20 +67,19 @@ def patient(direct_transport):
 
 @pytest.fixture
 def name(pool, request):
-    path = pool.path / re.sub(r"\W", "_", request.node.name)
-    path.write_bytes(b"0123456789abcdef" * 256)
-    yield path
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+    yield from file_of(pool, request)
 
 
 @pytest.fixture
 def data(patient, request):
-    """The same there."""
-    path = patient.path / re.sub(r"\W", "_", request.node.name)
+    yield from file_of(patient, request)
+
+
+def file_of(pool, request):
+    path = pool.path / re.sub(r"\W", "_", request.node.name)
     path.write_bytes(b"0123456789abcdef" * 256)
     yield path
-    path.unlink()
+    path.unlink(missing_ok=True)
 
 
 def cycle(path, flags=os.O_RDWR) -> None:
