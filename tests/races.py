@@ -210,8 +210,8 @@ def _write_back(io, node, path: str, daemon, children, seconds: float, killed: b
     shown = np.memmap(path, np.uint64, "r", shape=SIZE // 8)
     begin, rounds, pages, stores = time.monotonic(), 0, 0, 0
     with flush_table.replaced(table, flush=flush):
-        # Longer where the machine is so busy that no child has run yet.
-        while (took := time.monotonic() - begin) < seconds or (not media.any() and took < 60):
+        # Longer where the machine is so busy that the children have hardly run yet, or we have not.
+        while (took := time.monotonic() - begin) < seconds or (took < 60 and (rounds <= 3 or pages <= 1000)):
             before = shown.copy()
             pages += daemon.write_back()
             rounds += 1

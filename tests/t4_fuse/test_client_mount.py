@@ -196,6 +196,7 @@ def test_fio(mount, path, syncs, fsync):
     (job,) = json.loads(out[out.index("{") :])["jobs"]
     assert job["error"] == 0 and job["write"]["io_bytes"] == SIZE == job["read"]["io_bytes"]
     settled(syncs)
+    assert not syncs.coarse(), "each of its handles has promised that its mappings are observed"
     # What is there is there by read(2), too.
     mounts.run([*words, "--ioengine=psync", "--rw=read", "--do_verify=1", "--verify_fatal=1"])
 
@@ -220,6 +221,7 @@ def test_xfs_io(mount, path, syncs, script):
         oracle.unlink()
     assert outputs[0] == outputs[1] and bodies[0] == bodies[1]
     settled(syncs)
+    assert not syncs.coarse()
 
 
 MEMMAP = """
