@@ -94,6 +94,20 @@ def _fail_on_complaints():
         pytest.fail("unexpected in the daemon's log:\n" + "\n".join(complaints), pytrace=False)
 
 
+@pytest.fixture
+def in_process(capfd):
+    """in_process(main, arguments) -> (status, stdout, stderr) of a command in this process."""
+
+    def call(main, *args):
+        capfd.readouterr()
+        status = main(list(args))
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err and "internal error" not in err, out + err
+        return status, out, err
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def transport(request):
     """The transport that this module's mounts use now; None: the one that mount.daxfs takes by itself."""

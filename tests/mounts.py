@@ -30,6 +30,7 @@ MIB = 1 << 20
 PREFIX = f"daxfs-test-{os.getpid()}-"
 FS_TYPE = "fuse.daxfs"
 TRANSPORTS = ("pyfuse3", "dev", "uring")
+KERNEL = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
 BAD_LOG_LINE = re.compile(r"\b(ERROR|CRITICAL)\b|^Traceback \(most recent call last\)|^\w+Error: ")
 
@@ -103,6 +104,13 @@ def why_no_transport(name: str) -> str | None:
         if not _io_uring_works():
             return "no transport uring: io_uring_setup fails here (sysctl kernel.io_uring_disabled, seccomp)"
     return None
+
+
+def why_no_direct(transport: str) -> str | None:
+    """The reason why this host maps no file directly by *transport*, or None; daxfs is not asked."""
+    if KERNEL < (6, 9):
+        return "no FUSE passthrough before kernel 6.9"
+    return why_no_transport(transport)
 
 
 def _io_uring_works() -> bool:
@@ -288,6 +296,15 @@ class MountedRegion:
         """What ``daxfs stat --json`` says."""
         return json.loads(run([command("daxfs"), "stat", "--json", self.path], timeout=30).stdout)
 
+    def settled(self, seconds: float = 20) -> dict:
+        """`daxfs stat`, once no file is open any more: RELEASE comes after close(2) has returned."""
+        deadline = time.monotonic() + seconds
+        while (facts := self.stat())["inodes"]["open"]:
+            if time.monotonic() > deadline:
+                raise CommandError(f"still open on {self.path} after {seconds} s: {facts['inodes']}")
+            time.sleep(0.01)
+        return facts
+
     def fsck(self, *args) -> subprocess.CompletedProcess:
         """Run fsck.daxfs on the source; the status is the caller's to judge."""
         return run([command("fsck.daxfs"), *args, self.source], check=False)
@@ -401,7 +418,7 @@ class MountedRegion:
         self.closed = True
         _live.remove(self)
         try:
-            self.umount(timeout=10)
+            self.umount()
         except CommandError as exc:
             _log_complaints.append(f"{self.path}: unclean end: {exc}")
             self._signal_daemon()

@@ -15,10 +15,7 @@ RACING = (("fsync_racing", "d/o", 130, 60, 76), ("fsync", "d/o"))
 KILLED = (("killed",), ("fsync", "d/o"))
 _FLUSH = "        self.region.flush_range(place + at * PAGE, pages * PAGE)\n"
 _WROTE = "self.observer.handler.write_back(fmap)\n"
-
-
-def _mapped(name: str, edits, ops: tuple, expect: str, policy=KERNEL, **more) -> Mutant:
-    return Mutant(name, edits, ops, expect, setup=more.pop("setup", "mapped"), policy=policy, **more)
+_mapped = Mutant.beginning("mapped", KERNEL)
 
 
 OBSERVED = (

@@ -13,10 +13,7 @@ _RANGE = r"range \S+: \S+ pages, should have"
 SHORT, MISSING = "own-short", "own-missing"
 _CUT = "    if size < old:\n        range_.resize(node.map, pages_of(size))\n"
 _RECORD = "    try:\n        _record(fs, node, size, now, changes)\n"
-
-
-def _own(name: str, edits, ops: tuple, expect: str, policy=POOL, **more) -> Mutant:
-    return Mutant(name, edits, ops, expect, setup=more.pop("setup", "own"), policy=policy, **more)
+_own = Mutant.beginning("own", POOL)
 
 
 OWNED = (

@@ -11,7 +11,7 @@ import random
 
 from .model import Model, Policy
 from .tree import show
-from .workloads import Sequence
+from .workloads import Sequence, set_up
 
 DAX = 0x100
 POOL = Policy(pool=True)
@@ -95,12 +95,7 @@ VOCABULARY = NAMES + ATTRIBUTES + DATA + SYNCS + FALLOCATE + COPIES
 @functools.cache
 def started(setup: str) -> Model:
     """The model after a setup; clone it."""
-    model = Model(POOL)
-    for op in SETUPS[setup]:
-        code = model.apply(op)
-        if code:
-            raise AssertionError(f"setup {setup}: {op} fails with {code}")
-    return model
+    return set_up(SETUPS, setup, POOL)
 
 
 def tried(setup: str, ops: tuple) -> bool:

@@ -59,6 +59,13 @@ class Mutant(NamedTuple):
     again: bool = False
     values: tuple = ()
 
+    @classmethod
+    def beginning(cls, setup: str, policy: Policy):
+        """What makes mutants as the class does, with this setup and this policy where none is given."""
+        def make(name: str, edits, ops: tuple, expect: str, policy: Policy = policy, **more) -> Mutant:
+            return cls(name, edits, ops, expect, **{"setup": setup, "policy": policy, **more})
+        return make
+
     def sequence(self) -> Sequence:
         tag = ",".join(str(value) for value in self.policy if value != "")
         return Sequence(f"{self.setup} [{tag}]: {self.ops}", self.setup, self.ops, self.policy)

@@ -211,11 +211,16 @@ OPEN_FIRST = (("open", "a"), ("open", "b"))  # else every write would be the las
 @functools.cache
 def started(setup: str, policy: Policy) -> Model:
     """The model after a setup; clone it."""
+    return set_up(SETUPS, setup, policy)
+
+
+def set_up(setups: dict, name: str, policy: Policy) -> Model:
+    """The model after the operations *name* of *setups*, each of which has to succeed."""
     model = Model(policy)
-    for op in SETUPS[setup]:
+    for op in setups[name]:
         code = model.apply(op)
         if code:
-            raise AssertionError(f"setup {setup}: {op} fails with {code}")
+            raise AssertionError(f"setup {name}: {op} fails with {code}")
     return model
 
 

@@ -265,15 +265,20 @@ def stores_without_a_descriptor(c: Context):
 PATHS = {"from": "from", "to": "to", "both": "both"}
 
 
+def _pair(c: Context, which: str, size: int) -> tuple[str, str]:
+    """Source and target of a copy, *size* zeros each: both on the mount, or one of them elsewhere."""
+    inside, outside = c.file(bytes(size)), os.path.join(c.elsewhere, "file")
+    with open(outside, "wb") as file:
+        file.write(bytes(size))
+    source = outside if which == "to" else inside
+    return source, outside if which == "from" else c.file(bytes(size))
+
+
 @case("kernel_copies", PATHS)
 def sendfile(c: Context, which: str):
     """From and to a file of the mount whose mapping has newer bytes than any write."""
     size = 300_000
-    inside, outside = c.file(bytes(size)), os.path.join(c.elsewhere, "file")
-    source = outside if which == "to" else inside
-    target = outside if which == "from" else c.file(bytes(size))
-    with open(outside, "wb") as file:
-        file.write(bytes(size))
+    source, target = _pair(c, which, size)
     with c.open(source, os.O_RDWR) as src, c.open(target, os.O_RDWR) as dst:
         one, two = Map(src, size), Map(dst, size)
         two.load(0, size)
@@ -287,11 +292,7 @@ def sendfile(c: Context, which: str):
 @case("kernel_copies", PATHS)
 def splice(c: Context, which: str):
     size = 100_000
-    inside, outside = c.file(bytes(size)), os.path.join(c.elsewhere, "file")
-    source = outside if which == "to" else inside
-    target = outside if which == "from" else c.file(bytes(size))
-    with open(outside, "wb") as file:
-        file.write(bytes(size))
+    source, target = _pair(c, which, size)
     reader, writer = os.pipe()
     with c.open(source, os.O_RDWR) as src, c.open(target, os.O_RDWR) as dst:
         one, two = Map(src, size), Map(dst, size)

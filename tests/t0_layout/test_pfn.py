@@ -2,7 +2,7 @@
 """pfn_t: flags above the number, round trips, scatter lists."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daxfs import pfn as P
@@ -18,6 +18,7 @@ def test_numbers():
     assert FLAGS == (1 << 61, 1 << 60, 1 << 63, 1 << 62) and sum(FLAGS) == P.PFN_FLAGS
 
 
+@settings(deadline=None)
 @given(frames, flags)
 def test_round_trip(frame, bits):
     value = P.pfn_t(frame, bits)
@@ -40,6 +41,7 @@ def test_has_page(bits, has):
     assert P.has_page(P.pfn_t(3, bits)) is has
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.builds(P.pfn_t, frames, flags), st.integers(0, 1 << 30)), max_size=8))
 def test_scatter_lists(runs):
     out = P.sg_list(runs)

@@ -253,10 +253,10 @@ static void case_direct_threads(void)
 	map();
 	for (int i = 0; i < 3; i++)
 		CHECK(!pthread_create(&thread[i], NULL, faulter, NULL));
-	for (int i = 0; i < 300; i++) {
+	for (int i = 0; i < 300 || (rounds <= 100 && i < 1000000); i++) {
 		at[(i * 7) % 50 * PAGE] = i;
 		if (i % 3 == 0)
-			direct_read(at + (100 + i) * PAGE);
+			direct_read(at + (100 + i % 300) * PAGE);
 		sync_all();
 		used += by_records();
 		CHECK(!marked());
@@ -522,7 +522,7 @@ static void case_stress(void)
 	CHECK(!daxfs_unmap(at, SIZE));
 }
 
-static const struct { const char *name; void (*run)(void); } CASES[] = {
+static const struct test_case CASES[] = {
 	{"used", case_used}, {"off", case_off}, {"direct", case_direct}, {"direct_threads", case_direct_threads},
 	{"older", case_older}, {"ring", case_ring}, {"many", case_many}, {"fork", case_fork},
 	{"others", case_others}, {"changes", case_changes}, {"huge", case_huge}, {"stress", case_stress},
@@ -533,11 +533,5 @@ int main(int argc, char **argv)
 	CHECK(argc == 2 || argc == 3);
 	seed = argc == 3 ? atoi(argv[2]) : 1;
 	client_daemon = (struct client_daemon){yes, about, observe, forget};
-	for (size_t i = 0; i < sizeof(CASES) / sizeof(*CASES); i++)
-		if (!strcmp(CASES[i].name, argv[1])) {
-			CASES[i].run();
-			return 0;
-		}
-	fprintf(stderr, "no such case: %s\n", argv[1]);
-	return 2;
+	return run_case(CASES, sizeof(CASES) / sizeof(*CASES), argv[1]);
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """fsck.daxfs and own ranges beyond `own_cases`: what mending does to data, what it leaves, what it says."""
 
+import functools
 import os
 import shutil
 
@@ -49,17 +50,9 @@ def victim(images):
 
 
 @pytest.fixture
-def run(capfd):
+def run(in_process):
     """run(arguments) -> (status, stdout, stderr) of fsck.daxfs in this process."""
-
-    def call(*args):
-        capfd.readouterr()
-        status = fsck.main(list(args))
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err and "internal error" not in err, out + err
-        return status, out, err
-
-    return call
+    return functools.partial(in_process, fsck.main)
 
 
 def look(path: str, mend: bool = False):

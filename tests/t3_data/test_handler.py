@@ -195,7 +195,13 @@ def test_a_fault_that_nobody_answers_any_more(observed):
     """Of a piece that was forgotten before it was unregistered: woken until the client has done that."""
     one = observed(data=noise(MIB, 3))
     one.handler.remove(KEY, 1, one.address, one.size)
-    ends = threading.Timer(0.2, uffd.unregister, (one.fd, one.address, one.size))
+
+    def unregister():
+        while not one.handler.snapshot()["stale"]:
+            time.sleep(0.001)
+        uffd.unregister(one.fd, one.address, one.size)
+
+    ends = threading.Thread(target=unregister)
     child = os.fork()
     if not child:
         os._exit(0)  # only that forking with a handler is harmless

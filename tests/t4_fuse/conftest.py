@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Where tests of requests without a mount find regions and data paths (callkit.py); what takes long."""
+"""Where tests of requests without a mount find regions and data paths (callkit.py); what takes long; fixtures
+of tests whose files are mapped directly, or observed.
+"""
 
+import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import mounts
+import pytest
+from observekit import MIB, SIZE, Client, Syncs
 
+ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(Path(__file__).parent.parent / folder) for folder in ("t2_meta", "t3_data")]
 
 
@@ -16,6 +24,85 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if _is_twice(item):
                 item.add_marker("long")
+
+
+@pytest.fixture(scope="module")
+def ioctl_transport(transport):
+    """Those that carry ioctls."""
+    if transport == "pyfuse3":
+        reason = "pyfuse3 has no handler for IOCTL"
+        print(reason)
+        pytest.skip(reason)
+    return transport
+
+
+@pytest.fixture(scope="module", params=["uring", "dev"])
+def direct_transport(request):
+    """Those by which files are mapped directly."""
+    reason = mounts.why_no_direct(request.param)
+    if reason:
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["always", "never"])
+def mount(request):
+    """A mount of a pool directory on a tmpfs with huge pages, or without.
+
+    By dev; by uring, where that can be, for a module that says BY_URING.
+    """
+    if mounts.KERNEL < (6, 11):
+        pytest.skip("no PROCMAP_QUERY before kernel 6.11")
+    uring = getattr(request.module, "BY_URING", False) and not mounts.why_no_transport("uring")
+    with mounts.MountedRegion(64 * MIB, pool=request.param, room=256 * MIB,
+                              transport="uring" if uring else "dev") as region:
+        region.mount()
+        region.huge = request.param == "always"
+        yield region
+
+
+@pytest.fixture
+def path(mount, request):
+    """A file on it, a hole."""
+    out = mount.path / re.sub(r"\W", "_", request.node.name)
+    with open(out, "wb") as file:
+        file.truncate(SIZE)
+    yield out
+    out.unlink()
+
+
+@pytest.fixture
+def syncs(mount, path):
+    """fsync of that file."""
+    out = Syncs(mount, path)
+    yield out
+    os.close(out.fd)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """observe_client.c, compiled."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    target = tmp_path_factory.mktemp("observe") / "observe_client"
+    mounts.run(["cc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-I", ROOT,
+                "-o", target, Path(__file__).with_name("observe_client.c")])
+    return target
+
+
+@pytest.fixture
+def clients(program):
+    """A function that starts one."""
+    started = []
+
+    def start() -> Client:
+        started.append(Client(program))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.close()
 
 
 def _is_twice(item) -> bool:

@@ -9,7 +9,7 @@ import struct
 import sys
 import time
 
-from daxfs.fuse import session
+from daxfs.fuse import parking, session
 from daxfs.meta.fs import FileSystem
 
 CLONE = {"x86_64": 56, "aarch64": 220}
@@ -37,6 +37,11 @@ def hold(path: str) -> None:
             time.sleep(0.005)
 
     on_statfs(action)
+
+
+def park_for(seconds: str) -> None:
+    """What is parked goes by time after so long."""
+    parking.PARKED_FOR = float(seconds)
 
 
 def refuse(code: int, *numbers: int) -> None:

@@ -26,6 +26,16 @@ def need(program):
     return pytest.mark.skipif(not shutil.which(program), reason=f"{program} is not installed")
 
 
+def insert(db, rows: int) -> None:
+    """A table t of so many rows, by several transactions."""
+    db.execute("create table t (id integer primary key, body blob)")
+    for start in range(0, rows, 500):
+        db.execute("begin")
+        db.executemany("insert into t values (?, ?)", ((i, bytes([i % 256]) * 700)
+                                                       for i in range(start, start + 500)))
+        db.execute("commit")
+
+
 def sqlite_fill(path, rows=2000):
     """Write *rows* in WAL mode by several transactions, with a rollback, beside a reading process."""
     file = path / "data.db"
@@ -33,12 +43,7 @@ def sqlite_fill(path, rows=2000):
     assert db.execute("pragma journal_mode=wal").fetchone() == ("wal",)
     db.execute("pragma synchronous=full")
     db.execute("pragma mmap_size=1048576")
-    db.execute("create table t (id integer primary key, body blob)")
-    for start in range(0, rows, 500):
-        db.execute("begin")
-        db.executemany("insert into t values (?, ?)", ((i, bytes([i % 256]) * 700)
-                                                       for i in range(start, start + 500)))
-        db.execute("commit")
+    insert(db, rows)
     db.execute("begin")
     db.execute("delete from t")
     db.execute("rollback")

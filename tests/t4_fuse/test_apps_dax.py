@@ -16,7 +16,7 @@ import lmdb
 import mounts
 import numpy as np
 import pytest
-from test_apps import git, git_history, sqlite_check
+from test_apps import git, git_history, insert, sqlite_check
 from test_fio import fio
 
 pytestmark = pytest.mark.mount
@@ -85,12 +85,7 @@ def test_sqlite_mapped(target, fresh, journal):
     db = sqlite3.connect(file, isolation_level=None)
     assert db.execute(f"pragma journal_mode={journal}").fetchone() == (journal,)
     assert db.execute("pragma mmap_size=268435456").fetchone() == (268435456,)
-    db.execute("create table t (id integer primary key, body blob)")
-    for start in range(0, 2000, 500):
-        db.execute("begin")
-        db.executemany("insert into t values (?, ?)", ((i, bytes([i % 256]) * 700)
-                                                       for i in range(start, start + 500)))
-        db.execute("commit")
+    insert(db, 2000)
     db.execute("create table scratch as select * from t")
     db.execute("drop table scratch")
     db.execute("vacuum")  # the file gets shorter under the mapping

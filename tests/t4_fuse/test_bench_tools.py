@@ -5,7 +5,6 @@ What they measure here is no evidence; a missed target (exit status 1) is none o
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import mounts
 import pytest
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
-KERNEL = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
@@ -67,7 +65,7 @@ def test_names(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
-@pytest.mark.skipif(KERNEL < (6, 9), reason="no FUSE passthrough before kernel 6.9")
+@pytest.mark.skipif(mounts.KERNEL < (6, 9), reason="no FUSE passthrough before kernel 6.9")
 def test_mappings(tmp_path):
     found, _ = tool("bench/mappings.py", tmp_path / "result", "--quick")
     rows = {row["what"]: row for row in found["rows"]}
@@ -102,7 +100,7 @@ def test_direct(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
-@pytest.mark.skipif(KERNEL < (6, 11), reason="no observed mappings before kernel 6.11")
+@pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no observed mappings before kernel 6.11")
 def test_faults(tmp_path):
     result, _ = tool("bench/faults.py", tmp_path / "result.json", "--quick")
     rows = {row["what"]: row["values"] for row in result["rows"]}

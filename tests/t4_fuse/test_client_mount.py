@@ -20,42 +20,16 @@ import loops
 import mounts
 import numpy as np
 import pytest
-from test_observe import HUGE, KERNEL, MIB, PAGE, Syncs
+from observekit import HUGE, MIB, PAGE, SIZE
 from test_xfs_io import NO_FSXATTR, NOISE, SCRIPTS
 
 from daxfs.client import PRELOAD, map_file
 from daxfs.fuse import observing
 
 pytestmark = [pytest.mark.mount,
-              pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
-SIZE = 8 * MIB
+              pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
+BY_URING = True
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module", params=["always", "never"])
-def mount(request):
-    transport = "dev" if mounts.why_no_transport("uring") else "uring"
-    with mounts.MountedRegion(64 * MIB, pool=request.param, room=256 * MIB, transport=transport) as region:
-        region.mount()
-        region.huge = request.param == "always"
-        yield region
-
-
-@pytest.fixture
-def path(mount, request):
-    out = mount.path / re.sub(r"\W", "_", request.node.name)
-    with open(out, "wb") as file:
-        file.truncate(SIZE)
-    yield out
-    out.unlink()
-
-
-@pytest.fixture
-def syncs(mount, path):
-    out = Syncs(mount, path)
-    out.before = out.stat()
-    yield out
-    os.close(out.fd)
 
 
 def run(*words, **kwargs):
@@ -222,6 +196,7 @@ def test_fio(mount, path, syncs, fsync):
     (job,) = json.loads(out[out.index("{") :])["jobs"]
     assert job["error"] == 0 and job["write"]["io_bytes"] == SIZE == job["read"]["io_bytes"]
     settled(syncs)
+    assert not syncs.coarse(), "each of its handles has promised that its mappings are observed"
     # What is there is there by read(2), too.
     mounts.run([*words, "--ioengine=psync", "--rw=read", "--do_verify=1", "--verify_fatal=1"])
 
@@ -246,6 +221,7 @@ def test_xfs_io(mount, path, syncs, script):
         oracle.unlink()
     assert outputs[0] == outputs[1] and bodies[0] == bodies[1]
     settled(syncs)
+    assert not syncs.coarse()
 
 
 MEMMAP = """

@@ -14,15 +14,15 @@ import time
 import mounts
 import numpy as np
 import pytest
-from test_client_mount import mount, path, run, settled, syncs  # noqa: F401 (fixtures)
-from test_observe import HUGE, KERNEL, MIB, PAGE
+from observekit import HUGE, MIB, PAGE, SIZE
+from test_client_mount import settled
 
 from daxfs.client import PRELOAD, map_file, why_no_user_faults
 
 pytestmark = [pytest.mark.mount,
-              pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11"),
+              pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11"),
               pytest.mark.skipif(bool(why_no_user_faults()), reason=why_no_user_faults() or "-")]
-SIZE = 8 * MIB
+BY_URING = True
 USER = (mounts.command("daxfs"), "run", "--fault", "user", "--")
 
 STORES = """
@@ -38,35 +38,30 @@ array.msync()
 """
 
 
-def handled(syncs) -> int:  # noqa: F811
-    handler = syncs.stat()["handler"]
-    return sum(row["count"] for row in handler["faults"]) if handler else 0
-
-
-def test_exactly_what_was_stored(path, syncs):  # noqa: F811
-    before = handled(syncs)
+def test_exactly_what_was_stored(path, syncs):
+    before = syncs.handled()
     array = map_file(path, pte=True, require=True, fault="user")
     assert array.observed and array[2 * PAGE] == 0 and array.dirty() == [] and syncs() == 0
     array[5 * PAGE + 7] = 1
     array[2 * PAGE] = array[6 * PAGE] = 2
     assert array.dirty() == [(2 * PAGE, 3 * PAGE), (5 * PAGE, 7 * PAGE)]
     assert syncs() == 3 and array.dirty() == [] and not syncs.coarse()
-    assert handled(syncs) - before == 4  # a load, two stores to new pages, one to a page that was loaded
+    assert syncs.handled() - before == 4  # a load, two stores to new pages, one to a page that was loaded
     array[5 * PAGE] = 3
     array.msync()
     assert array.dirty() == []
     array[5 * PAGE] = 4
-    assert array.dirty() == [(5 * PAGE, 6 * PAGE)] and handled(syncs) - before == 6
+    assert array.dirty() == [(5 * PAGE, 6 * PAGE)] and syncs.handled() - before == 6
     del array
     assert syncs() == 1
     settled(syncs)
 
 
-def test_two_mib_at_once(path, syncs):  # noqa: F811
-    before = handled(syncs)
+def test_two_mib_at_once(path, syncs):
+    before = syncs.handled()
     array = map_file(path, require=True, fault="user")
     array[HUGE : 2 * HUGE] = 3
-    assert handled(syncs) - before == 1
+    assert syncs.handled() - before == 1
     assert syncs() == 512 and syncs() == 0
     array[HUGE + 5] = 4
     assert syncs() == 512
@@ -74,7 +69,7 @@ def test_two_mib_at_once(path, syncs):  # noqa: F811
     settled(syncs)
 
 
-def test_system_calls_fault_too(path, syncs):  # noqa: F811
+def test_system_calls_fault_too(path, syncs):
     """read(2) into the mapping and write(2) out of it, of this file and of others."""
     array = map_file(path, require=True, fault="user")
     with open("/dev/urandom", "rb", buffering=0) as file:
@@ -92,7 +87,7 @@ def test_system_calls_fault_too(path, syncs):  # noqa: F811
 
 
 @pytest.fixture
-def program(path):  # noqa: F811
+def program(path):
     made = []
 
     def start(*command):
@@ -109,7 +104,7 @@ def program(path):  # noqa: F811
         one.wait()
 
 
-def test_a_killed_program_leaves_just_its_stores(path, syncs, program):  # noqa: F811
+def test_a_killed_program_leaves_just_its_stores(path, syncs, program):
     one = program()
     one.kill()
     one.wait()
@@ -118,7 +113,7 @@ def test_a_killed_program_leaves_just_its_stores(path, syncs, program):  # noqa:
     assert os.pread(syncs.fd, 1, 900 * PAGE) == b"\1"
 
 
-def test_a_child_by_fork(path, syncs):  # noqa: F811
+def test_a_child_by_fork(path, syncs):
     array = map_file(path, pte=True, require=True, fault="user")
     array[0] = 1
     pid = os.fork()
@@ -160,16 +155,16 @@ def test_the_daemon_dies(program):
         assert [data[page * PAGE] for page in (3, 5, 7, 8)] == [1, 7, 7, 0]
 
 
-def test_fio(mount, path, syncs):  # noqa: F811
-    before = handled(syncs)
+def test_fio(mount, path, syncs):
+    before = syncs.handled()
     mounts.run([*USER, "fio", "--name=x", f"--filename={path}", "--ioengine=mmap", "--rw=randwrite",
                 "--bs=4k", f"--size={SIZE}", "--fsync=64",
                 "--verify=crc32c", "--verify_state_save=0"], timeout=120)
-    assert handled(syncs) > before
+    assert syncs.handled() > before
     settled(syncs)
 
 
-def test_many_threads(path, syncs):  # noqa: F811
+def test_many_threads(path, syncs):
     """Faults of several threads on the same pages, while fsync protects them again."""
     code = """
 import sys, threading
@@ -194,11 +189,11 @@ assert all((array[n * 64 :: 4096] == 8).all() for n in range(6))
     assert all((data[n * 64 :: PAGE] == 8).all() for n in range(6))
 
 
-def test_the_shim_does_it_for_any_program(path, syncs):  # noqa: F811
-    before = handled(syncs)
+def test_the_shim_does_it_for_any_program(path, syncs):
+    before = syncs.handled()
     code = ("import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); "
             "m[5] = 1; m.flush(); m[4096 * 600] = 2")
     done = mounts.run([*USER, sys.executable, "-c", code, path])
-    assert not done.stderr and handled(syncs) > before
+    assert not done.stderr and syncs.handled() > before
     settled(syncs)
     assert PRELOAD.exists()

@@ -8,7 +8,6 @@ import fcntl
 import mmap
 import os
 import struct
-import time
 
 import mounts
 import pytest
@@ -21,12 +20,8 @@ FSXATTR = struct.Struct("=5I8x")
 
 
 @pytest.fixture
-def mount(transport, region_factory):
-    """mount(options): a mounted pool directory, by a transport that carries ioctls."""
-    if transport == "pyfuse3":
-        reason = "pyfuse3 has no handler for IOCTL"
-        print(reason)
-        pytest.skip(reason)
+def mount(ioctl_transport, region_factory):
+    """mount(options): a mounted pool directory."""
     return lambda options="", **how: region_factory(kind="pool", options=options, **how).mount()
 
 
@@ -93,24 +88,15 @@ def owned(region, path) -> bool:
     return any(name.startswith(f"{path.stat().st_ino:x}-") for name in ranges(region))
 
 
-def settled(region) -> dict:
-    """`daxfs stat`, once no file is open any more: RELEASE comes after close(2) has returned."""
-    deadline = time.monotonic() + 10
-    while (facts := region.stat())["inodes"]["open"]:
-        assert time.monotonic() < deadline, facts["inodes"]
-        time.sleep(0.01)
-    return facts
-
-
 def make(region, name, data) -> os.PathLike:
     """A file, closed, as the daemon knows it."""
     (region.path / name).write_bytes(data)
-    settled(region)
+    region.settled()
     return region.path / name
 
 
 def moves(region) -> tuple[int, int]:
-    found = settled(region)["dax"]["moves"]
+    found = region.settled()["dax"]["moves"]
     assert not found["failed"], found
     return found["to_own"], found["to_packed"]
 
@@ -133,9 +119,9 @@ def test_a_closed_file_moves_at_once_and_back(mount):
     set_flag(path, True)
     assert owned(region, path) and moves(region) == (1, 0)
     assert path.read_bytes() == data
-    settled(region)
+    region.settled()
     set_flag(path, False)
-    settled(region)
+    region.settled()
     assert path.read_bytes() == data and moves(region) == (1, 1)
     assert not owned(region, path) and ranges(region) == []
     region.umount()
@@ -160,7 +146,7 @@ def test_in_use_it_takes_effect_after_the_last_close(mount):
         assert has_flag(path) and not owned(region, path), "its pages are mapped by another"
         mapping[:5] = b"store"
         os.pwrite(fd, b"write", MIB - 5)
-    settled(region)
+    region.settled()
     assert path.read_bytes() == b"store" + data[5:-5] + b"write"
     assert owned(region, path) and moves(region) == (1, 0)
 
@@ -170,20 +156,20 @@ def test_a_direct_mapping_keeps_the_range(mount):
     data = os.urandom(MIB)
     path = make(region, "f", data)
     set_flag(path, True)
-    settled(region)
+    region.settled()
     with opened(path) as fd:
         mapping = Mapping(fd, MIB)
-    settled(region)
+    region.settled()
     set_flag(path, False)
-    settled(region)
+    region.settled()
     assert path.read_bytes() == data and owned(region, path), "moved while it was mapped"
     mapping.bytes[:5] = b"store"
     assert path.read_bytes() == b"store" + data[5:]
     mapping.close()
-    settled(region)
+    region.settled()
     assert path.read_bytes() == b"store" + data[5:]
     assert not owned(region, path)
-    assert settled(region)["dax"]["moves"]["put_off"] > 0
+    assert region.settled()["dax"]["moves"]["put_off"] > 0
 
 
 def test_unsynced_data_move(mount):
@@ -196,7 +182,7 @@ def test_unsynced_data_move(mount):
         set_flag_by(file.fileno(), True)
         assert owned(region, region.path / "f")
         file.write(b"more")
-    assert settled(region)["tracker"]["dirty_bytes"] == 0
+    assert region.settled()["tracker"]["dirty_bytes"] == 0
     region.kill()
     region.mount()
     assert (region.path / "f").read_bytes() == data + b"more"
@@ -210,7 +196,7 @@ def test_attributes_are_asked_for_again_after_a_move(mount):
     with opened(path) as fd:
         set_flag_elsewhere(path, True)
         assert os.fstat(fd).st_mtime_ns == 10**18
-    settled(region)
+    region.settled()
     with opened(path) as fd, mmap.mmap(fd, MIB) as mapping:
         assert path.stat().st_mtime_ns == 10**18
         mapping[0] = 1
@@ -239,11 +225,11 @@ def test_dax_always(mount):
     if not region.stat()["dax"]["why_not"]:
         with opened(path) as fd, mmap.mmap(fd, 10000):
             assert region.stat()["dax"]["direct"] == 1
-    settled(region)
+    region.settled()
     region.remount("dax=inode")
     assert owned(region, path)
     assert path.read_bytes() == b"1" * 10000 and not owned(region, path)
-    settled(region)
+    region.settled()
     region.remount("dax")
     assert "dax=always" in region.stat()["options"]
     assert path.read_bytes() == b"1" * 10000 and owned(region, path)
@@ -288,10 +274,10 @@ def test_a_file_that_finds_no_room_stays_and_is_counted(mount):
     path = make(region, "f", os.urandom(20 * MIB))
     set_flag(path, False)
     for _ in range(3):
-        settled(region)
+        region.settled()
         with opened(path) as fd:
             assert os.pwrite(fd, b"x", 0) == 1
-    assert settled(region)["dax"]["moves"]["failed"] >= 3 and owned(region, path)
+    assert region.settled()["dax"]["moves"]["failed"] >= 3 and owned(region, path)
     log = region.log_file.read_text()
     assert log.count("stays in its own range") == 1, log
     with opened(path) as fd, pytest.raises(OSError) as caught:

@@ -27,12 +27,8 @@ DAX = 0x02000000
 
 
 @pytest.fixture
-def mount(transport, region_factory):
-    """mount(options): a mounted region, by a transport that carries ioctls."""
-    if transport == "pyfuse3":
-        reason = "pyfuse3 has no handler for IOCTL"
-        print(reason)
-        pytest.skip(reason)
+def mount(ioctl_transport, region_factory):
+    """mount(options): a mounted region."""
     return lambda *options: region_factory(options=",".join(("allow_other", *options))).mount()
 
 

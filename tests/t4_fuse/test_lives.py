@@ -18,18 +18,7 @@ import time
 
 import mounts
 import pytest
-from test_observe import (  # noqa: F401 (fixtures)
-    HUGE,
-    LIBC,
-    MIB,
-    PAGE,
-    SIZE,
-    clients,
-    mount,
-    path,
-    program,
-    syncs,
-)
+from observekit import HUGE, LIBC, MIB, PAGE, SIZE
 
 from daxfs.fault import _handler
 
@@ -39,12 +28,12 @@ MODES = ("user", "pages", "kernel")
 PUNCH, ZERO = 3, 16
 
 
-def opened(path):  # noqa: F811
+def opened(path):
     """Not for reading: such an open leaves no mapping that fsync would have to take for unobserved."""
     return open(path, "r+b", buffering=0, opener=lambda name, flags: os.open(name, os.O_WRONLY))
 
 
-def fallocate(path, mode, at, length):  # noqa: F811
+def fallocate(path, mode, at, length):
     with opened(path) as file:
         assert LIBC.fallocate(file.fileno(), mode, ctypes.c_long(at), ctypes.c_long(length)) == 0
 
@@ -68,7 +57,7 @@ def daxfs(*words, check=True):
 
 
 @pytest.mark.parametrize("how", MODES)
-def test_cut_and_punched(mount, path, syncs, clients, how):  # noqa: F811
+def test_cut_and_punched(mount, path, syncs, clients, how):
     """SIGBUS behind the end, zeros in holes and after growing, and nothing else is touched."""
     one, two = clients(), clients()
     for client in (one, two):
@@ -93,7 +82,7 @@ def test_cut_and_punched(mount, path, syncs, clients, how):  # noqa: F811
 
 
 @pytest.mark.parametrize("how", MODES)
-def test_marks_of_pages_that_went(mount, path, syncs, clients, how):  # noqa: F811
+def test_marks_of_pages_that_went(mount, path, syncs, clients, how):
     client = clients()
     client("map", 0, path, 0, SIZE, how)
     for at in (0, HUGE, 3 * HUGE):
@@ -107,7 +96,7 @@ def test_marks_of_pages_that_went(mount, path, syncs, clients, how):  # noqa: F8
 
 
 @pytest.mark.parametrize("how", MODES)
-def test_unlinked_and_replaced(mount, path, syncs, clients, how):  # noqa: F811
+def test_unlinked_and_replaced(mount, path, syncs, clients, how):
     """The space of a removed file is its mappings' until they end; a new one has none of it."""
     client = clients()
     client("map", 0, path, 0, SIZE, how)
@@ -129,7 +118,7 @@ def test_unlinked_and_replaced(mount, path, syncs, clients, how):  # noqa: F811
 
 
 @pytest.mark.parametrize("how", MODES)
-def test_written_and_copied_into(mount, path, syncs, clients, how):  # noqa: F811
+def test_written_and_copied_into(mount, path, syncs, clients, how):
     client = clients()
     client("map", 0, path, 0, SIZE, how)
     client("store", 0, 9 * PAGE, 7)
@@ -149,7 +138,7 @@ def test_written_and_copied_into(mount, path, syncs, clients, how):  # noqa: F81
 
 
 @pytest.mark.parametrize("how", MODES)
-def test_the_flag_is_taken_away(mount, path, syncs, clients, how):  # noqa: F811
+def test_the_flag_is_taken_away(mount, path, syncs, clients, how):
     """It counts from the last close on; what is mapped goes on until then."""
     client = clients()
     client("map", 0, path, 0, SIZE, how)
@@ -162,11 +151,11 @@ def test_the_flag_is_taken_away(mount, path, syncs, clients, how):  # noqa: F811
     assert path.read_bytes()[5] == 7
 
 
-def changes(path, until, seen):  # noqa: F811
+def changes(path, until, seen):
     """Cut, grow, punch and write behind the first MiB until told."""
     with opened(path) as file:
         fd, n = file.fileno(), 0
-        while time.monotonic() < until:
+        while time.monotonic() < until or n <= 10:
             n += 1
             at = MIB + n * 7919 % 1700 * PAGE
             os.ftruncate(fd, at)
@@ -181,7 +170,7 @@ def changes(path, until, seen):  # noqa: F811
 
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", ["user", "pages"])
-def test_a_file_changes_while_programs_store(mount, path, syncs, clients, how, seconds):  # noqa: F811
+def test_a_file_changes_while_programs_store(mount, path, syncs, clients, how, seconds):
     """Two programs and a third in another file, whose pages come from where those of the first went."""
     other = path.with_name("other")
     other.write_bytes(b"")
@@ -216,7 +205,7 @@ def test_a_file_changes_while_programs_store(mount, path, syncs, clients, how, s
 
 
 @pytest.mark.parametrize("how", ["user", "pages"])
-def test_poison_under_fault_user(mount, path, syncs, clients, how):  # noqa: F811
+def test_poison_under_fault_user(mount, path, syncs, clients, how):
     """Mapped or not: SIGBUS there, for new clients as well. Cleared, written, punched: it works again."""
     one = clients()
     one("map", 0, path, 0, SIZE, how)
@@ -261,7 +250,7 @@ def comes_back(client, at, value) -> None:
         time.sleep(0.01)
 
 
-def test_poison_under_fault_kernel(mount, path, syncs, clients):  # noqa: F811
+def test_poison_under_fault_kernel(mount, path, syncs, clients):
     """Not stopped, and nothing is lost of what is mapped."""
     client = clients()
     client("map", 0, path, 0, SIZE)
@@ -279,7 +268,7 @@ def test_poison_under_fault_kernel(mount, path, syncs, clients):  # noqa: F811
 
 
 @pytest.mark.parametrize("how", MODES)
-def test_revoked(mount, path, syncs, clients, how):  # noqa: F811
+def test_revoked(mount, path, syncs, clients, how):
     """SIGBUS at once, in pages that were mapped and in others; what was stored is there, and is flushed."""
     one, two = clients(), clients()
     one("map", 0, path, 0, SIZE, how)
@@ -290,11 +279,11 @@ def test_revoked(mount, path, syncs, clients, how):  # noqa: F811
         done = daxfs("revoke", "--timeout", "0", mount.path).stdout
         for client in (one, two):
             assert f"pid {client.process.pid} (" in done, done
-        before = handled(syncs)
+        before = syncs.handled()
         for client in (one, two):
             for at in (5, HUGE, 3 * HUGE):
                 assert sigbus(client, "expect", 0, at, 0) and sigbus(client, "try", 0, at, 1)
-        assert handled(syncs) == before, "nobody was asked"
+        assert syncs.handled() == before, "nobody was asked"
         assert os.pread(syncs.fd, 6, 0) == b"\0\0\0\0\0\7" and os.pread(syncs.fd, 1, HUGE) == b"\10"
         assert syncs() >= 2 and syncs() == 0
     finally:
@@ -306,18 +295,16 @@ def test_revoked(mount, path, syncs, clients, how):  # noqa: F811
         syncs.fd = os.open(path, os.O_RDONLY)
 
 
-def handled(syncs) -> int:  # noqa: F811
-    handler = syncs.stat()["handler"]
-    return sum(row["count"] for row in handler["faults"]) if handler else 0
-
-
 @pytest.mark.parametrize("how", ["user", "pages", "kernel"])
-def test_revoked_while_it_stores(mount, path, syncs, clients, how):  # noqa: F811
+def test_revoked_while_it_stores(mount, path, syncs, clients, how):
     """Each fault that is under way ends, the program dies of SIGBUS, and no store is lost."""
     client = clients()
     client("map", 0, path, 0, SIZE, how)
     client.begin("count", 0, 4, 1_000_000)
-    time.sleep(0.5)
+    until = time.monotonic() + 60
+    while not all(os.pread(syncs.fd, PAGE, 0)[: 4 * 64 : 64]):
+        assert time.monotonic() < until, "its threads have not begun"
+        time.sleep(0.01)
     try:
         daxfs("revoke", "--timeout", "0", mount.path)
         assert client.process.wait(20) < 0
@@ -339,7 +326,7 @@ def test_revoked_while_it_stores(mount, path, syncs, clients, how):  # noqa: F81
 
 
 @pytest.mark.parametrize("how", ["user", "pages"])
-def test_a_full_tmpfs(clients, how):  # noqa: F811
+def test_a_full_tmpfs(clients, how):
     """SIGBUS, one line in the log, and everything goes on once there is room."""
     with mounts.MountedRegion(16 * MIB, pool="never", room=24 * MIB, transport="dev") as region:
         region.mount()

@@ -14,7 +14,7 @@ import signal
 import mounts
 import pytest
 from mapped_program import Program
-from test_direct import KERNEL, PAGE, Pool, opened
+from test_direct import PAGE, Pool, opened
 from test_revoke_mount import written
 
 pytestmark = pytest.mark.mount
@@ -24,14 +24,9 @@ WORDS = (r"its range|was removed|Input/output error|CRITICAL|ended: |went away|c
          r"truncated under|\bEIO\b")
 
 
-@pytest.fixture(params=["uring", "dev"])
-def pool(request):
-    if KERNEL < (6, 9):
-        pytest.skip("no FUSE passthrough before kernel 6.9")
-    reason = mounts.why_no_transport(request.param)
-    if reason:
-        pytest.skip(reason)
-    made = Pool(transport=request.param)
+@pytest.fixture
+def pool(direct_transport):
+    made = Pool(transport=direct_transport)
     made.region.expect_log(WORDS)
     yield made
     made.close()

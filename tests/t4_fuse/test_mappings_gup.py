@@ -26,7 +26,7 @@ native = importlib.import_module(f"{table.__package__}.native")
 pytestmark = pytest.mark.mount
 SIZE = 4 << 20
 PAGE = 4096
-UNDER = ["truncate", "punch", "regrow", "unlink"]
+UNDER = ["nothing", "truncate", "punch", "regrow", "unlink"]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,8 @@ def region(request):
 
 def change(how, path, fd):
     """What happens to the file under the I/O; what it leaves can be mapped and grown again."""
+    if how == "nothing":
+        return
     if how == "truncate":
         os.ftruncate(fd, 0)
     elif how == "regrow":
@@ -123,7 +125,11 @@ def test_direct_io_while_the_file_changes(region, ext4, way, how):
         neighbours.make()
         io.join()
         assert io.moved is not None
-        if way == "write":
+        if how == "nothing":
+            assert io.moved == SIZE
+            assert (target.read_bytes() if way == "write" else os.pread(fd, SIZE, 0)) == (
+                b"p" if way == "write" else b"r") * SIZE
+        elif way == "write":
             # Each page is the mapping's: as it was, or new and empty where it was faulted in again.
             data = target.read_bytes()[: io.moved]
             assert {data[at : at + PAGE] for at in range(0, len(data), PAGE)} <= {b"p" * PAGE, bytes(PAGE)}

@@ -4,7 +4,6 @@
 import contextlib
 import errno
 import os
-import re
 import select
 import signal
 import subprocess
@@ -16,14 +15,14 @@ from types import SimpleNamespace
 
 import mounts
 import pytest
-from test_observe import HUGE, KERNEL, MIB, PAGE, SIZE, Syncs, forget, observe, registered
+from observekit import HUGE, MIB, PAGE, forget, observe, registered
 
 from daxfs.fault import _handler
 from daxfs.fuse import control, observing
 from daxfs.fuse.handler import group_check
 
 pytestmark = [pytest.mark.mount,
-              pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
+              pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
 
 TESTS = os.pathsep.join(str(Path(__file__).parents[n]) for n in (0, 1))
 
@@ -33,22 +32,6 @@ def mount():
     with mounts.MountedRegion(64 * MIB, pool="never", room=192 * MIB, transport="dev") as region:
         region.mount()
         yield region
-
-
-@pytest.fixture
-def path(mount, request):
-    out = mount.path / re.sub(r"\W", "_", request.node.name)
-    with open(out, "wb") as file:
-        file.truncate(SIZE)
-    yield out
-    out.unlink()
-
-
-@pytest.fixture
-def syncs(mount, path):
-    out = Syncs(mount, path)
-    yield out
-    os.close(out.fd)
 
 
 def test_a_process_that_observes_two_files_at_once_is_one(mount, path, syncs):
@@ -98,7 +81,7 @@ def test_a_process_whose_name_is_no_text(path, syncs):
 # Observes a page of a file (1), and names a file of a silent mount (3) as its userfaultfd, or memfd (2).
 NAMES_A_FILE = """
 import mmap, os, sys
-from test_observe import observe, registered
+from observekit import observe, registered
 fd, bad = os.open(sys.argv[1], os.O_RDWR), os.open(sys.argv[3], os.O_RDWR)
 with registered(fd, mmap.PAGESIZE) as (uffd, address):
     print("ready", flush=True)
@@ -117,7 +100,7 @@ with registered(fd, mmap.PAGESIZE) as (uffd, address):
 HAS_ITS_MMAP_LOCK = """
 import ctypes, mmap, os, sys, threading, time
 import uffd
-from test_observe import forget, observe
+from observekit import forget, observe
 fd, other = os.open(sys.argv[1], os.O_RDWR), os.open(sys.argv[2], os.O_RDWR)
 page = uffd.Mapping(fd, mmap.PAGESIZE)
 faults = uffd.create("missing_shmem", "minor_shmem", "wp_hugetlbfs_shmem", "wp_unpopulated")
@@ -208,7 +191,7 @@ def test_a_client_that_has_its_mmap_lock_stops_nobody(path, silent):
 BLOCKS = """
 import fcntl, mmap, os, sys
 import uffd
-from test_observe import observe
+from observekit import observe
 fd = os.open(sys.argv[1], os.O_RDWR)
 page = uffd.Mapping(fd, mmap.PAGESIZE)
 faults = uffd.create("missing_shmem", "minor_shmem", "wp_hugetlbfs_shmem", "wp_unpopulated")

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import mmap
 import os
-import re
 import select
 import struct
 import subprocess
@@ -23,36 +22,12 @@ from pathlib import Path
 import mounts
 import pytest
 import uffd
-from test_observe import HUGE, KERNEL, LIBC, MIB, PAGE, SIZE, Syncs, observe, refused, registered
+from observekit import HUGE, LIBC, MIB, PAGE, observe, refused, registered
 
 from daxfs.fault._observe import Found
 
 pytestmark = [pytest.mark.mount,
-              pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
-
-
-@pytest.fixture(scope="module", params=["always", "never"])
-def mount(request):
-    with mounts.MountedRegion(64 * MIB, pool=request.param, room=192 * MIB, transport="dev") as region:
-        region.mount()
-        region.huge = request.param == "always"
-        yield region
-
-
-@pytest.fixture
-def path(mount, request):
-    out = mount.path / re.sub(r"\W", "_", request.node.name)
-    with open(out, "wb") as file:
-        file.truncate(SIZE)
-    yield out
-    out.unlink()
-
-
-@pytest.fixture
-def syncs(mount, path):
-    out = Syncs(mount, path)
-    yield out
-    os.close(out.fd)
+              pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
 
 
 SEALED_AGAINST_US = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE
@@ -119,12 +94,23 @@ def test_fsync_waits_for_a_write_back(mount, path, syncs):
         thread = threading.Thread(target=goes_on)
         progress.says(2**64 - 4, 2**64 - 5, slot=3)
         thread.start()
-        before = syncs.stat()
-        assert [syncs() for _ in range(5)] == [0] * 5
-        stop.set()
-        thread.join()
-        after = syncs.stat()
-        assert after["unsure"] == before["unsure"] and after["looks"] == before["looks"] + 5
+        has_data, waited = 512 if mount.huge else 3, 0
+        try:
+            # It waits for 20 ms: a machine that is busy lets our thread wait longer at times. Without waiting
+            # each fsync would meet a write-back that has begun and not ended.
+            for _ in range(100):
+                before = syncs.stat()
+                flushed, after = syncs(), syncs.stat()
+                assert after["looks"] == before["looks"] + 1 and after["given_up"] == before["given_up"]
+                unsure = after["unsure"] - before["unsure"]
+                assert flushed == has_data * unsure and unsure in (0, 1)
+                waited += not unsure
+                if waited == 5:
+                    break
+        finally:
+            stop.set()
+            thread.join()
+        assert waited == 5
 
 
 @pytest.mark.parametrize("begun", [2**63, 2**63 - 1])
@@ -132,11 +118,11 @@ def test_counts_that_make_no_sense(mount, path, syncs, begun):
     with writing_back(path) as (progress, takes):
         takes()
         progress.says(begun, 0, slot=3)
-        before = syncs.stat()["unsure"]
-        start = time.monotonic()
+        before = syncs.stat()
         os.fsync(syncs.fd)
-        assert time.monotonic() - start < 2  # of a machine that has other work
-        assert syncs.stat()["unsure"] > before
+        after = syncs.stat()
+        # It came to an end by itself, and nobody gave it up, as after observing.PATIENCE.
+        assert after["unsure"] == before["unsure"] + 1 and after["given_up"] == before["given_up"]
 
 
 @pytest.mark.parametrize("bad", [{"size": 64}, {"seals": fcntl.F_SEAL_GROW}, {"size": 4095},

@@ -10,18 +10,7 @@ import signal
 from collections import Counter
 
 import pytest
-from test_observe import (  # noqa: F401 (fixtures)
-    HUGE,
-    LIBC,
-    MIB,
-    PAGE,
-    SIZE,
-    clients,
-    mount,
-    path,
-    program,
-    syncs,
-)
+from observekit import HUGE, LIBC, MIB, PAGE, SIZE
 
 from daxfs.fault import _handler
 
@@ -29,14 +18,14 @@ pytestmark = [pytest.mark.mount,
               pytest.mark.skipif(not _handler.available(), reason="userfaultfd of this kernel can't do it")]
 
 
-def handled(syncs) -> dict:  # noqa: F811
+def handled(syncs) -> dict:
     out = Counter()
     for row in syncs.stat()["handler"]["faults"]:
         out[row["kind"], row["order"], row["result"]] += row["count"]
     return out
 
 
-def test_exactly_what_was_stored_since_the_last_one(mount, path, syncs, clients):  # noqa: F811
+def test_exactly_what_was_stored_since_the_last_one(mount, path, syncs, clients):
     client = clients()
     client("map", 0, path, 0, SIZE, "pages")
     assert syncs() == 0
@@ -49,7 +38,7 @@ def test_exactly_what_was_stored_since_the_last_one(mount, path, syncs, clients)
     assert os.pread(syncs.fd, 6, 0) == b"\0\0\0\1\0\2"
 
 
-def test_two_mib_are_one_fault_and_one_mark(mount, path, syncs, clients):  # noqa: F811
+def test_two_mib_are_one_fault_and_one_mark(mount, path, syncs, clients):
     client = clients()
     client("map", 0, path, 0, SIZE, "user")
     before = handled(syncs)
@@ -64,7 +53,7 @@ def test_two_mib_are_one_fault_and_one_mark(mount, path, syncs, clients):  # noq
 
 
 @pytest.mark.parametrize("how", ["user", "pages"])
-def test_a_killed_client_loses_nothing(mount, path, syncs, clients, how):  # noqa: F811
+def test_a_killed_client_loses_nothing(mount, path, syncs, clients, how):
     """And no more than it stored to is flushed: the marks are the daemon's."""
     for after in (False, True):
         client = clients()
@@ -78,7 +67,7 @@ def test_a_killed_client_loses_nothing(mount, path, syncs, clients, how):  # noq
         syncs.becomes(clients=0, mappings=0)
 
 
-def test_two_processes_and_both_modes(mount, path, syncs, clients):  # noqa: F811
+def test_two_processes_and_both_modes(mount, path, syncs, clients):
     one, two, three = clients(), clients(), clients()
     one("map", 0, path, 0, SIZE, "pages")
     two("map", 0, path, 2 * HUGE, HUGE, "pages")
@@ -94,7 +83,7 @@ def test_two_processes_and_both_modes(mount, path, syncs, clients):  # noqa: F81
     assert os.pread(syncs.fd, 1, 2 * HUGE + PAGE) == b"\3"
 
 
-def test_a_child_observes_anew(mount, path, syncs, clients):  # noqa: F811
+def test_a_child_observes_anew(mount, path, syncs, clients):
     client = clients()
     client("map", 0, path, 0, SIZE, "pages")
     client("store", 0, 2 * HUGE, 1)
@@ -103,7 +92,7 @@ def test_a_child_observes_anew(mount, path, syncs, clients):  # noqa: F811
     assert syncs() == 2 and os.pread(syncs.fd, 1, PAGE) == b"c" and syncs() == 0
 
 
-def test_forgotten_and_unmapped(mount, path, syncs, clients):  # noqa: F811
+def test_forgotten_and_unmapped(mount, path, syncs, clients):
     client = clients()
     client("map", 0, path, 0, SIZE, "pages")
     client("store", 0, HUGE, 1)
@@ -119,7 +108,7 @@ def test_forgotten_and_unmapped(mount, path, syncs, clients):  # noqa: F811
 
 
 @pytest.mark.parametrize("change", ["punch", "truncate", "write"])
-def test_the_file_changes_under_it(mount, path, syncs, clients, change):  # noqa: F811
+def test_the_file_changes_under_it(mount, path, syncs, clients, change):
     client = clients()
     client("map", 0, path, 0, SIZE, "user")
     client("store", 0, 5 * PAGE, 1)
@@ -139,7 +128,7 @@ def test_the_file_changes_under_it(mount, path, syncs, clients, change):  # noqa
     assert syncs() >= 1 and syncs() == 0
 
 
-def test_behind_the_end_is_sigbus(mount, path, syncs, clients):  # noqa: F811
+def test_behind_the_end_is_sigbus(mount, path, syncs, clients):
     client = clients()
     client("map", 0, path, 0, SIZE, "user")
     client("store", 0, SIZE - 1, 1)
@@ -150,7 +139,7 @@ def test_behind_the_end_is_sigbus(mount, path, syncs, clients):  # noqa: F811
     os.truncate(path, SIZE)
 
 
-def test_stores_race_with_fsync(mount, path, syncs, clients):  # noqa: F811
+def test_stores_race_with_fsync(mount, path, syncs, clients):
     """What fsync flushed can't be seen from here (t3 does), but nothing hangs, and the content is right."""
     client = clients()
     client("map", 0, path, 0, SIZE, "pages")
@@ -167,7 +156,7 @@ def test_stores_race_with_fsync(mount, path, syncs, clients):  # noqa: F811
             assert data[at] == 3, (page, number)
 
 
-def test_a_wrong_request_is_refused(mount, path, syncs, clients):  # noqa: F811
+def test_a_wrong_request_is_refused(mount, path, syncs, clients):
     client = clients()
     with pytest.raises(OSError) as caught:
         client("map", 0, path.with_name("none"), 0, SIZE, "user")

@@ -15,7 +15,7 @@ import sys
 
 import mounts
 import pytest
-from test_direct import KERNEL, Pool
+from test_direct import Pool
 
 pytestmark = pytest.mark.mount
 PAGE, PAGES = 4096, 64
@@ -199,14 +199,9 @@ def is_directory(root, pfn) -> bool:
     return "directory of inode 1" in done.stderr
 
 
-@pytest.mark.skipif(KERNEL < (6, 9), reason="no FUSE passthrough before kernel 6.9")
-@pytest.mark.parametrize("transport", ["uring", "dev"])
-def test_own_ranges(transport):
+def test_own_ranges(direct_transport):
     """read and write as of packed files; what is mapped directly is the range itself, and goes on."""
-    reason = mounts.why_no_transport(transport)
-    if reason:
-        pytest.skip(reason)
-    made = Pool(transport=transport)
+    made = Pool(transport=direct_transport)
     try:
         path = made.path / "f"
         path.write_bytes(DATA)

@@ -80,15 +80,6 @@ def free(path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def settled(region) -> dict:
-    """`daxfs stat`, once no file is open any more: RELEASE comes after close(2) has returned."""
-    deadline = time.monotonic() + 10
-    while (facts := region.stat())["inodes"]["open"]:
-        assert time.monotonic() < deadline, facts["inodes"]
-        time.sleep(0.01)
-    return facts
-
-
 def use(path: Path, model: bytearray) -> None:
     """Writes, a mapping, a hole, two truncations and fsync; *model* is what the file then holds."""
     data = os.urandom(5 * MIB + 77)
@@ -116,7 +107,7 @@ def test_files_are_used(below):
     with mounted(below) as region:
         path = region.path / "f"
         use(path, model)
-        facts = settled(region)
+        facts = region.settled()
         assert path.read_bytes() == model
         assert facts["granularity"] == ("cache_line" if facts["emulated"] else "page")
         assert len(os.listdir(below / "pool/ranges")) == 1
@@ -126,7 +117,7 @@ def test_files_are_used(below):
         region.mount()
         assert path.read_bytes() == model
         path.unlink()
-        settled(region)
+        region.settled()
         assert os.listdir(below / "pool/ranges") == []
 
 
@@ -153,12 +144,12 @@ def test_the_flag_moves_data(below):
     with mounted(below, options="dax=inode") as region:
         path = region.path / "f"
         path.write_bytes(data)
-        settled(region)
+        region.settled()
         for options, ranges in (("dax=always", 1), ("dax=inode", 0), ("dax=always", 1)):
             region.remount(options)
             assert path.read_bytes() == data
             assert len(os.listdir(below / "pool/ranges")) == ranges
-            settled(region)
+            region.settled()
 
 
 def test_copies_of_odd_sizes(below):
@@ -213,7 +204,7 @@ def test_a_full_one_loses_nothing(below):
     packed, full = os.urandom(4 * MIB), None
     with mounted(below, options="dax=inode") as region:
         (region.path / "packed").write_bytes(packed[: 2 * MIB])
-        settled(region)
+        region.settled()
         region.remount("dax=always")
         (region.path / "own").write_bytes(packed)
         with open(region.path / "promised", "wb") as file:
@@ -228,7 +219,7 @@ def test_a_full_one_loses_nothing(below):
             os.ftruncate(file.fileno(), 4 * MIB)
         with open(region.path / "promised", "r+b", buffering=0) as file:
             assert os.pwrite(file.fileno(), packed[: 2 * MIB], 0) == 2 * MIB, "posix_fallocate keeps its word"
-        settled(region)
+        region.settled()
         region.remount("dax=inode")
         with open(region.path / "new", "wb") as file:
             file.write(packed)

@@ -15,17 +15,17 @@ from collections import Counter
 
 import mounts
 import pytest
-from test_client_mount import mount, path, syncs  # noqa: F401 (fixtures)
-from test_observe import KERNEL, MIB, PAGE
+from observekit import MIB, PAGE
 from test_trace_mount import Tracing
 
 from daxfs.client import map_file, why_no_user_faults
 from daxfs.fuse import control, mountinfo, trace_dax
 
 pytestmark = [pytest.mark.mount,
-              pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11"),
+              pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11"),
               pytest.mark.skipif(bool(why_no_user_faults()), reason=why_no_user_faults() or "-")]
 
+BY_URING = True
 # 8 MiB: data in the first 2 MiB and at 3 MiB, holes else.
 PROGRAM = """
 import mmap, os, sys
@@ -51,7 +51,7 @@ WANTED = [
 
 
 @pytest.fixture
-def data(mount, path):  # noqa: F811
+def data(mount, path):
     if mount.huge:
         pytest.skip("a page of 2 MiB has no holes in it")
     with open(path, "r+b") as file:
@@ -63,7 +63,7 @@ def data(mount, path):  # noqa: F811
     return path
 
 
-def handled(syncs) -> Counter:  # noqa: F811
+def handled(syncs) -> Counter:
     """Faults by kind, order, result and reason, and write-backs with their pages."""
     observed = syncs.stat()
     handler = observed["handler"] or {"faults": [], "writeback": {"count": 0}, "writeback_pages": None}
@@ -88,7 +88,7 @@ def traced(region, events, action, until, *more):
         return watcher
 
 
-def program(path):  # noqa: F811
+def program(path):
     run = [mounts.command("daxfs"), "run", "--fault", "user", "--"]
     mounts.run([*run, sys.executable, "-S", "-c", PROGRAM, path], timeout=120)
 
@@ -108,7 +108,7 @@ def one_after_the_other(faults: list[dict]) -> list[dict]:
     return out
 
 
-def test_each_fault_of_a_program_is_shown_and_counted(mount, data, syncs):  # noqa: F811
+def test_each_fault_of_a_program_is_shown_and_counted(mount, data, syncs):
     before = handled(syncs)
     watcher = traced(mount, "faults,writeback", lambda: program(data),
                      lambda text: "dax_writeback_range_done" in text and "RELEASE" in text, "--json")
@@ -139,7 +139,7 @@ def test_each_fault_of_a_program_is_shown_and_counted(mount, data, syncs):  # no
     assert not [event for event in mine if event["op"] == "dax_writeback_one"][3:], "each once"
 
 
-def test_lines_between_requests_and_what_is_asked_for(mount, data):  # noqa: F811
+def test_lines_between_requests_and_what_is_asked_for(mount, data):
     watcher = traced(mount, "writeback", lambda: program(data),
                      lambda text: "dax_writeback_range_done" in text and " RELEASE" in text)
     lines = [line.split(" ", 1)[1] for line in watcher.text.splitlines()]
@@ -153,14 +153,14 @@ def test_lines_between_requests_and_what_is_asked_for(mount, data):  # noqa: F81
     assert f"dax_writeback_one: {head}300 pglen 0x1" in lines
 
 
-def test_the_default_shows_requests_alone(mount, data):  # noqa: F811
+def test_the_default_shows_requests_alone(mount, data):
     with Tracing(mount) as watcher:
         program(data)
         watcher.until(lambda: " FSYNC = " in watcher.text and " RELEASE" in watcher.text)
         assert watcher.end() == (0, "") and "dax_" not in watcher.text
 
 
-def test_fsync_without_observers_and_looks(mount, path, syncs):  # noqa: F811
+def test_fsync_without_observers_and_looks(mount, path, syncs):
     """The kernel's faults can't be seen; a look at what it knows can, and what is flushed."""
     before = syncs.stat()["look"]["count"]
 
@@ -180,7 +180,7 @@ def test_fsync_without_observers_and_looks(mount, path, syncs):  # noqa: F811
     assert facts["look"]["count"] == before + 1 == sum(facts["look"]["histogram"])
 
 
-def test_stat_shows_them(mount, data):  # noqa: F811
+def test_stat_shows_them(mount, data):
     program(data)
     facts = json.loads(mounts.run([mounts.command("daxfs"), "stat", "--json", mount.path]).stdout)
     for row in facts["dax"]["observed"]["handler"]["faults"]:
@@ -198,7 +198,7 @@ def test_stat_shows_them(mount, data):  # noqa: F811
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_what_a_watcher_does_not_take_is_counted(mount, path, syncs):  # noqa: F811
+def test_what_a_watcher_does_not_take_is_counted(mount, path, syncs):
     """The ring is full, and so is the socket: the program does not wait."""
     array = map_file(path, pte=True, require=True, fault="user")
     before, rounds = handled(syncs), 3
@@ -222,7 +222,7 @@ def test_what_a_watcher_does_not_take_is_counted(mount, path, syncs):  # noqa: F
     assert sum(after[key] for key in after if isinstance(key, tuple)) == rounds * len(array) // PAGE
 
 
-def test_wrong_classes_are_refused(mount):  # noqa: F811
+def test_wrong_classes_are_refused(mount):
     for words in (["--events", "faults,none"], ["-e", ""]):
         done = mounts.run([mounts.command("daxfs"), "trace", *words, mount.path], check=False)
         assert done.returncode == 2 and "none of requests, faults, writeback, all" in done.stderr

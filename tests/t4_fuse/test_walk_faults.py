@@ -14,12 +14,12 @@ from pathlib import Path
 
 import mounts
 import pytest
-from test_observe import KERNEL, MIB
+from observekit import MIB
 
 from daxfs.client import why_no_user_faults
 
 pytestmark = [pytest.mark.mount,
-              pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11"),
+              pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11"),
               pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")]
 SOURCE = Path(__file__).with_name("walk_faults.c")
 PAGES, PMD = 1027, 512  # of the file; of 2 MiB

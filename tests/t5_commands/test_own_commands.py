@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """mkfs.daxfs and daxfs info on pool directories with own ranges: nobody loses data by a refusal."""
 
+import functools
 import json
 import os
 import shutil
@@ -27,17 +28,9 @@ def pool():
 
 
 @pytest.fixture
-def run(capfd):
+def run(in_process):
     """run(arguments) -> (status, stdout, stderr) of mkfs.daxfs in this process."""
-
-    def call(*args):
-        capfd.readouterr()
-        status = mkfs_command.main(list(args))
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err and "internal error" not in err, out + err
-        return status, out, err
-
-    return call
+    return functools.partial(in_process, mkfs_command.main)
 
 
 def ranges(path: str) -> list[str]:

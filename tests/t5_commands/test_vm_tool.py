@@ -21,7 +21,8 @@ SAY = "import os, sys, time\ndef event(text): open('events', 'a').write(text + '
 
 def stand_in(script):
     """What makes the command of a QEMU that is a Python program."""
-    return lambda _hardware, work: [sys.executable, "-c", f"{SAY}os.chdir({str(work)!r})\n{script}"]
+    begin = "os.chdir({!r}); open('begun', 'w').close()"
+    return lambda _hardware, work: [sys.executable, "-c", f"{SAY}{begin.format(str(work))}\n{script}"]
 
 
 def guest(tmp_path, script, job=None):
@@ -52,6 +53,8 @@ def test_events_until_it_is_off(tmp_path):
 def test_a_bad_end_is_an_error_with_the_console(tmp_path, script, told):
     (tmp_path / "events").write_text('{"event": "done"}\n')  # of a run before
     with guest(tmp_path, script) as one, pytest.raises(machine.GuestError) as info:
+        while not (tmp_path / "begun").exists():  # to start a Python may take longer than it may be silent
+            time.sleep(0.01)
         heard(one, 5, 1)
     assert told in str(info.value)
 

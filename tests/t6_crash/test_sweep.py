@@ -53,6 +53,17 @@ def test_operations_beside_preallocated_pages(share):
     assert images > 500
 
 
+def good_images(sequences, setups: dict) -> int:
+    """How many crash images there are of the last operation of each, all without a violation."""
+    images = 0
+    with Engine(limit=4, nested=2, setups=setups) as engine:
+        for sequence in sequences:
+            outcome = engine.run(sequence, "last")
+            assert outcome.violations == [], sequence.name
+            images += outcome.images
+    return images
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tag", owned.POLICIES)
 def test_files_in_ranges_of_their_own(tag):
@@ -60,13 +71,7 @@ def test_files_in_ranges_of_their_own(tag):
     rng = random.Random(f"own {tag}")
     single = rng.sample([s for s in owned.single() if s.policy == owned.POLICIES[tag]], 12)
     rows = [s for s in owned.longer(9, 20) if s.policy == owned.POLICIES[tag]]
-    images = 0
-    with Engine(limit=4, nested=2, setups=owned.SETUPS) as engine:
-        for sequence in single + rows:
-            outcome = engine.run(sequence, "last")
-            assert outcome.violations == [], sequence.name
-            images += outcome.images
-    assert images > 150
+    assert good_images(single + rows, owned.SETUPS) > 150
 
 
 @pytest.mark.slow
@@ -77,13 +82,7 @@ def test_stores_through_observed_mappings(tag):
     rng, policy = random.Random(f"observed {tag}"), observed.POLICIES[tag]
     single = rng.sample([s for s in observed.each() if s.policy == policy], 5)
     rows = [s for s in observed.rows(9, 16) if s.policy == policy]
-    images = 0
-    with Engine(limit=4, nested=2, setups=observed.SETUPS) as engine:
-        for sequence in single + rows:
-            outcome = engine.run(sequence, "last")
-            assert outcome.violations == [], sequence.name
-            images += outcome.images
-    assert images > 60
+    assert good_images(single + rows, observed.SETUPS) > 60
 
 
 def test_violation_is_plain_values_and_has_a_minimal_sequence(monkeypatch):

@@ -31,14 +31,19 @@ def host() -> dict:
             "cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()}
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """Argument parser with what all benchmarks take; SIGTERM unmounts from now on."""
+def parser(doc: str, rounds: int | None = None) -> argparse.ArgumentParser:
+    """Argument parser with what all benchmarks take; SIGTERM unmounts from now on.
+
+    *rounds*: the default number of turns, of a benchmark that takes turns.
+    """
     import mounts
     mounts.end_on_sigterm()
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     made.add_argument("--options", default="", help="mount options for daxfs")
     made.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: no evidence")
+    if rounds is not None:
+        made.add_argument("--rounds", type=int, default=rounds, help=f"turns of each (default {rounds})")
     return made
 
 

@@ -127,8 +127,7 @@ def memory(report: Report, args) -> None:
 
 
 def main() -> int:
-    parser = bench.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default 5)")
+    parser = bench.parser(__doc__, rounds=5)
     parser.add_argument("--size", type=int, default=1024, help="MiB that are mapped (default 1024)")
     parser.add_argument("--count", type=int, default=10_000_000, help="loads, and stores, in a turn")
     parser.add_argument("--seconds", type=int, default=3, help="of each run of fio (default 3)")

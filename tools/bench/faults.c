@@ -9,7 +9,6 @@
  *   fault     a store to the next page (pages: every 4 KiB, else every 2 MiB), each for itself: median ns
  *   again     a store to a page that was written back since its last one: median ns
  *   msync     of all of LENGTH after a store to one page of it: median ns
- *   persist   of 4 KiB: median ns
  * FILE has at least LENGTH bytes, all there.
  */
 #define _GNU_SOURCE
@@ -79,11 +78,6 @@ static uint64_t one(const char *what, size_t i)
 		*spot(i) = (char)i;
 		t = now();
 		sync_all();
-	} else if (!strcmp(what, "persist")) {
-		memset((char *)spot(i), (int)i, PAGE);
-		t = now();
-		if (daxfs_persist((char *)spot(i), PAGE))
-			die("persist");
 	} else {
 		errno = EINVAL;
 		die(what);

@@ -122,8 +122,7 @@ def fill(path: Path, size: int) -> Path:
 
 def main() -> int:
     from mounts import MountedRegion
-    parser = bench.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default 5)")
+    parser = bench.parser(__doc__, rounds=5)
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the large mapping")
     parser.add_argument("--count", type=int, default=1000, help="samples in a turn (default 1000)")
     args = parser.parse_args()

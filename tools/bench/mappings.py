@@ -95,8 +95,7 @@ def make_files(stack, args, below: Path) -> dict[str, Path]:
 
 def main() -> int:
     import mounts
-    parser = bench.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default 7)")
+    parser = bench.parser(__doc__, rounds=7)
     parser.add_argument("--cycles", type=int, default=1000, help="cycles in a turn (default 1000)")
     args = parser.parse_args()
     if args.quick:

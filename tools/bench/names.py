@@ -63,8 +63,7 @@ def add(report: Report, what: str, found: dict[str, list[float]]) -> None:
 
 def main() -> int:
     from mounts import MountedRegion, why_no_transport
-    parser = bench.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default 7)")
+    parser = bench.parser(__doc__, rounds=7)
     parser.add_argument("--calls", type=int, default=400, help="calls of each kind in a turn (default 400)")
     parser.add_argument("--free", action="store_true", help="only with the client free to run anywhere")
     parser.add_argument("--pinned", action="store_true", help="only with the client on one CPU")

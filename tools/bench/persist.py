@@ -48,8 +48,7 @@ def by_python(path: Path, count: int) -> float:
 
 def main() -> int:
     from mounts import MountedRegion
-    parser = bench.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each (default 9)")
+    parser = bench.parser(__doc__, rounds=9)
     parser.add_argument("--count", type=int, default=20000, help="samples in a turn (default 20000)")
     args = parser.parse_args()
     if args.quick:
