@@ -32,6 +32,7 @@ CASES = (("flush 64 B", 1, False), ("flush 4 KiB", 64, False), ("nt 64 B", 1, Tr
          ("nt 1 MiB", 16384, True))  # fmt: skip
 LONGEST_NS = 5_000_000  # of one case, all rounds together, by the medium's own times
 ROUNDS = (3, 33)
+ATTEMPTS = 3  # where the median is late: somebody else may have had the CPU
 EARLY = 0.01  # a delay may be so much shorter than asked for: two clocks, one of them steered by NTP
 LATE, LATE_NS = 0.25, 150  # and the median so much longer: calls, reading the clock, interrupts
 
@@ -181,9 +182,13 @@ class Medium:
             lines //= 2
         asked = self.emulation.asked(lines, nt)
         rounds = max(ROUNDS[0], min(ROUNDS[1], int(LONGEST_NS / asked)))
-        shortest, median = self.emulation.measure(lines, nt, True, rounds)
         host, _ = self.emulation.measure(lines, nt, False, rounds)
-        return Check(what, lines * LINE, asked, shortest, median, host)
+        for _ in range(ATTEMPTS):
+            shortest, median = self.emulation.measure(lines, nt, True, rounds)
+            found = Check(what, lines * LINE, asked, shortest, median, host)
+            if not found.late:
+                break
+        return found
 
     @property
     def problems(self) -> list[str]:
@@ -195,7 +200,7 @@ class Medium:
                            "that can't be emulated here")
             elif one.late:
                 out.append(f"{one.what}: takes {one.median} ns where {one.asked:.0f} ns were asked for: "
-                           "this host is too busy for exact times")
+                           "this host is too busy now for exact times")
         return out
 
     def describe(self) -> dict:

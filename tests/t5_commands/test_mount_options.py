@@ -35,7 +35,8 @@ def test_defaults():
         ("gid=4294967294", "gid", 4294967294),
         ("fsname=x", "fsname", "x"), ("debug", "log_level", "debug"), ("remount", "remount", True),
         ("log_file=/tmp/x", "log_file", "/tmp/x"), ("record=/tmp/../x", "record", "/x"),
-        ("record=/a,record=/b", "record", "/b"),
+        ("record=/a,record=/b", "record", "/b"), ("", "emulate", "none"), ("emulate=pmem1", "emulate", "pmem1"),
+        ("emulate=pmem1,emulate=none", "emulate", "none"), ("emulate=/a/../b", "emulate", "/b"),
     ],
 )  # fmt: skip
 def test_option_sets(text, name, value):
@@ -57,6 +58,7 @@ def test_option_sets(text, name, value):
         ("threads=1,transport=pyfuse3", ["transport=pyfuse3", "transport=dev"]),
         ("max_read=4096", ["max_read"]), ("subtype=other", ["fuse.daxfs"]), ("log_file=", ["log_file"]),
         ("record=", ["record= needs a path"]), ("record", ["'record'", "needs a value"]),
+        ("emulate=", ["emulate= needs the name"]), ("emulate", ["'emulate'", "needs a value"]),
         ("user_id=0", ["unknown", "'user_id'"]), ("log_level=loud", ["log_level=loud"]),
     ],
 )  # fmt: skip
