@@ -13,6 +13,7 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -279,6 +280,16 @@ def test_the_media_of_the_package():
     # What the paper found: DRAM and Optane differ little for one thread, and in bandwidth most.
     assert media["dram"].write_gb_s > 5 * media["pmem1"].write_gb_s > 5 * media["pmem1-single"].write_gb_s
     assert media["dram"].nt_line_ns < media["pmem1"].nt_line_ns
+
+
+def test_the_document_has_the_same_numbers():
+    text = (Path(__file__).resolve().parents[2] / "docs/emulation.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    table = {row[0]: row[1:] for row in rows if len(row) == 7}
+    head = table.pop("emulate=")
+    del table["---"]
+    assert table == {name: [one.words, *(f"{one.numbers()[key]:g}" for key in head[1:])]
+                     for name, one in emulate.known().items()}
 
 
 def test_pmem1_is_within_a_tenth_of_the_figures_that_it_is_made_from():
