@@ -144,8 +144,8 @@ static uint64_t over_the_wire(struct daxfs_emulator *e, uint64_t start, uint64_t
 
 /*
  * This thread sends n lines, from `start` on. Answers the tick until which the call has to wait, so that few
- * enough of them are under way. Called before the lines are stored or written back: a locked instruction behind
- * them would wait until this host is done with them, and so add its time to the medium's.
+ * enough of them are under way. Called before the lines are stored or written back: a locked instruction
+ * behind them would wait until this host is done with them, and so add its time to the medium's.
  */
 static uint64_t send(struct daxfs_emulator *e, uint64_t start, uint64_t n, uint64_t line, uint64_t drain)
 {
