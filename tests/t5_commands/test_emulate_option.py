@@ -171,7 +171,7 @@ def test_with_a_recording(mount_factory, tape):
         region.umount()
         found = log.load(path)
         assert sum(event.length for event in found.events if event.kind == log.FLUSH) >= 5 * 64 * KIB
-        assert f"emulate={tape}" in found.info["options"]
+        assert f"emulate={tape}" in found.header["options"]
     finally:
         os.unlink(path)
 
