@@ -82,6 +82,7 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/mappings.py
 	$(SUDO) $(VENV)/bin/python tools/bench/mount_time.py
 	$(SUDO) $(VENV)/bin/python tools/bench/record.py
+	$(SUDO) $(VENV)/bin/python tools/bench/emulate.py
 	$(SUDO) $(VENV)/bin/python tools/bench/transport.py
 	$(SUDO) $(VENV)/bin/python tools/bench/direct.py
 	$(SUDO) $(VENV)/bin/python tools/bench/state.py

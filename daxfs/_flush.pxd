@@ -17,6 +17,7 @@ cdef extern from "daxfs/native/flush.h" nogil:
         int error
         uint64_t n_error
         void *recorder
+        void *emulator
     int daxfs_flush_take_error(daxfs_flush *t)
     enum: DAXFS_CLWB, DAXFS_CLFLUSHOPT, DAXFS_CLFLUSH, DAXFS_FLUSH_NONE, DAXFS_MSYNC
 

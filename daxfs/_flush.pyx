@@ -123,6 +123,8 @@ cdef class Flush:
             raise UsageError(f"flush kind {kind!r} with non-temporal kind {nt!r} could not be bound")
 
     def __dealloc__(self):
+        if self.t is not NULL:
+            PyMem_RawFree(self.t.emulator)
         PyMem_RawFree(self.t)
 
     @property

@@ -17,7 +17,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from daxfs import _flush
+from daxfs import _flush, emulate
+from daxfs._emulate import tsc_invariant
 from daxfs.cli import common
 from daxfs.cli.stat import console
 from daxfs.fuse import control, mountinfo, transports
@@ -207,6 +208,15 @@ def cpu(root: Path) -> Finding:
                    "clwb and clflushopt run in parallel, clflush one by one")
 
 
+def emulated_media(root: Path) -> Finding:
+    name, why = "emulated media", "mount -o emulate=pmem1 costs what a slower memory costs"
+    media = ", ".join(emulate.known())
+    if tsc_invariant():
+        return Finding(name, True, f"{media}: an invariant TSC makes the delays", why)
+    return Finding(name, None, f"{media}: without an invariant TSC the delays are made with CLOCK_MONOTONIC",
+                   why, "delays are coarser; each mount says how exact they are")
+
+
 def tmpfs_huge(root: Path) -> Finding:
     why = "2 MiB mappings of emulated regions: 512 times fewer faults"
     text = _read(root / "sys/kernel/mm/transparent_hugepage/shmem_enabled")
@@ -275,7 +285,7 @@ def tools(root: Path) -> list[Finding]:
 
 
 PROBES = (kernel, fuse_device, fusermount, admin, allow_other, passthrough, fuse_init, transport_rows, cpu,
-          direct, pools, leases, fault_records, tmpfs_huge, hugetlb, map_sync, pmem, tools)
+          emulated_media, direct, pools, leases, fault_records, tmpfs_huge, hugetlb, map_sync, pmem, tools)
 
 
 def examine(root: str = "/") -> list[Finding]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daxfs.cli import common
-from daxfs.cli.stat import console
+from daxfs.cli.stat import console, emulation
 from daxfs.errors import CorruptError, DaxfsError
 from daxfs.fuse import control, facts, options
 from daxfs.meta import fs as metafs
@@ -60,6 +60,7 @@ def mounted(reply: dict) -> dict:
         **(reply["superblock"] or {}),
         "sources": reply["region"]["sources"],
         "granularity": reply["granularity"], "emulated": reply["emulated"], "pmd": reply["region"]["pmd"],
+        "emulation": reply["emulation"],
         "mounted": {name: reply[name] for name in ("pid", "mountpoint", "options", "readonly")},
         "space": reply["space"],
         "ranges": reply["ranges"],
@@ -99,6 +100,7 @@ def unmounted(sources: list[str]) -> dict:
         described = region.describe()
         found: dict = {"sources": described["sources"], "granularity": described["granularity"],
                        "emulated": described["emulated"], "pmd": _pmd(region), "mounted": None,
+                       "emulation": None,
                        "space": None, "pool": None, "problems": problems}  # fmt: skip
         sb = _superblock(region, problems)
         if sb is None:
@@ -171,6 +173,8 @@ def rows(found: dict) -> list[tuple[str, str]]:
         out.append((f"source {index}", f"{source['path']} ({source['kind']}, {source['medium']}, {size})"))
     safety = " (emulated: not power-fail safe)" if found["emulated"] else ""
     out.append(("granularity", f"{found['granularity']}{safety}"))
+    if found["emulation"]:
+        out += emulation(found["emulation"])
     out.append(("2 MiB mappings", found["pmd"]))
     if "uuid" not in found:
         return out + ([("state", _state(found) + ", raw")] if found["mounted"] else [])

@@ -149,15 +149,16 @@ def remount(config: options.MountConfig, verbose: bool) -> int:
 
 
 def _check_fixed(config: options.MountConfig, mount: mountinfo.Mount) -> None:
-    """UsageError where a remount is to change dax=, or to begin or move a recording.
+    """UsageError where a remount is to change dax= or emulate=, or to begin or move a recording.
 
     What fstab says again may be there.
     """
-    if not config.given & {"dax", "record"}:
+    if not config.given & {"dax", "emulate", "record"}:
         return
     have = control.ask_mount(mount, {"get": "info"})
-    if "dax" in config.given and (now := options.parse(have["options"]).dax) != config.dax:
-        raise UsageError(f"dax= can't be changed by a remount, it is {now}; umount and mount")
+    for name in sorted({"dax", "emulate"} & config.given):
+        if (now := getattr(options.parse(have["options"]), name)) != getattr(config, name):
+            raise UsageError(f"{name}= can't be changed by a remount, it is {now}; umount and mount")
     if "record" in config.given and (have["recording"] or {}).get("path") != config.record:
         raise UsageError("record= can't be changed by a remount; umount and mount")
 

@@ -94,6 +94,7 @@ def head(facts: dict) -> Table:
         ("mounted on", facts["mountpoint"]),
         ("daemon", f"pid {facts['pid']}, up {show_uptime(facts['uptime_ns'])}"),
         ("granularity", f"{facts['granularity']}{safety}"),
+        *emulation(facts["emulation"]),
         ("transport", show_transport(facts["transport"])),
         ("options", facts["options"].replace(",", ", ")),
     ]
@@ -107,6 +108,23 @@ def head(facts: dict) -> Table:
     for name, value in rows:
         table.add_row(Text(name, "bold"), Text(value))
     return table
+
+
+def emulation(medium: dict | None) -> list[tuple[str, str]]:
+    """The lines on emulate=, none where nothing is emulated: the medium, and what the self-check found."""
+    if not medium:
+        return []
+    cap = f", {medium['write_gb_s']:g} GB/s" if medium["write_gb_s"] else ""
+    numbers = (f"a line {medium['flush_line_ns']:g} ns (past the cache {medium['nt_line_ns']:g}), "
+               f"a drain {medium['flush_drain_ns']:g} ns ({medium['nt_drain_ns']:g}){cap}")
+    words = f": {medium['words']}" if medium["words"] else ""
+    seen = [f"{one['what']} {show_time(one['median_ns'])} ({show_time(one['asked_ns'])})"
+            for one in medium["check"]]
+    rows = [("emulating", f"{medium['profile']}{words}"), ("", numbers),
+            ("", f"so far {medium['lines']} lines, {medium['drains']} drains ({medium['late']} late), "
+                 f"spun {show_time(medium['spun_ns'])}"),
+            ("self-check", f"taken (asked for): {'; '.join(seen)}" if seen else "nothing of it costs time")]
+    return rows + [("", problem) for problem in medium["problems"]]
 
 
 def show_transport(transport: dict) -> str:

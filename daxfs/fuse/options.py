@@ -2,8 +2,8 @@
 """The mount options: one text in, one MountConfig out, and what libfuse is told of it.
 
 Limits: pure functions of their arguments, no pyfuse3, nothing is opened; whether the machine can
-do what is demanded (flush=, granularity=) is for Region.open to find out. A known option whose
-feature belongs to a later version is refused with a sentence that says so, never ignored.
+do what is demanded (flush=, granularity=, emulate=) is for who opens the region to find out. A known
+option whose feature belongs to a later version is refused with a sentence that says so, never ignored.
 """
 
 import os
@@ -56,6 +56,7 @@ class MountConfig:
     """What a mount was asked for. ``given``: names of the options as typed; ``ignored``: those swallowed.
 
     raw: show the region itself in a directory of the root (raw.py). atime: relatime, noatime or strictatime.
+    emulate: the name of a medium, or the absolute path of a file (daxfs/emulate.py).
     uid, gid: new owner of the root directory, None: as it is. threads: None where it was not given. flags:
     those of FLAGS. Everything else has the name and the value that its option has.
     """
@@ -82,6 +83,7 @@ class MountConfig:
     log_file: str = ""
     log_level: str = "info"
     record: str = ""
+    emulate: str = "none"
     revoke: bool = False
     raw: bool = False
     debug: bool = False
@@ -100,6 +102,7 @@ class MountConfig:
         words += [name for name, (flag, value) in FLAGS.items() if self.flags.get(flag, not value) is value
                   and flag in self.flags and name != "async"]
         words += [f"{name}={getattr(self, name)}" for name in PATHS if getattr(self, name)]
+        words += [f"emulate={self.emulate}"] if self.emulate != "none" else []
         return ",".join(word.replace("\\", "\\\\").replace(",", "\\,") for word in words)
 
 
@@ -188,6 +191,10 @@ def _valued(config: MountConfig, name: str, value: str) -> bool:
         setattr(config, name, int(value))
     elif name == "fsname":
         config.fsname = value
+    elif name == "emulate":
+        if not value:
+            raise UsageError("emulate= needs the name of a medium, the path of a file, or none")
+        config.emulate = os.path.abspath(value) if "/" in value else value
     elif name == "subtype":
         if value != SUBTYPE:
             raise UsageError(f"subtype={value}: the type of this file system is fuse.{SUBTYPE}")
@@ -220,7 +227,7 @@ def _count(name: str, value: str) -> int:
 
 def _known(name: str) -> bool:
     """True for a name of an option, with or without a value."""
-    valued = {*CHOICES, *COUNTS, *IDS, *PATHS, "fsname", "subtype"}
+    valued = {*CHOICES, *COUNTS, *IDS, *PATHS, "emulate", "fsname", "subtype"}
     plain = {"ro", "rw", "nodiratime", "diratime", "lazytime", "nolazytime", "dax", "debug", "remount", "raw",
              "revoke", "defaults"}
     return name in valued or name in plain or name in FLAGS or name in ATIME

@@ -19,6 +19,7 @@ import sys
 import pyfuse3
 import trio
 
+from daxfs import emulate
 from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
 from daxfs.errors import DaxfsError, SourceError, UsageError, fail
 from daxfs.fuse import calls, control, handshake, mountinfo, transports, wire
@@ -55,6 +56,7 @@ class Session:
         self.parked = 0  # handles, when it was last asked
         self.early: list[int] = []  # signals that came before they were listened for
         self.region: Region | None = None
+        self.medium: emulate.Medium | None = None  # of emulate=
         self.fs = None
         self.mount: mountinfo.Mount | None = None
         self.link: handshake.Link | None = None  # None: libfuse mounts
@@ -86,9 +88,20 @@ class Session:
         raise NotImplementedError
 
     def open_region(self, mode: str) -> None:
-        """``region``, from now on."""
+        """``region``, from now on, at the price of the medium of emulate=. Errors leave nothing open."""
         config = self.config
-        self.region = Region.open(config.sources, mode, config.granularity, config.flush)
+        profile = emulate.find(config.emulate)
+        region = Region.open(config.sources, mode, config.granularity, config.flush)
+        if profile is not None:
+            try:
+                self.medium = emulate.Medium(region.flush, profile)
+            except BaseException:
+                region.close()
+                raise
+            log.info("%s: emulating %s", config.fsname, profile.title)
+            for problem in self.medium.problems:
+                log.warning("%s: emulating %s: %s", config.fsname, profile.name, problem)
+        self.region = region
 
     def serve(self, ready) -> None:
         """Mount and answer the kernel until it is unmounted or a signal says so.
@@ -277,6 +290,7 @@ class Session:
             "direct": self._describe_direct(),
             "raw": self.operations.raw.describe() if self.operations.raw else None,
             "recording": None,
+            "emulation": self.medium.describe() if self.medium else None,
             "region": region,
         }
 

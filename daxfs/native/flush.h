@@ -56,6 +56,7 @@ struct daxfs_flush {
 	size_t page_size;
 
 	uint64_t n_error;	/* times that `error` was taken: what was flushed before may not be durable */
+	void *emulator;		/* of the emulating table that stands in for the bound functions (emulate.h), or NULL */
 };
 
 /* 0, or -EOPNOTSUPP where this CPU can't do `kind` or `nt_kind`. -1 for either means best.

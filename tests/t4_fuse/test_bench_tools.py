@@ -109,6 +109,16 @@ def test_faults(tmp_path):
     assert "a fault of 4 KiB, µs: user / the smallest handler" in rows
 
 
+def test_emulate(tmp_path):
+    found, _ = tool("bench/emulate.py", tmp_path / "result", "--quick")
+    rows = {row["what"]: row["values"] for row in found["rows"]}
+    assert list(rows) == ["none", "dram", "pmem1", "pmem1-single", "pmem2", "cxl"]
+    assert rows["none"]["nt asked"] == "-" and float(rows["pmem1"]["nt asked"]) == 388.4
+    # Never shorter than the medium: the shortest of all samples, in ns.
+    assert min(found["samples"]["write"]["pmem1-single"]) >= 472_000
+    assert min(found["samples"]["fsync"]["pmem1-single"]) >= 1900
+
+
 def test_s17(tmp_path):
     if reason := loops.why_not("ext4"):
         pytest.skip(reason)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from daxfs import emulate
 from daxfs.cli import fsck, main, mkfs, mount
 from daxfs.fuse import options
 
@@ -64,12 +65,13 @@ def test_every_subcommand_and_its_options():
 def test_every_mount_option_and_value():
     text = plain("mount.daxfs.8")
     names = {*options.FLAGS, *options.COUNTS, *options.IDS, *options.PATHS, "fsname", "subtype", "remount",
-             "ro", "rw", "relatime", "noatime", "strictatime", "nodiratime", "lazytime",
+             "emulate", "ro", "rw", "relatime", "noatime", "strictatime", "nodiratime", "lazytime",
              "defaults", "debug", "raw"}  # fmt: skip
     for name in names | set(options.CHOICES):
         assert re.search(rf"\b{name}\b", text), name
     for name, values in options.CHOICES.items():
         line = next(line for line in text.splitlines() if line.startswith(f".It Cm {name}="))
         assert all(re.search(rf"\b{value}\b", line) for value in values), line
+    assert all(re.search(rf"^\.Cm {name}\b", text, re.MULTILINE) for name in emulate.known())
     for name, values in options.LATER.items():
         assert all(re.search(rf"\b{value}\b", text) for value in values), name

@@ -35,7 +35,9 @@ def test_defaults():
         ("gid=4294967294", "gid", 4294967294),
         ("fsname=x", "fsname", "x"), ("debug", "log_level", "debug"), ("remount", "remount", True),
         ("log_file=/tmp/x", "log_file", "/tmp/x"), ("record=/tmp/../x", "record", "/x"),
-        ("record=/a,record=/b", "record", "/b"),
+        ("record=/a,record=/b", "record", "/b"), ("", "emulate", "none"),
+        ("emulate=pmem1", "emulate", "pmem1"),
+        ("emulate=pmem1,emulate=none", "emulate", "none"), ("emulate=/a/../b", "emulate", "/b"),
     ],
 )  # fmt: skip
 def test_option_sets(text, name, value):
@@ -57,6 +59,7 @@ def test_option_sets(text, name, value):
         ("threads=1,transport=pyfuse3", ["transport=pyfuse3", "transport=dev"]),
         ("max_read=4096", ["max_read"]), ("subtype=other", ["fuse.daxfs"]), ("log_file=", ["log_file"]),
         ("record=", ["record= needs a path"]), ("record", ["'record'", "needs a value"]),
+        ("emulate=", ["emulate= needs the name"]), ("emulate", ["'emulate'", "needs a value"]),
         ("user_id=0", ["unknown", "'user_id'"]), ("log_level=loud", ["log_level=loud"]),
     ],
 )  # fmt: skip
@@ -87,13 +90,14 @@ def test_what_a_fuse_mount_shows_is_taken_back_on_remount():
 
 @pytest.mark.parametrize("text", ["ro,noatime,write=cached,uid=3", "allow_other,sync,noexec", "",
                                   "lazytime,nodiratime,drain=fsync,nosuid,nodev", "transport=dev,threads=3",
-                                  r"record=/a\,b\\c,log_file=/d\,e"])
+                                  r"record=/a\,b\\c,log_file=/d\,e",
+                                  r"emulate=/a\,b", "emulate=cxl"])
 def test_description_is_understood_again(text):
     first = options.parse(text)
     again = options.parse(first.describe())
     assert again.describe() == first.describe()
     for name in ("readonly", "atime", "write", "drain", "lazytime", "nodiratime", "uid", "flags", "log_file",
-                 "record", "transport", "threads"):
+                 "record", "transport", "threads", "emulate"):
         assert getattr(again, name) == getattr(first, name), name
 
 

@@ -17,8 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = {"daxfs/client/libdaxfs.so", "daxfs/client/libdaxfs_preload.so"}
 HEADERS = {"daxfs/client/daxfs.h"}
-EXTENSIONS = ("daxfs._flush", "daxfs._iomap", "daxfs._own", "daxfs._record", "daxfs._window",
-              "daxfs.client._client",
+MEDIA = {"daxfs/media.toml"}
+EXTENSIONS = ("daxfs._emulate", "daxfs._flush", "daxfs._iomap", "daxfs._own", "daxfs._record",
+              "daxfs._window", "daxfs.client._client",
               "daxfs.data._dax_io", "daxfs.data._serve", "daxfs.data._trace", "daxfs.data._tracker",
               "daxfs.data._transport",
               "daxfs.fault._decision", "daxfs.fault._entry", "daxfs.fault._handler",
@@ -84,8 +85,8 @@ def test_wheel_holds_modules_pages_and_nothing_else(built):
     (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
     data = info.replace("dist-info", "data")
     package = {name for name in names if name.startswith("daxfs/")}
-    assert LIBRARIES | HEADERS <= package
-    package -= LIBRARIES | HEADERS
+    assert LIBRARIES | HEADERS | MEDIA <= package
+    package -= LIBRARIES | HEADERS | MEDIA
     native = {name for name in package if name.endswith(".so")}
     assert {name.split(".")[0].replace("/", ".") for name in native} == set(EXTENSIONS)
     assert package - native == {name for name in tracked("daxfs") if name.endswith((".py", ".pyi"))}
