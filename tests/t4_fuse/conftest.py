@@ -14,6 +14,11 @@ import pytest
 from observekit import MIB, SIZE, Client, Syncs
 
 ROOT = Path(__file__).parent.parent.parent
+# What these look at is behind the transport (names, ranges, flags, mappings, applications): dev does no more
+# than uring there, and what the two do differently has tests of its own.
+BEHIND_THE_TRANSPORT = {f"test_{name}.py" for name in (
+    "apps apps_dax dax_flag fio ioctl lost_range mappings_daemon mappings_full mappings_fuzz parking "
+    "poison_mount raw raw_beside revoke_mount same_tree sync_flags").split()}  # fmt: skip
 sys.path[:0] = [str(Path(__file__).parent.parent / folder) for folder in ("t2_meta", "t3_data")]
 
 
@@ -109,6 +114,11 @@ def _is_twice(item) -> bool:
     asked = getattr(item, "callspec", None) and item.callspec.params
     if not asked:
         return False
+    used = [value for value in asked.values() if value in mounts.TRANSPORTS]
+    if item.path.name in BEHIND_THE_TRANSPORT and "dev" in used:
+        return True
+    if item.path.name == "test_apps_dax.py":  # over pyfuse3 nothing is mapped directly: test_apps.py, again
+        return "pyfuse3" in used
     if item.path.name == "test_posix.py":  # its docstring says why
         return asked.get("transport") == "dev" and asked["case"].area not in item.module.OF_DATA
     if item.path.name == "test_stress.py":

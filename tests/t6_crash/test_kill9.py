@@ -18,6 +18,11 @@ from mounts import MIB, MountedRegion
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.transports]
 
 
+def long(*seeds):
+    """More of the same: `make test-long`; `make crash` has 60 rounds of others."""
+    return [pytest.param(seed, marks=pytest.mark.long) for seed in seeds]
+
+
 def check(plan):
     report = Round(plan).run()
     text = "\n".join(report.complaints)
@@ -25,12 +30,12 @@ def check(plan):
     assert report.kills >= len(plan.cycles) and report.operations > 0
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *long(2, 3)])
 def test_killed_under_load(seed, transport):
     check(Plan.draw(seed, replay_kill=False, transport=transport))
 
 
-@pytest.mark.parametrize("seed", [4, 5])
+@pytest.mark.parametrize("seed", [4, *long(5)])
 def test_killed_again_during_replay(seed, transport):
     check(Plan.draw(seed, replay_kill=True, transport=transport))
 
@@ -40,7 +45,7 @@ def needs_ioctl(transport):
         pytest.skip("pyfuse3 has no ioctl, so nobody can set the DAX flag")
 
 
-@pytest.mark.parametrize("seed", [6, 7])
+@pytest.mark.parametrize("seed", [*long(6), 7])
 def test_killed_with_files_in_ranges_of_their_own(seed, transport):
     """Files with the DAX flag, made, moved and mapped; in seed 7 the next mount is killed, too."""
     needs_ioctl(transport)
