@@ -68,7 +68,7 @@ def why_not(path: str, depth: int = 0) -> str:
         with open(path, "rb") as file:
             head = file.read(4096)
             st = os.fstat(file.fileno())
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a script names an interpreter with a NUL in it
         return ""  # exec says so
     if head[:2] == b"#!" and depth < 4:
         words = head[2:].split(b"\n", 1)[0].split()

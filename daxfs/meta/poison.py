@@ -240,11 +240,17 @@ class Poison:
         return bool(found)
 
     def edges(self, node, pos: int, end: int) -> None:
-        """Before [pos, end) is zeroed: EIO where a poisoned page is a part of it and not whole."""
+        """Before [pos, end) is zeroed: EIO where a poisoned page is a part of it and not whole.
+
+        ENOSPC as of `heal`, for own ranges: their storage is given back before the transaction.
+        """
         low, high = -(-pos // PAGE_SIZE), end >> PAGE_SHIFT
         for start, stop in self.of_file(node, pos >> PAGE_SHIFT, _pages(min(end, max(node.map.size, pos)))):
             if start < low or high < stop:
                 raise PoisonError(f"inode {node.ino}: a part of a poisoned page can't be zeroed")
+        if node.map.own is not None and low < high:
+            if len(removed(self.runs, self._owner(node), low, high)) > L.POISON_MAX:
+                raise fail(errno.ENOSPC, "the list of poisoned pages is full")
 
     def stored(self, node, pos: int, length: int) -> None:
         """After a write that `covered` allowed: its pages leave the list. The data are durable already."""

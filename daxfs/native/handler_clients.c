@@ -226,8 +226,8 @@ static void *close_one(void *fd)
 	return NULL;
 }
 
-/* The last close of a userfaultfd waits for the client's mmap lock, and the client may have closed his own: so
- * neither the thread that serves the mount does it, nor is it done under handler.lock. */
+/* The last close of a userfaultfd waits for the client's mmap lock, and the client may have closed his own:
+ * so neither the thread that serves the mount does it, nor is it done under handler.lock. */
 static void close_uffd(int fd)
 {
 	pthread_attr_t alone;

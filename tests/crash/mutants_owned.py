@@ -12,30 +12,30 @@ SYNCS, CACHED = POLICIES["syncs"], POLICIES["cached"]
 _RANGE = r"range \S+: \S+ pages, should have"
 SHORT, MISSING = "own-short", "own-missing"
 _CUT = "    if size < old:\n        range_.resize(node.map, pages_of(size))\n"
-_RECORD = "    try:\n        _record(fs, node, size, now, changes)\n"
+_RECORD = "        _record(fs, node, size, now, changes)\n"
 _own = Mutant.beginning("own", POOL)
 
 
 OWNED = (
     _own(
         "a range cut before its inode's record",
-        edit("meta.own:_truncate", _RECORD, _CUT + _RECORD),
+        edit("meta.own:_truncate", _RECORD, _CUT.replace("    ", "        ") + _RECORD),
         (("truncate", "d/o", 4000),), SHORT,
     ),
     _own(
         "a range made longer after its inode's record",
-        edit("meta.own:_truncate", "        range_.resize(node.map, pages_of(size))\n", "",
+        edit("meta.own:_truncate", "            range_.resize(node.map, pages_of(size))\n", "",
              "    if size < old:\n", _CUT.replace("<", ">") + "    if size < old:\n"),
         (("truncate", "d/o", 30000),), SHORT,
     ),
     _own(
         "a longer range not synced before its inode's record",
-        gone("meta.own:_truncate", "before the record with the new size.", "\n        range_.sync()"),
+        gone("meta.own:_truncate", "before the record with the new size.", "\n            range_.sync()"),
         (("truncate", "d/o", 30000),), SHORT, SYNCS,
     ),
     _own(
         "fallocate: a longer range not synced",
-        gone("meta.own:_allocate", "before the record with the new size.", "\n    range_.sync()"),
+        gone("meta.own:_allocate", "before the record with the new size.", "\n        range_.sync()"),
         (("fallocate", "d/o", 0, 0, 30000),), SHORT, SYNCS,
     ),
     _own(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servekit import Served
 
+from daxfs import layout as L
 from daxfs._iomap import POISONED
 from daxfs.data import ranges
 from daxfs.meta import attr, namespace, poison
@@ -112,6 +113,19 @@ def test_holes_and_zeros(any_kit):
     any_kit.fsck(io.fs)
     crashed = any_kit.crashed(io)
     assert left(crashed, find(crashed, b"f")) == [4]
+
+
+@pytest.mark.parametrize("mode", [PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE])
+def test_a_hole_that_the_list_has_no_room_for_is_not_made(any_kit, monkeypatch, mode):
+    """In the middle of a run of pages, of which it would make two."""
+    io, node = file_of(any_kit, 2, 3, 4)
+    with monkeypatch.context() as full:
+        full.setattr(L, "POISON_MAX", 1)
+        assert error(io.fallocate, node, mode, 3 * PAGE, PAGE) == "ENOSPC"
+        io.fallocate(node, mode, 4 * PAGE, PAGE)
+    assert left(io, node) == [2, 3]
+    poison.clear(io.fs, poison.places(io.fs, 2 * PAGE, 2 * PAGE, node.ino))
+    assert bytes(io.read(node, 2 * PAGE, 2 * PAGE)) == DATA[2 * PAGE : 4 * PAGE], "as it was"
 
 
 def test_seek_does_not_care(any_kit):

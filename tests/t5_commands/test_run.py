@@ -88,7 +88,7 @@ def test_who_gains_privileges_is_named(tmp_path):
         assert "setuid" in daxfs_run(program).stderr
 
 
-@pytest.mark.parametrize("head", [b"", b"\x7fELF", b"\x7fELF" + bytes(60), b"#!", b"#! \n",
+@pytest.mark.parametrize("head", [b"", b"\x7fELF", b"\x7fELF" + bytes(60), b"#!", b"#! \n", b"#!/bin/\0sh\n",
                                   b"\x7fELF" + b"\xff" * 300])
 def test_odd_heads(tmp_path, head):
     (tmp_path / "x").write_bytes(head)
