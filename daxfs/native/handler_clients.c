@@ -187,18 +187,17 @@ static void take_out(struct handler *h, struct handler_piece **at)
 	h->gone = p;
 }
 
-void handler_leave_piece(struct handler *h, struct handler_piece *p)
+/* Under handler.lock. */
+static void leave_piece(struct handler *h, struct handler_piece *p)
 {
 	struct handler_piece **at;
 
-	pthread_mutex_lock(&h->lock);
-	if (!--p->users && p->gone) {
-		for (at = &h->gone; *at != p; at = &(*at)->next)
-			;
-		*at = p->next;
-		free_piece(h, p);
-	}
-	pthread_mutex_unlock(&h->lock);
+	if (--p->users || !p->gone)
+		return;
+	for (at = &h->gone; *at != p; at = &(*at)->next)
+		;
+	*at = p->next;
+	free_piece(h, p);
 }
 
 static int is_userfaultfd(int fd)
@@ -215,12 +214,40 @@ static int is_same(int a, int b)
 	return syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, (unsigned long)a, (unsigned long)b) == 0;
 }
 
+/* No thread is told of q any more. By hand: the client has the file open, so that to close our number does
+ * not take it out. */
+static void unwatch(struct handler *h, const struct handler_queue *q)
+{
+	unsigned i;
+
+	for (i = 0; i < h->threads; i++)
+		epoll_ctl(h->thread[i].epoll, EPOLL_CTL_DEL, q->fd, NULL);
+}
+
+/* Each message wakes one thread, the first one that waits (EPOLLEXCLUSIVE); one that comes while none does
+ * is found by whoever is done first. With one epoll for all of them each message woke a second one in vain: a
+ * level-triggered event goes back to the list, and the next thread is woken for it. 0 or -errno. */
+static int watch(struct handler *h, struct handler_queue *q)
+{
+	struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = q};
+	unsigned i;
+
+	for (i = 0; i < h->threads; i++) {
+		if (epoll_ctl(h->thread[i].epoll, EPOLL_CTL_ADD, q->fd, &event)) {
+			int err = -errno;
+
+			unwatch(h, q);
+			return err;
+		}
+	}
+	return 0;
+}
+
 /* fd is among the queues of c, and closed where it was already. Under handler.lock. */
 static int add_queue(struct handler *h, struct handler_client *c, int fd)
 {
-	struct epoll_event event = {.events = EPOLLIN};
 	struct handler_queue *q;
-	int flags, n = 0;
+	int flags, n = 0, err;
 
 	for (q = c->queue; q && !is_same(q->fd, fd); q = q->next)
 		n++;
@@ -230,25 +257,26 @@ static int add_queue(struct handler *h, struct handler_client *c, int fd)
 	}
 	flags = fcntl(fd, F_GETFL);
 	q = calloc(1, sizeof(*q));
-	if (!q || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK))
-		goto fail;
-	*q = (struct handler_queue){fd, 0, c, c->queue};
-	event.data.ptr = q;
-	if (epoll_ctl(h->epoll, EPOLL_CTL_ADD, fd, &event))
-		goto fail;
+	if (!q) {
+		err = -ENOMEM;
+	} else if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK)) {
+		err = -errno;
+	} else {
+		*q = (struct handler_queue){fd, 0, c, c->queue};
+		err = watch(h, q);
+	}
+	if (err) {
+		free(q);
+		close(fd);
+		return err;
+	}
 	c->queue = q;
 	return 0;
-fail:
-	flags = q ? -errno : -ENOMEM;
-	free(q);
-	close(fd);
-	return flags;
 }
 
 static void close_queue(struct handler *h, struct handler_queue *q)
 {
-	/* By hand: the client has the file open, so that to close our number does not take it out. */
-	epoll_ctl(h->epoll, EPOLL_CTL_DEL, q->fd, NULL);
+	unwatch(h, q);
 	close(q->fd);
 	free(q);
 }
@@ -268,9 +296,11 @@ struct handler_queue *handler_enter_queue(struct handler *h, const void *event)
 	return q;
 }
 
-void handler_leave_queue(struct handler *h, struct handler_queue *q)
+void handler_leave(struct handler *h, struct handler_queue *q, struct handler_piece *p)
 {
 	pthread_mutex_lock(&h->lock);
+	if (p)
+		leave_piece(h, p);
 	if (!--q->users && !q->client)
 		close_queue(h, q);
 	pthread_mutex_unlock(&h->lock);
@@ -474,6 +504,6 @@ int handler_views(struct handler *h, const struct handler_file *file, uint64_t f
 void handler_leave_views(struct handler *h, struct handler_view *view, int count)
 {
 	while (count > 0)
-		handler_leave_queue(h, view[--count].queue);
+		handler_leave(h, view[--count].queue, NULL);
 	free(view);
 }
