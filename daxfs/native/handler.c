@@ -17,6 +17,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "daxfs/native/handler_clients.h"
@@ -450,6 +451,23 @@ static struct handler_piece *take_fault(struct handler *h, struct handler_queue 
 	return x.piece;
 }
 
+/* The next message of fd, if that is a fault: 1. Never waits: the client may have taken the message by
+ * itself, and the file's flags are as much its own as ours. */
+static int next_fault(int fd, struct uffd_msg *m)
+{
+	struct iovec room = {m, sizeof(*m)};
+	ssize_t n = preadv2(fd, &room, 1, -1, RWF_NOWAIT);
+
+	if (n < 0 && errno == EOPNOTSUPP)	/* Linux 6.9 and older */
+		n = read(fd, m, sizeof(*m));
+	if (n != sizeof(*m))
+		return 0;
+	/* Who asked for events of forks (root alone) makes us the owner of the child's userfaultfd. */
+	if (m->event == UFFD_EVENT_FORK)
+		close((int)m->arg.fork.ufd);
+	return m->event == UFFD_EVENT_PAGEFAULT;
+}
+
 static void *work(void *arg)
 {
 	struct handler_thread *t = arg;
@@ -465,8 +483,11 @@ static void *work(void *arg)
 		q = handler_enter_queue(t->h, event.data.ptr);
 		if (!q)
 			continue;
+		/* It was never made ready, or the client has taken O_NONBLOCK away: that is told for ever. */
+		if (event.events & EPOLLERR)
+			handler_ignore(t->h, q);
 		/* One at a time: the next one is for the next thread. */
-		if (read(q->fd, &m, sizeof(m)) != sizeof(m) || m.event != UFFD_EVENT_PAGEFAULT) {
+		if (event.events & EPOLLERR || !next_fault(q->fd, &m)) {
 			handler_leave(t->h, q, NULL);
 			continue;
 		}

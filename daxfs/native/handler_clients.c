@@ -296,6 +296,13 @@ struct handler_queue *handler_enter_queue(struct handler *h, const void *event)
 	return q;
 }
 
+void handler_ignore(struct handler *h, struct handler_queue *q)
+{
+	pthread_mutex_lock(&h->lock);
+	unwatch(h, q);
+	pthread_mutex_unlock(&h->lock);
+}
+
 void handler_leave(struct handler *h, struct handler_queue *q, struct handler_piece *p)
 {
 	pthread_mutex_lock(&h->lock);

@@ -18,6 +18,8 @@ struct handler_queue {
 
 /* The queue behind an event, counted in; NULL: its client has ended since. */
 struct handler_queue *handler_enter_queue(struct handler *h, const void *event);
+/* No message of q is read from now on: who faults there waits until its process ends. */
+void handler_ignore(struct handler *h, struct handler_queue *q);
 /* The piece at an address of the queue's client, counted in, or NULL. */
 struct handler_piece *handler_enter_piece(struct handler *h, const struct handler_queue *q, uint64_t address);
 /* A message of q has been answered, which was a fault in p, where that is not NULL. */
