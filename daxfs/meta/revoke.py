@@ -12,11 +12,14 @@ in one step, without a suspension point: two to three seconds for each GiB. Meta
 file's lock.
 """
 
+import contextlib
 import errno
 import fcntl
 import logging
+import mmap
 import os
 
+from .._own import cached
 from ..errors import CorruptError, fail
 from ..layout import range_name
 from ..pfn import PAGE_SIZE
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 PIECE = 2 << 20
 _PIPES = 64  # for one piece: 64 KiB is what a pipe has by itself
 _STEP = 1 << 20
+_POPULATE_READ = 22  # madvise(2), Linux 5.14
 _NOBODY = 0  # no inode has this number: a range of it is a stray one
 
 
@@ -127,7 +131,7 @@ def _replace(pool, owner: tuple[int, int], fd: int, fmap=None) -> None:
                 range_.attach(fmap)
             # Orders the name before the first cut of what had it.
             pool.sync_names()
-            if _cut(fd, new) and pool.syncs:
+            if _cut(fd, new, pool.syncs) and pool.syncs:
                 os.fdatasync(new)
         finally:
             os.close(new)
@@ -182,32 +186,82 @@ def _store(fd: int, data: bytes, at: int) -> None:
         view, at = view[n:], at + n
 
 
-def _cut(old: int, new: int) -> bool:
+def _cut(old: int, new: int, syncs: bool) -> bool:
     """Cut *old* to nothing, and have *new* follow; True where somebody had stored meanwhile.
 
     What goes wrong is logged, no more: *new* has the name already, so that the mappings must go.
     """
     try:
-        return _cut_pieces(old, new)
+        return _cut_pieces(old, new, syncs)
     except OSError as error:
         log.error("stores that came while a mapping was taken away may be lost: %s", error)
         os.ftruncate(old, 0)
         return True
 
 
-def _cut_pieces(old: int, new: int) -> bool:
+def _counts(fd: int) -> bool:
+    """Whether the kernel tells of pages that were allocated and never touched (tmpfs alone)."""
+    try:
+        cached(fd, 0, 1)
+        return True
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return False
+
+
+def _used(old: int, first: int, piece: int, counts: bool) -> list[int]:
+    """Numbers of the pieces from number *first* on that have storage.
+
+    With *counts* also those whose pages were allocated and never touched: the daemon allocates for a fault
+    (fault=user), and the program stores there a moment later. lseek takes them for holes.
+    """
+    if not counts:
+        pos, found = first * piece, set()
+        while (start := _data(old, pos)) is not None:
+            pos = os.lseek(old, start, os.SEEK_HOLE)
+            found.update(range(start // piece, -(-pos // piece)))
+        return sorted(found)
+    found, look, pages = [], [(first, -(-os.fstat(old).st_size // piece))], piece // PAGE_SIZE
+    while look:
+        low, high = look.pop()
+        if low >= high or not cached(old, low * pages, high * pages):
+            continue
+        if high - low == 1:
+            found.append(low)
+        else:
+            look += [((low + high) // 2, high), (low, (low + high) // 2)]
+    return found
+
+
+def _touch(fd: int, start: int, size: int) -> None:
+    """Have each page there have its memory, so that a reference to it can be had: not so where a hole is, or
+    what was allocated and never touched. For a hole there may be no room: a store finds none either."""
+    size = min(size, os.fstat(fd).st_size - start)
+    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) as region:
+        try:
+            region.madvise(_POPULATE_READ)
+        except OSError:
+            for at in range(0, size, PAGE_SIZE):
+                with contextlib.suppress(OSError):
+                    region.madvise(_POPULATE_READ, at, PAGE_SIZE)
+
+
+def _cut_pieces(old: int, new: int, syncs: bool) -> bool:
     """`_cut`, piece by piece, from the end on."""
-    piece = _piece()
-    pieces = sorted({at // piece for start, end in _runs(old) for at in range(start & -piece, end, piece)})
+    piece, counts = _piece(), not syncs and _counts(old)
+    pieces = _used(old, 0, piece, counts)
     changed, pipes = False, _Pipes(piece)
     try:
         while True:
             # A program may have stored behind what we know of, where a hole was.
-            late = _data(old, (pieces[-1] + 1) * piece if pieces else 0)
-            if late is not None:
-                pieces.append(late // piece)
+            late = _used(old, pieces[-1] + 1 if pieces else 0, piece, counts)
+            if late:
+                pieces += late
             elif pieces:
                 start = pieces.pop() * piece
+                if counts:
+                    _touch(old, start, piece)
                 held = pipes.hold(old, start, piece)
                 # Order: from here on nobody stores to these pages, and then they are read.
                 os.ftruncate(old, start)
