@@ -6,6 +6,8 @@ PFN_BASE: int
 MAX_PAGES: int
 MIN_PAGES: int
 
+def cached(fd: int, first: int, last: int) -> int: ...
+
 class OwnWindow:
     window: Window
     def __init__(self, pages: int = ...) -> None: ...

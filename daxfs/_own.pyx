@@ -30,6 +30,7 @@ cdef extern from "daxfs/native/own.h" nogil:
     int own_shorten(int fd, int syncs, uint64_t size)
     int own_punch(filemap *f, uint64_t pos, uint64_t end)
     int64_t own_seek(const filemap *f, uint64_t pos, int data)
+    int64_t own_cached(int fd, uint64_t first, uint64_t last)
     struct own_watch:
         pass
     void own_note(const own_range *o, const char *what, uint64_t a, uint64_t b)
@@ -52,6 +53,16 @@ cdef enum:
 PFN_BASE = 1 << 40                   # of the own window: behind every page that a region may have
 MAX_PAGES = 1 << 34                  # four files of 16 TiB: half of what x86-64 has
 MIN_PAGES = 1 << 22
+
+
+def cached(int fd, uint64_t first, uint64_t last):
+    """How many pages of [first, last) of a file on tmpfs have memory. OSError ENOSYS: before Linux 6.5."""
+    cdef int64_t pages
+    with nogil:
+        pages = own_cached(fd, first, last)
+    if pages < 0:
+        raise fail(-pages, "pages of a range")
+    return pages
 
 
 cdef class OwnWindow:

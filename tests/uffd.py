@@ -14,8 +14,8 @@ _API = 0xAA
 UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
 UFFDIO_WRITEPROTECT = 0xC018AA06
 MISSING, WP, MINOR = 1, 2, 4
-FEATURES = {"missing_shmem": 1 << 5, "minor_shmem": 1 << 10, "wp_hugetlbfs_shmem": 1 << 12,
-            "wp_unpopulated": 1 << 13, "poison": 1 << 14, "wp_async": 1 << 15}
+FEATURES = {"event_fork": 1 << 1, "missing_shmem": 1 << 5, "minor_shmem": 1 << 10,
+            "wp_hugetlbfs_shmem": 1 << 12, "wp_unpopulated": 1 << 13, "poison": 1 << 14, "wp_async": 1 << 15}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -39,9 +39,11 @@ cdef extern from "daxfs/native/handler.h" nogil:
     struct handler_trouble:
         uint64_t count, id
         int err
+    struct handler_thread:
+        handler_rows *rows
     struct handler:
         handler_stats stats
-        handler_rows *rows[64]
+        handler_thread thread[64]
         int told
         unsigned threads
     int handler_available()
@@ -254,8 +256,8 @@ cdef class FaultHandler:
         cdef const latency *l
         memset(sums, 0, sizeof(sums))
         for thread in range(HANDLER_THREADS):
-            if self.h.rows[thread] != NULL:
-                l = &self.h.rows[thread].fault[kind][order][result][reason]
+            if self.h.thread[thread].rows != NULL:
+                l = &self.h.thread[thread].rows.fault[kind][order][result][reason]
                 total += load(&l.total)
                 for n in range(LATENCY_BUCKETS):
                     sums[n] += load(&l.bucket[n])
@@ -272,6 +274,7 @@ cdef class FaultHandler:
     def snapshot(self):
         """Counters: ``faults`` {(kind, order, result): times}, ``reasons`` {name: times}, ``stale``, ``ns``;
         ``busy``: faults whose client may be on already, and which are not done with."""
+        cdef uint64_t busy = load(&self.h.stats.busy)  # before the rows: 0 means that they have all up to now
         faults, reasons = Counter(), Counter()
         ns = 0
         for (kind, order, result, reason), row in self.rows().items():
@@ -280,4 +283,4 @@ cdef class FaultHandler:
             if not order:
                 reasons[reason] += row.count
         return {"faults": dict(faults), "reasons": dict(reasons), "ns": ns,
-                "stale": load(&self.h.stats.stale), "busy": load(&self.h.stats.busy)}
+                "stale": load(&self.h.stats.stale), "busy": busy}

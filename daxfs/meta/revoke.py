@@ -12,14 +12,16 @@ in one step, without a suspension point: two to three seconds for each GiB. Meta
 file's lock.
 """
 
+import contextlib
 import errno
 import fcntl
 import logging
+import mmap
 import os
 import signal
 import threading
 
-from .._own import settle, shorten
+from .._own import cached, settle, shorten
 from ..errors import CorruptError, PinnedError, fail
 from ..layout import range_name
 from ..pfn import PAGE_SIZE
@@ -31,6 +33,7 @@ PIECE = 2 << 20
 _PIPES = 64  # for one piece: 64 KiB is what a pipe has by itself
 _STEP = 1 << 20
 _TRIES = 100  # of 10 ms each (native/own.c), for pinned pages that are in the way once the copy has the name
+_POPULATE_READ = 22  # madvise(2), Linux 5.14
 _NOBODY = 0  # no inode has this number: a range of it is a stray one
 
 
@@ -232,19 +235,69 @@ def _shorten(old: int, size: int, syncs: bool) -> None:
                 raise
 
 
+def _counts(fd: int) -> bool:
+    """Whether the kernel tells of pages that were allocated and never touched (tmpfs alone)."""
+    try:
+        cached(fd, 0, 1)
+        return True
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return False
+
+
+def _used(old: int, first: int, piece: int, counts: bool) -> list[int]:
+    """Numbers of the pieces from number *first* on that have storage.
+
+    With *counts* also those whose pages were allocated and never touched: the daemon allocates for a fault
+    (fault=user), and the program stores there a moment later. lseek takes them for holes.
+    """
+    if not counts:
+        pos, found = first * piece, set()
+        while (start := _data(old, pos)) is not None:
+            pos = os.lseek(old, start, os.SEEK_HOLE)
+            found.update(range(start // piece, -(-pos // piece)))
+        return sorted(found)
+    found, look, pages = [], [(first, -(-os.fstat(old).st_size // piece))], piece // PAGE_SIZE
+    while look:
+        low, high = look.pop()
+        if low >= high or not cached(old, low * pages, high * pages):
+            continue
+        if high - low == 1:
+            found.append(low)
+        else:
+            look += [((low + high) // 2, high), (low, (low + high) // 2)]
+    return found
+
+
+def _touch(fd: int, start: int, size: int) -> None:
+    """Have each page there have its memory, so that a reference to it can be had: not so where a hole is, or
+    what was allocated and never touched. For a hole there may be no room: a store finds none either."""
+    size = min(size, os.fstat(fd).st_size - start)
+    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) as region:
+        try:
+            region.madvise(_POPULATE_READ)
+        except OSError:
+            for at in range(0, size, PAGE_SIZE):
+                with contextlib.suppress(OSError):
+                    region.madvise(_POPULATE_READ, at, PAGE_SIZE)
+
+
 def _cut_pieces(old: int, new: int, syncs: bool) -> bool:
     """`_cut`, piece by piece, from the end on."""
-    piece = _piece()
-    pieces = sorted({at // piece for start, end in _runs(old) for at in range(start & -piece, end, piece)})
+    piece, counts = _piece(), not syncs and _counts(old)
+    pieces = _used(old, 0, piece, counts)
     changed, pipes = False, _Pipes(piece)
     try:
         while True:
             # A program may have stored behind what we know of, where a hole was.
-            late = _data(old, (pieces[-1] + 1) * piece if pieces else 0)
-            if late is not None:
-                pieces.append(late // piece)
+            late = _used(old, pieces[-1] + 1 if pieces else 0, piece, counts)
+            if late:
+                pieces += late
             elif pieces:
                 start = pieces.pop() * piece
+                if counts:
+                    _touch(old, start, piece)
                 held = pipes.hold(old, start, piece)
                 # Order: from here on nobody stores to these pages, and then they are read.
                 _shorten(old, start, syncs)

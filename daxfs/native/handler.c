@@ -49,6 +49,7 @@ struct fault {
 	struct fault_decision decision;
 	struct entry entry;		/* locked from grab to the answer */
 	uint64_t start, length;		/* addresses: what is going to be mapped */
+	int there;			/* the message says that the page is in the file */
 	int hole;			/* there was nothing when it was decided */
 	int stale;			/* a page that the file's map has was not there */
 	int behind;			/* the page is behind the end of the range's file: the kernel says SIGBUS */
@@ -110,27 +111,42 @@ int handler_available(void)
 }
 
 /*
- * The extent of an own range that a decision needs: the 2 MiB around pgoff, if they are all data or all hole,
- * or else the page alone. The FileMap may know; where not, the file is asked (filemap.h). Lock held.
+ * The extent of an own range that a decision needs: the 2 MiB around the page, if they are all data or all
+ * hole, or else the page alone. The FileMap may know; where not, the file is asked (filemap.h), which costs
+ * what is looked at: not the 2 MiB where they can't matter (`whole` is 0), and nothing where the message says
+ * that the page is there (should it go meanwhile, then its insert fails, and all is looked at). Lock held.
  */
-static int extent_at(struct filemap *f, uint64_t pgoff, struct iomap *out)
+static int extent_at(const struct fault *x, int whole, struct iomap *out)
 {
-	uint64_t first = pgoff & ~FAULT_COLOUR, last = first + FAULT_PMD_PAGES, end;
+	struct filemap *f = x->piece->file->f;
+	uint64_t pgoff = x->args.pgoff, end = (f->size + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT;
+	uint64_t first = whole ? pgoff & ~FAULT_COLOUR : pgoff, last = whole ? first + FAULT_PMD_PAGES : pgoff + 1;
 	int there;
 
-	end = (f->size + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT;
+	*out = (struct iomap){first, last - first, first, IOMAP_MAPPED, 0};
 	last = last < end ? last : end;
-	*out = (struct iomap){first, FAULT_PMD_PAGES, first, IOMAP_MAPPED, 0};
-	if (pgoff >= last || dax_covered(f, first << DAXFS_PAGE_SHIFT, (last - first) << DAXFS_PAGE_SHIFT))
+	if (pgoff >= last || (x->there && !whole))
+		return 0;
+	if (dax_covered(f, first << DAXFS_PAGE_SHIFT, (last - first) << DAXFS_PAGE_SHIFT))
 		return 0;
 	there = own_look(f, first, last);
 	if (there == 1) {
 		*out = (struct iomap){pgoff, 1, pgoff, IOMAP_MAPPED, 0};
-		there = own_look(f, pgoff, pgoff + 1);
+		there = x->there ? 1 : own_look(f, pgoff, pgoff + 1);
 	}
 	if (!there)
 		out->type = IOMAP_HOLE;
 	return there < 0 ? there : 0;
+}
+
+/* The layout of the 2 MiB matters: with all of them data the decision would be a PMD, or say why not by what
+ * comes behind that. */
+static int layout_matters(const struct fault_args *a)
+{
+	struct iomap all = {a->pgoff & ~FAULT_COLOUR, FAULT_PMD_PAGES, 0, IOMAP_MAPPED, 0};
+	struct fault_decision d = fault_decide(a, &all);
+
+	return d.order || d.reason > FAULT_R_SHORT;
 }
 
 static int stores(const struct fault *x)
@@ -166,12 +182,16 @@ static int learn_again(struct filemap *f, uint64_t pgoff)
 	return f->own->pfn && first < last ? own_learn(f, first, last, -1u) : 0;	/* else it has no extents */
 }
 
-/* What the file has there, under its lock; with *take*, storage for what is going to be mapped: 0, -errno. */
-static int look_up(struct fault *x, int take)
+#define DECIDE 1
+#define TAKE 2
+
+/* What the file has there, under its lock: DECIDE, and TAKE storage for what is going to be mapped, whose
+ * entry is locked. 0, -errno; -EFAULT: the decision can't stand any more. */
+static int look_up(struct fault *x, int what)
 {
 	struct filemap *f = x->piece->file->f;
-	struct iomap extent;
-	int err;
+	struct iomap extent = {0};
+	int err, hole;
 
 	file_lock_take(&f->lock, 1);
 	err = f->own ? range_enter(x->h->io->table) : -EIO;
@@ -185,16 +205,19 @@ static int look_up(struct fault *x, int take)
 	x->args.flags |= handler_is_bad(x->h, f, x->args.pgoff);
 	err = x->stale ? learn_again(f, x->args.pgoff) : 0;
 	if (!err)
-		err = extent_at(f, x->args.pgoff, &extent);
-	x->hole = take ? x->hole : extent.type == IOMAP_HOLE;
-	/* Poison is of pages, with or without storage: as data it is looked at. */
-	if (!take && x->args.flags & (FAULT_POISON | FAULT_POISON_PMD))
-		extent.type = IOMAP_MAPPED;
-	if (!err && take && x->args.flags & (x->decision.order ? FAULT_POISON_PMD : FAULT_POISON))
-		err = -EFAULT;	/* since the decision */
-	if (!err && !take)
+		err = extent_at(x, what & DECIDE ? layout_matters(&x->args) : x->decision.order, &extent);
+	hole = extent.type == IOMAP_HOLE;
+	if (!err && what & DECIDE) {
+		/* Poison is of pages, with or without storage: as data it is looked at. */
+		if (x->args.flags & (FAULT_POISON | FAULT_POISON_PMD))
+			extent.type = IOMAP_MAPPED;
 		x->decision = fault_decide(&x->args, &extent);
-	if (!err && take && extent.type == IOMAP_HOLE)
+		x->hole = hole;
+		seen_decided(&x->seen, &x->decision);
+	} else if (!err && x->args.flags & (x->decision.order ? FAULT_POISON_PMD : FAULT_POISON)) {
+		err = -EFAULT;	/* since the decision */
+	}
+	if (!err && what & TAKE && hole && x->decision.result != FAULT_SIGBUS)
 		err = take_storage(f, x);
 	err = range_leave(x->h->io->table, err);
 	file_lock_give(&f->lock);
@@ -217,25 +240,27 @@ static void choose_addresses(struct fault *x)
 	x->length = (last - first) << DAXFS_PAGE_SHIFT;
 }
 
-/* Decide, lock the entry, take storage, mark: 0, and the entry is locked; -errno: no storage, no memory. */
+/* Decide, lock the entry, take storage, mark: 0, and unless it is SIGBUS the entry is locked; -errno: no
+ * storage, no memory; -EFAULT: all anew. Where no layout makes it a PMD the entry comes first, and one look
+ * at the file is enough. Else it is looked at again with the entry locked: it may have been cut, or another
+ * thread was faster. */
 static int prepare(struct fault *x)
 {
 	struct entry_map *entries = &x->piece->file->entries;
-	int err;
+	int single = x->args.kind == FAULT_MKWRITE || !(x->args.flags & FAULT_PMD), err;
 
-	if (entry_pte_there(entries, x->args.pgoff))
-		x->args.flags |= FAULT_PTE_ENTRY;
-	err = look_up(x, 0);
-	if (!err)
-		seen_decided(&x->seen, &x->decision);
-	if (err || x->decision.result == FAULT_SIGBUS)
-		return err;
-	err = entry_grab(entries, x->args.pgoff, x->decision.order, &x->entry);
+	if (!single) {
+		if (entry_pte_there(entries, x->args.pgoff))
+			x->args.flags |= FAULT_PTE_ENTRY;
+		err = look_up(x, DECIDE);
+		if (err || x->decision.result == FAULT_SIGBUS)
+			return err;
+	}
+	err = entry_grab(entries, x->args.pgoff, single ? 0 : x->decision.order, &x->entry);
 	if (err)
 		return err;
-	/* Looked at again with the entry locked: the file may have been cut, or another thread was faster. */
-	err = look_up(x, 1);
-	if (err) {
+	err = look_up(x, single ? DECIDE | TAKE : TAKE);
+	if (err || x->decision.result == FAULT_SIGBUS) {
 		entry_unlock(entries, &x->entry);
 		return err;
 	}
@@ -378,6 +403,7 @@ static void answer(struct fault *x)
 			seen_mapping(&x->seen, &x->decision, &x->entry, x->length, x->hole);
 			err = insert(x);
 			x->stale = err == -EFAULT;
+			x->there = x->there && !x->stale;
 			entry_unlock(&x->piece->file->entries, &x->entry);
 			if (!err || err == -EEXIST)
 				seen_mapped(&x->seen, &x->entry, x->length, x->hole);
@@ -399,92 +425,120 @@ static enum fault_kind kind_of(uint64_t flags)
 	return flags & UFFD_PAGEFAULT_FLAG_WRITE ? FAULT_WRITE : FAULT_READ;
 }
 
-static void take_fault(struct handler *h, struct handler_queue *q, const struct uffd_msg *m,
-		       struct handler_rows *rows)
+/* Answer m. The piece that it was in, counted in, or NULL. */
+static struct handler_piece *take_fault(struct handler *h, struct handler_queue *q, const struct uffd_msg *m,
+					struct handler_rows *rows)
 {
-	uint64_t address = m->arg.pagefault.address & ~(PAGE_SIZE - 1);
+	uint64_t address = m->arg.pagefault.address & ~(PAGE_SIZE - 1), flags = m->arg.pagefault.flags;
 	struct fault x = {.h = h, .fd = q->fd, .rows = rows};
 
 	x.seen = (struct fault_seen){.began = latency_now(), .args = &x.args, .open = -1,
 				     .ring = trace_of(h->io->trace, TRACE_FAULTS)};
-	DAXFS_COUNT(h->stats.busy, 1);
 	x.piece = handler_enter_piece(h, q, address);
 	if (!x.piece) {
 		DAXFS_COUNT(h->stats.stale, 1);
 		wake(q->fd, address, PAGE_SIZE);
-		DAXFS_COUNT(h->stats.busy, -1);
-		return;
+		return NULL;
 	}
+	x.there = (flags & (UFFD_PAGEFAULT_FLAG_MINOR | UFFD_PAGEFAULT_FLAG_WP)) != 0;
 	x.args = (struct fault_args){
-		.kind = kind_of(m->arg.pagefault.flags), .flags = x.piece->pmd ? FAULT_PMD : 0,
+		.kind = kind_of(flags), .flags = x.piece->pmd ? FAULT_PMD : 0,
 		.address = address >> DAXFS_PAGE_SHIFT,
 		.pgoff = x.piece->pgoff + ((address - x.piece->start) >> DAXFS_PAGE_SHIFT),
 		.vma_start = x.piece->start >> DAXFS_PAGE_SHIFT, .vma_end = x.piece->end >> DAXFS_PAGE_SHIFT};
 	x.seen.piece = x.piece;
 	answer(&x);
-	handler_leave_piece(h, x.piece);
-	DAXFS_COUNT(h->stats.busy, -1);
+	return x.piece;
 }
 
-/* A fault's message of q, if there is one: never waits. O_NONBLOCK is the open file's, so the client can take
- * it away. Then poll(2) says EPOLLERR, at once and for ever, until it is set again. */
-static int next_message(const struct handler_queue *q, uint32_t events, struct uffd_msg *m)
+/* The next message of q, if that is a fault: 1. Never waits: the client may have taken the message by
+ * itself, and O_NONBLOCK is the open file's, as much its own as ours. Without it poll(2) says EPOLLERR, at
+ * once and for ever, until it is set again; so it does of one that was never made ready, which is left alone. */
+static int next_fault(struct handler *h, struct handler_queue *q, uint32_t events, struct uffd_msg *m)
 {
-	struct iovec to = {m, sizeof(*m)};
+	struct iovec room = {m, sizeof(*m)};
+	int flags = events & EPOLLERR ? fcntl(q->fd, F_GETFL) : 0;
 	ssize_t n;
 
-	if (events & EPOLLERR)
-		fcntl(q->fd, F_SETFL, fcntl(q->fd, F_GETFL) | O_NONBLOCK);
-	n = preadv2(q->fd, &to, 1, -1, RWF_NOWAIT);
-	if (n < 0 && errno == EOPNOTSUPP)	/* before Linux 6.10 */
+	if (flags & O_NONBLOCK)
+		handler_ignore(h, q);
+	else if (events & EPOLLERR)
+		fcntl(q->fd, F_SETFL, flags | O_NONBLOCK);
+	n = preadv2(q->fd, &room, 1, -1, RWF_NOWAIT);
+	if (n < 0 && errno == EOPNOTSUPP)	/* Linux 6.9 and older */
 		n = read(q->fd, m, sizeof(*m));
-	return n == sizeof(*m) && m->event == UFFD_EVENT_PAGEFAULT;
+	if (n != sizeof(*m))
+		return 0;
+	/* Who asked for events of forks (root alone) makes us the owner of the child's userfaultfd. */
+	if (m->event == UFFD_EVENT_FORK)
+		handler_close_uffd((int)m->arg.fork.ufd);
+	return m->event == UFFD_EVENT_PAGEFAULT;
 }
 
 static void *work(void *arg)
 {
-	struct handler *h = arg;
-	struct handler_rows *rows = h->rows[__atomic_fetch_add(&h->begun, 1, __ATOMIC_RELAXED)];
+	struct handler_thread *t = arg;
 	struct epoll_event event;
 	struct handler_queue *q;
 	struct uffd_msg m;
 
 	for (;;) {
-		if (epoll_wait(h->epoll, &event, 1, -1) < 1)
+		if (epoll_wait(t->epoll, &event, 1, -1) < 1)
 			continue;	/* EINTR */
 		if (!event.data.ptr)
 			return NULL;	/* handler_stop; the event stays, for the other threads */
-		q = handler_enter_queue(h, event.data.ptr);
+		q = handler_enter_queue(t->h, event.data.ptr);
 		if (!q)
 			continue;
 		/* One at a time: the next one is for the next thread. */
-		if (next_message(q, event.events, &m))
-			take_fault(h, q, &m, rows);
-		handler_leave_queue(h, q);
+		if (!next_fault(t->h, q, event.events, &m)) {
+			handler_leave(t->h, q, NULL);
+			continue;
+		}
+		DAXFS_COUNT(t->h->stats.busy, 1);
+		handler_leave(t->h, q, take_fault(t->h, q, &m, t->rows));
+		DAXFS_COUNT(t->h->stats.busy, -1);
 	}
+}
+
+/* One more. 0 or -errno. */
+static int start_thread(struct handler *h)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+	struct handler_thread *t = &h->thread[h->threads];
+	int err;
+
+	*t = (struct handler_thread){.h = h, .epoll = epoll_create1(EPOLL_CLOEXEC)};
+	if (t->epoll < 0)
+		return -errno;
+	t->rows = calloc(1, sizeof(*t->rows));
+	if (epoll_ctl(t->epoll, EPOLL_CTL_ADD, h->stop, &event))
+		err = -errno;
+	else
+		err = t->rows ? -pthread_create(&t->id, NULL, work, t) : -ENOMEM;
+	if (err)
+		close(t->epoll);
+	else
+		h->threads++;
+	return err;
 }
 
 int handler_start(struct handler *h, struct daxio *io, unsigned threads)
 {
-	struct epoll_event event = {.events = EPOLLIN};
 	sigset_t all, old;
 	int err = 0;
 
 	*h = (struct handler){.io = io};
-	h->epoll = epoll_create1(EPOLL_CLOEXEC);
 	h->stop = eventfd(0, EFD_CLOEXEC);
 	h->told = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	pthread_mutex_init(&h->lock, NULL);
-	if (h->epoll < 0 || h->stop < 0 || h->told < 0 || epoll_ctl(h->epoll, EPOLL_CTL_ADD, h->stop, &event))
+	if (h->stop < 0 || h->told < 0)
 		err = -errno;
 	sigfillset(&all);
 	sigdelset(&all, SIGBUS);	/* a page of the region may go (lost.h) */
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	while (!err && h->threads < threads && h->threads < HANDLER_THREADS) {
-		h->rows[h->threads] = calloc(1, sizeof(*h->rows[0]));
-		err = h->rows[h->threads] ? -pthread_create(&h->thread[h->threads], NULL, work, h) : -ENOMEM;
-		h->threads += !err;
-	}
+	while (!err && h->threads < threads && h->threads < HANDLER_THREADS)
+		err = start_thread(h);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (err)
 		handler_stop(h);
@@ -494,19 +548,21 @@ int handler_start(struct handler *h, struct daxio *io, unsigned threads)
 void handler_stop(struct handler *h)
 {
 	uint64_t one = 1;
+	unsigned i;
 
 	if (h->threads && write(h->stop, &one, sizeof(one)) < 0)
 		return;	/* can't be: the counter is 0 */
-	while (h->threads)
-		pthread_join(h->thread[--h->threads], NULL);
+	for (i = 0; i < h->threads; i++)
+		pthread_join(h->thread[i].id, NULL);
 	handler_end_all(h);
-	if (h->epoll >= 0)
-		close(h->epoll);
+	for (i = 0; i < h->threads; i++)
+		close(h->thread[i].epoll);
+	h->threads = 0;
 	if (h->stop >= 0)
 		close(h->stop);
 	if (h->told >= 0)
 		close(h->told);
-	h->epoll = h->stop = h->told = -1;
+	h->stop = h->told = -1;
 	free(h->bad);
 	h->bad = NULL;
 	pthread_mutex_destroy(&h->lock);
@@ -516,7 +572,8 @@ void handler_free(struct handler *h)
 {
 	int i;
 
-	for (i = 0; i < HANDLER_THREADS; i++)
-		free(h->rows[i]);
-	memset(h->rows, 0, sizeof(h->rows));
+	for (i = 0; i < HANDLER_THREADS; i++) {
+		free(h->thread[i].rows);
+		h->thread[i].rows = NULL;
+	}
 }

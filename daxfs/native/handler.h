@@ -69,6 +69,13 @@ struct handler_trouble {		/* faults for which there was no storage */
 	int err;
 };
 
+struct handler_thread {
+	struct handler *h;
+	pthread_t id;
+	int epoll;			/* of all queues, and handler.stop */
+	struct handler_rows *rows;	/* it alone adds there */
+};
+
 struct handler {
 	struct daxio *io;
 	pthread_mutex_t lock;
@@ -78,13 +85,11 @@ struct handler {
 	struct handler_bad *bad;	/* of files with FILEMAP_POISONED; others are not looked up */
 	size_t bad_count;
 	struct handler_trouble trouble;	/* since handler_trouble was asked */
-	int epoll, stop;
+	int stop;			/* eventfd, in each thread's epoll */
 	int told;			/* eventfd: there is trouble */
 	unsigned threads;
-	pthread_t thread[HANDLER_THREADS];
+	struct handler_thread thread[HANDLER_THREADS];
 	struct handler_stats stats;	/* relaxed atomics */
-	struct handler_rows *rows[HANDLER_THREADS];	/* of each thread */
-	unsigned begun;			/* threads that have taken theirs */
 };
 
 /* 0 or -errno. Until handler_stop, `io` must stay. */

@@ -188,18 +188,17 @@ static void take_out(struct handler *h, struct handler_piece **at)
 	h->gone = p;
 }
 
-void handler_leave_piece(struct handler *h, struct handler_piece *p)
+/* Under handler.lock. */
+static void leave_piece(struct handler *h, struct handler_piece *p)
 {
 	struct handler_piece **at;
 
-	pthread_mutex_lock(&h->lock);
-	if (!--p->users && p->gone) {
-		for (at = &h->gone; *at != p; at = &(*at)->next)
-			;
-		*at = p->next;
-		free_piece(h, p);
-	}
-	pthread_mutex_unlock(&h->lock);
+	if (--p->users || !p->gone)
+		return;
+	for (at = &h->gone; *at != p; at = &(*at)->next)
+		;
+	*at = p->next;
+	free_piece(h, p);
 }
 
 static int is_userfaultfd(int fd)
@@ -226,9 +225,7 @@ static void *close_one(void *fd)
 	return NULL;
 }
 
-/* The last close of a userfaultfd waits for the client's mmap lock, and the client may have closed his own:
- * so neither the thread that serves the mount does it, nor is it done under handler.lock. */
-static void close_uffd(int fd)
+void handler_close_uffd(int fd)
 {
 	pthread_attr_t alone;
 	pthread_t thread;
@@ -240,12 +237,40 @@ static void close_uffd(int fd)
 	pthread_attr_destroy(&alone);
 }
 
+/* No thread is told of q any more. By hand: the client has the file open, so that to close our number does
+ * not take it out. */
+static void unwatch(struct handler *h, const struct handler_queue *q)
+{
+	unsigned i;
+
+	for (i = 0; i < h->threads; i++)
+		epoll_ctl(h->thread[i].epoll, EPOLL_CTL_DEL, q->fd, NULL);
+}
+
+/* Each message wakes one thread, the first one that waits (EPOLLEXCLUSIVE); one that comes while none does
+ * is found by whoever is done first. With one epoll for all of them each message woke a second one in vain: a
+ * level-triggered event goes back to the list, and the next thread is woken for it. 0 or -errno. */
+static int watch(struct handler *h, struct handler_queue *q)
+{
+	struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = q};
+	unsigned i;
+
+	for (i = 0; i < h->threads; i++) {
+		if (epoll_ctl(h->thread[i].epoll, EPOLL_CTL_ADD, q->fd, &event)) {
+			int err = -errno;
+
+			unwatch(h, q);
+			return err;
+		}
+	}
+	return 0;
+}
+
 /* fd is among the queues of c, and closed where it was already. Under handler.lock. */
 static int add_queue(struct handler *h, struct handler_client *c, int fd)
 {
-	struct epoll_event event = {.events = EPOLLIN};
 	struct handler_queue *q;
-	int flags, n = 0;
+	int flags, n = 0, err;
 
 	for (q = c->queue; q && !is_same(q->fd, fd); q = q->next)
 		n++;
@@ -254,31 +279,32 @@ static int add_queue(struct handler *h, struct handler_client *c, int fd)
 		return 0;
 	}
 	if (n == HANDLER_QUEUES) {
-		close_uffd(fd);
+		handler_close_uffd(fd);
 		return -EMFILE;
 	}
 	flags = fcntl(fd, F_GETFL);
 	q = calloc(1, sizeof(*q));
-	if (!q || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK))
-		goto fail;
-	*q = (struct handler_queue){fd, 0, c, c->queue};
-	event.data.ptr = q;
-	if (epoll_ctl(h->epoll, EPOLL_CTL_ADD, fd, &event))
-		goto fail;
+	if (!q) {
+		err = -ENOMEM;
+	} else if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK)) {
+		err = -errno;
+	} else {
+		*q = (struct handler_queue){fd, 0, c, c->queue};
+		err = watch(h, q);
+	}
+	if (err) {
+		free(q);
+		handler_close_uffd(fd);
+		return err;
+	}
 	c->queue = q;
 	return 0;
-fail:
-	flags = q ? -errno : -ENOMEM;
-	free(q);
-	close_uffd(fd);
-	return flags;
 }
 
 static void close_queue(struct handler *h, struct handler_queue *q)
 {
-	/* By hand: the client has the file open, so that to close our number does not take it out. */
-	epoll_ctl(h->epoll, EPOLL_CTL_DEL, q->fd, NULL);
-	close_uffd(q->fd);
+	unwatch(h, q);
+	handler_close_uffd(q->fd);
 	free(q);
 }
 
@@ -297,9 +323,18 @@ struct handler_queue *handler_enter_queue(struct handler *h, const void *event)
 	return q;
 }
 
-void handler_leave_queue(struct handler *h, struct handler_queue *q)
+void handler_ignore(struct handler *h, struct handler_queue *q)
 {
 	pthread_mutex_lock(&h->lock);
+	unwatch(h, q);
+	pthread_mutex_unlock(&h->lock);
+}
+
+void handler_leave(struct handler *h, struct handler_queue *q, struct handler_piece *p)
+{
+	pthread_mutex_lock(&h->lock);
+	if (p)
+		leave_piece(h, p);
 	if (!--q->users && !q->client)
 		close_queue(h, q);
 	pthread_mutex_unlock(&h->lock);
@@ -334,7 +369,7 @@ int handler_add(struct handler *h, uint64_t key, int fd, uint64_t id, uint64_t s
 	int err;
 
 	if (!p || !is_userfaultfd(fd)) {
-		close_uffd(fd);
+		handler_close_uffd(fd);
 		err = p ? -EINVAL : -ENOMEM;
 		free(p);
 		return err;
@@ -347,7 +382,7 @@ int handler_add(struct handler *h, uint64_t key, int fd, uint64_t id, uint64_t s
 		c = new_client(h, key);
 	p->file = hold_file(h, f);
 	if (!c || !p->file || overlaps(c, p->start, p->end)) {
-		close_uffd(fd);
+		handler_close_uffd(fd);
 		err = c && p->file ? -EEXIST : -ENOMEM;
 	} else {
 		err = add_queue(h, c, fd);
@@ -503,6 +538,6 @@ int handler_views(struct handler *h, const struct handler_file *file, uint64_t f
 void handler_leave_views(struct handler *h, struct handler_view *view, int count)
 {
 	while (count > 0)
-		handler_leave_queue(h, view[--count].queue);
+		handler_leave(h, view[--count].queue, NULL);
 	free(view);
 }

@@ -18,11 +18,15 @@ struct handler_queue {
 
 /* The queue behind an event, counted in; NULL: its client has ended since. */
 struct handler_queue *handler_enter_queue(struct handler *h, const void *event);
-void handler_leave_queue(struct handler *h, struct handler_queue *q);
+/* Close a userfaultfd. The last close of one waits for the client's mmap lock, and the client may have closed
+ * its own: so neither the thread that serves the mount does it, nor is it done under handler.lock. */
+void handler_close_uffd(int fd);
+/* No message of q is read from now on: who faults there waits until its process ends. */
+void handler_ignore(struct handler *h, struct handler_queue *q);
 /* The piece at an address of the queue's client, counted in, or NULL. */
 struct handler_piece *handler_enter_piece(struct handler *h, const struct handler_queue *q, uint64_t address);
-/* A fault in p has been answered. */
-void handler_leave_piece(struct handler *h, struct handler_piece *p);
+/* A message of q has been answered, which was a fault in p, where that is not NULL. */
+void handler_leave(struct handler *h, struct handler_queue *q, struct handler_piece *p);
 /* The file of f, counted in, or NULL: nothing of it is or was observed. */
 struct handler_file *handler_enter_file(struct handler *h, const struct filemap *f);
 void handler_leave_file(struct handler *h, struct handler_file *file);

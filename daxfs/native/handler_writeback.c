@@ -15,6 +15,7 @@
 
 struct batch {
 	struct entry entry[BATCH];
+	int open[BATCH];		/* somebody may store there without a fault: it is flushed and stays dirty */
 	int n;
 };
 
@@ -23,23 +24,36 @@ static uint64_t behind(const struct entry *e)
 	return e->pgoff + (UINT64_C(1) << e->order);
 }
 
-/* No client may store to e without a fault. 0 or -errno. */
+/* 0: nobody stores there without a fault; 1: it could not be had. */
+static int protect_view(const struct handler_view *v)
+{
+	uint64_t at, end = v->start + v->length, step = UINT64_C(1) << DAXFS_PAGE_SHIFT;
+	int rc = handler_set_protection(v->queue->fd, v->start, v->length, 1);
+
+	/* The kernel stops at what it finds unregistered: the client has mapped something else over a part. */
+	for (at = v->start; rc == -ENOENT && at < end; at += step) {
+		rc = handler_set_protection(v->queue->fd, at, step, 1);
+		rc = rc ? rc : -ENOENT;
+	}
+	/* It was unmapped, or its process has ended. */
+	return rc && rc != -ENOENT && rc != -ESRCH;
+}
+
+/* No client may store to e without a fault: 0; 1: one does what it wants (its addresses are something else by
+ * now, or change all the time), which must not keep others from their fsync; -ENOMEM. */
 static int protect(struct handler *h, struct handler_file *file, const struct entry *e)
 {
 	struct handler_view *view;
-	int n, i, err = 0, rc;
+	int n, i, open = 0;
 
 	/* Who shows it from now on finds the entry locked, and waits. */
 	n = handler_views(h, file, e->pgoff, behind(e), &view);
 	if (n < 0)
 		return n;
-	for (i = 0; i < n && !err; i++) {
-		rc = handler_set_protection(view[i].queue->fd, view[i].start, view[i].length, 1);
-		/* It was unmapped, or its process ended: nobody stores there. */
-		err = rc == -ENOENT || rc == -ESRCH ? 0 : rc;
-	}
+	for (i = 0; i < n; i++)
+		open |= protect_view(&view[i]);
 	handler_leave_views(h, view, n);
-	return err;
+	return open;
 }
 
 /* The tracker takes [first, last) for dirty, and the extents say where the file has pages: others are not
@@ -85,7 +99,8 @@ static int collect(struct handler *h, struct handler_file *file, uint64_t *at, u
 		if (!entry_next_dirty(&file->entries, *at, last - 1, &b->entry[b->n]))
 			break;
 		*at = behind(&b->entry[b->n]);
-		err = protect(h, file, &b->entry[b->n]);
+		b->open[b->n] = protect(h, file, &b->entry[b->n]);
+		err = b->open[b->n] < 0 ? b->open[b->n] : 0;
 	}
 	return err;
 }
@@ -115,7 +130,7 @@ static int64_t write_batch(struct run *r, struct batch *b)
 		file_lock_give(&f->lock);
 	}
 	for (i = 0; i < b->n; i++) {
-		if (done >= 0)
+		if (done >= 0 && !b->open[i])
 			entry_clean(&r->file->entries, &b->entry[i]);
 		entry_unlock(&r->file->entries, &b->entry[i]);
 	}

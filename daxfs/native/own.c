@@ -340,16 +340,27 @@ int own_learn(struct filemap *f, uint64_t first, uint64_t last, unsigned runs)
 	return rc;
 }
 
-int own_look(struct filemap *f, uint64_t first, uint64_t last)
+int64_t own_cached(int fd, uint64_t first, uint64_t last)
 {
 	uint64_t where[2] = {(uint64_t)BYTES(first), (uint64_t)BYTES(last - first)};
 	uint64_t found[5] = {0};	/* struct cachestat: in the cache, dirty, being written, evicted, ... lately */
+
+	if (first >= last)
+		return 0;		/* to the kernel a length of 0 is all of the file */
+	if (syscall(SYS_CACHESTAT, fd, where, found, 0))
+		return -errno;
+	return (int64_t)(found[0] + found[3]);
+}
+
+int own_look(struct filemap *f, uint64_t first, uint64_t last)
+{
+	int64_t found = own_cached(f->own->fd, first, last);
 	int rc;
 
-	if (syscall(SYS_CACHESTAT, f->own->fd, where, found, 0))
-		return -errno;
-	if (found[0] + found[3] < last - first)
-		return found[0] + found[3] > 0;
+	if (found < 0)
+		return (int)found;
+	if ((uint64_t)found < last - first)
+		return found > 0;
 	rc = f->own->pfn && last <= smaller(f->own->pages, f->own->room) ? know(f, first, last, 1) : 0;
 	return rc ? rc : 2;
 }

@@ -41,6 +41,9 @@ int own_learn(struct filemap *f, uint64_t first, uint64_t last, unsigned runs);
  * so, 1 some, 0 none. tmpfs alone, where memory is storage. Costs what is looked at, as lseek does not.
  * -ENOSYS before Linux 6.5. */
 int own_look(struct filemap *f, uint64_t first, uint64_t last);
+/* How many of the pages [first, last) of a file on tmpfs have memory, also those that were allocated and
+ * never touched, which lseek takes for a hole. -errno, as above. The lock is not needed. */
+int64_t own_cached(int fd, uint64_t first, uint64_t last);
 /* The range's file has so many pages. What was behind is gone, what is new reads as zeros. Not synced. */
 int own_resize(struct filemap *f, uint64_t pages);
 /* Before what needs a cut of the file later: -ETXTBSY where that would have to wait now; nothing elsewhere

@@ -167,6 +167,29 @@ def test_no_store_of_a_program_that_never_stops_is_lost(io, start, tmp_path, ste
         assert words == sorted(words, reverse=True)
 
 
+@pytest.mark.parametrize("beside", [True, False], ids=["beside data", "alone"])
+def test_a_store_to_storage_that_nobody_had_touched(io, monkeypatch, beside):
+    """Allocated, as for a fault that is being answered, and first stored to right before the cut."""
+    node = create(io, b"f")
+    attr.setattr(io.fs, node.ino, {"size": 6 * MIB})
+    if beside:
+        io.write(node, 3 * MIB, noise(PAGE, 1))
+    file, at = os.open(range_path(io, node), os.O_RDWR), 2 * MIB + 5 * PAGE
+    os.posix_fallocate(file, at, PAGE)
+    program, cut = mmap.mmap(file, 6 * MIB), os.ftruncate
+
+    def ftruncate(fd, size):
+        if size <= at and os.path.samestat(os.fstat(fd), os.fstat(file)):
+            program[at : at + 5] = b"store"
+            monkeypatch.undo()
+        cut(fd, size)
+
+    monkeypatch.setattr(os, "ftruncate", ftruncate)
+    revoke.take(io.fs, revoke.ranges(io.fs)[0])
+    assert os.fstat(file).st_size == 0 and bytes(io.read(node, at, 6)) == b"store\0"
+    os.close(file)
+
+
 def test_no_room_for_the_copy_changes_nothing(io, monkeypatch):
     node, data = create(io, b"f"), noise(3 * PAGE)
     io.write(node, 0, data)
