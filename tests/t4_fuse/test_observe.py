@@ -233,11 +233,26 @@ def test_an_unobserved_mapper_makes_it_coarse(mount, path, syncs, clients):
         # RELEASE comes after close(2) has returned; to ask whether it has come would end what is parked.
         time.sleep(pause)
         client = clients()
-        client("map", 0, path, 0, SIZE)  # finds but parked handles
+        client("map", 0, path, 0, SIZE)
         syncs.fd = os.open(path, os.O_RDONLY)
         if not (coarse := syncs.coarse()):
             break
     assert not coarse, "a new use of the inode"
+
+
+def test_parked_handles_alone_are_no_use_of_the_inode(mount, path, syncs, clients):
+    """One of a program that could have mapped the file, and closed it."""
+    for pause in (0.1, 0.2, 0.3, 0.4, 0.5):
+        os.close(syncs.fd)
+        os.close(os.open(path, os.O_RDWR))
+        time.sleep(pause)  # for RELEASE, and less than what is parked stays
+        client = clients()
+        client("map", 0, path, 0, SIZE)
+        syncs.fd = os.open(path, os.O_RDONLY)
+        if not (coarse := syncs.coarse()):
+            break
+        client.close()
+    assert not coarse
 
 
 def test_a_handle_for_reading_or_for_writing_alone_changes_nothing(mount, path, syncs, clients):
