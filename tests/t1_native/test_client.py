@@ -14,9 +14,9 @@ HERE = Path(__file__).parent
 CLIENT = sorted(path.name for path in (ROOT / "daxfs/client").glob("*.c"))
 NAMES = [*(f"../client/{name}" for name in CLIENT), "flush.c", "flush_x86.c", "pagemap.c"]
 CASES = re.findall(r'\{"(\w+)", case_\1\}', (HERE / "client_table.c").read_text())
+KERNEL = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 
-pytestmark = pytest.mark.skipif(mounts.KERNEL < (6, 7),
-                                reason="no asynchronous write protection before kernel 6.7")
+pytestmark = pytest.mark.skipif(KERNEL < (6, 7), reason="no asynchronous write protection before kernel 6.7")
 
 
 @pytest.fixture(scope="module")

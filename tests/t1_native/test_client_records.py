@@ -8,13 +8,13 @@ from pathlib import Path
 
 import mounts
 import pytest
-from test_client import NAMES
+from test_client import KERNEL, NAMES
 from test_daxio_threads import WARNINGS, compiled
 
 CASES = re.findall(r'\{"(\w+)", case_\1\}', Path(__file__).with_name("client_records.c").read_text())
 
 pytestmark = [
-    pytest.mark.skipif(mounts.KERNEL < (6, 7), reason="no asynchronous write protection before kernel 6.7"),
+    pytest.mark.skipif(KERNEL < (6, 7), reason="no asynchronous write protection before kernel 6.7"),
     pytest.mark.skipif(os.geteuid() != 0, reason="not root: it has no records of faults in system calls"),
 ]
 

@@ -488,17 +488,29 @@ class Handler:
     """A handler of which a fault of a client that was killed is still being answered."""
 
     def __init__(self, busy):
-        self.busy, self.taken = busy, 0
+        self.busy, self.taken, self.removed = busy, 0, []
 
     def take(self, fmap):
         self.taken += not self.busy
         return not self.busy
 
-    def remove(self, *_):
-        pass
+    def remove(self, *piece):
+        self.removed.append(piece)
 
     def end(self, key):
         pass
+
+
+def test_faults_of_a_revoked_file_are_answered_no_more(case):
+    """Not of its mappings with fault=user: what they map is an empty file. The others are the kernel's."""
+    seen, one, two = case.observer, case.process(1), case.process(2)
+    seen.handler = handler = Handler(busy=False)
+    number = seen.observe(one, case.node.ino, 3, Piece(AT, AT + SIZE, 0), handled=lambda number: None)
+    case.observe(two)
+    seen.revoked(case.node.ino + 1)
+    assert not handler.removed
+    seen.revoked(case.node.ino)
+    assert handler.removed == [(one.key, number, AT, SIZE)]
 
 
 def test_marks_that_can_not_be_taken_yet_are_left_with_the_handler(case):

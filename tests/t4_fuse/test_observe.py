@@ -233,11 +233,26 @@ def test_an_unobserved_mapper_makes_it_coarse(mount, path, syncs, clients):
         # RELEASE comes after close(2) has returned; to ask whether it has come would end what is parked.
         time.sleep(pause)
         client = clients()
-        client("map", 0, path, 0, SIZE)  # finds but parked handles
+        client("map", 0, path, 0, SIZE)
         syncs.fd = os.open(path, os.O_RDONLY)
         if not (coarse := syncs.coarse()):
             break
     assert not coarse, "a new use of the inode"
+
+
+def test_parked_handles_alone_are_no_use_of_the_inode(mount, path, syncs, clients):
+    """One of a program that could have mapped the file, and closed it."""
+    for pause in (0.1, 0.2, 0.3, 0.4, 0.5):
+        os.close(syncs.fd)
+        os.close(os.open(path, os.O_RDWR))
+        time.sleep(pause)  # for RELEASE, and less than what is parked stays
+        client = clients()
+        client("map", 0, path, 0, SIZE)
+        syncs.fd = os.open(path, os.O_RDONLY)
+        if not (coarse := syncs.coarse()):
+            break
+        client.close()
+    assert not coarse
 
 
 def test_a_handle_for_reading_or_for_writing_alone_changes_nothing(mount, path, syncs, clients):
@@ -255,6 +270,40 @@ def test_an_open_that_was_parked_is_not_ours(mount, path, syncs, clients):
         client = clients()
         client("map", 0, path, 0, SIZE)
         left[0] = 7
+        assert syncs.coarse()
+
+
+def opens_served(mount) -> int:
+    return mount.stat()["operations"]["open"]["served"]
+
+
+def test_a_promise_by_a_handle_that_was_parked_counts_for_nothing(mount, path, syncs):
+    """Its user of before has left a mapping that nobody observes."""
+    before = opens_served(mount)
+    for pause in (0.1, 0.2, 0.3, 0.4, 0.5):
+        fd = os.open(path, os.O_RDWR)
+        left = LIBC.mmap(None, ctypes.c_size_t(PAGE), 3, 1, fd, ctypes.c_long(0))
+        os.close(fd)
+        time.sleep(pause)  # for RELEASE, and less than what is parked stays
+        fd = os.open(path, os.O_RDWR)
+        with registered(fd, PAGE) as (uffd, address):
+            observe(fd, uffd=uffd, address=address, length=PAGE)
+            coarse = syncs.coarse()
+        os.close(fd)
+        LIBC.munmap(ctypes.c_void_p(left), ctypes.c_size_t(PAGE))
+        assert coarse
+        if opens_served(mount) > before:
+            break
+    assert opens_served(mount) > before, "no handle was parked when it was opened again"
+
+
+def test_a_handle_that_has_promised_is_nobody_elses(mount, path, syncs):
+    """It is not parked: the next program has not promised anything."""
+    with open(path, "r+b") as file:
+        observe_nothing(file)
+        assert not syncs.coarse()
+    time.sleep(0.3)  # for RELEASE; where it comes later the next open is another handle, too
+    with open(path, "r+b"):
         assert syncs.coarse()
 
 
