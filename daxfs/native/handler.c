@@ -453,7 +453,7 @@ static struct handler_piece *take_fault(struct handler *h, struct handler_queue 
 
 /* The next message of q, if that is a fault: 1. Never waits: the client may have taken the message by
  * itself, and O_NONBLOCK is the open file's, as much its own as ours. Without it poll(2) says EPOLLERR, at
- * once and for ever, until it is set again; so it does of one that was never made ready, which is left alone. */
+ * once, until it is set again. So it says of one that was never made ready, for ever: that is left alone. */
 static int next_fault(struct handler *h, struct handler_queue *q, uint32_t events, struct uffd_msg *m)
 {
 	struct iovec room = {m, sizeof(*m)};
