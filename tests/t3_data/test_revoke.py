@@ -176,15 +176,15 @@ def test_a_store_to_storage_that_nobody_had_touched(io, monkeypatch, beside):
         io.write(node, 3 * MIB, noise(PAGE, 1))
     file, at = os.open(range_path(io, node), os.O_RDWR), 2 * MIB + 5 * PAGE
     os.posix_fallocate(file, at, PAGE)
-    program, cut = mmap.mmap(file, 6 * MIB), os.ftruncate
+    program, cut = mmap.mmap(file, 6 * MIB), revoke.shorten
 
-    def ftruncate(fd, size):
+    def shorten(fd, size, syncs):
         if size <= at and os.path.samestat(os.fstat(fd), os.fstat(file)):
             program[at : at + 5] = b"store"
             monkeypatch.undo()
-        cut(fd, size)
+        cut(fd, size, syncs)
 
-    monkeypatch.setattr(os, "ftruncate", ftruncate)
+    monkeypatch.setattr(revoke, "shorten", shorten)
     revoke.take(io.fs, revoke.ranges(io.fs)[0])
     assert os.fstat(file).st_size == 0 and bytes(io.read(node, at, 6)) == b"store\0"
     os.close(file)
