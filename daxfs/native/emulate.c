@@ -7,12 +7,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <x86intrin.h>
-#endif
 
 #include "daxfs/native/emulate.h"
+
+/* DAXFS_NO_X86 builds what other machines get (tests do). */
+#if defined(__x86_64__) && !defined(DAXFS_NO_X86)
+#define DAXFS_X86 1
+#include <cpuid.h>
+#include <x86intrin.h>
+#else
+#define DAXFS_X86 0
+#endif
 
 /* What this thread has sent and not drained, and by which emulator: to another one it is nothing. */
 static __thread struct {
@@ -24,7 +29,7 @@ static uint64_t emulators;
 
 static inline void relax(void)
 {
-#if defined(__x86_64__)
+#if DAXFS_X86
 	_mm_pause();
 #endif
 }
@@ -39,7 +44,7 @@ static uint64_t monotonic(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-#if defined(__x86_64__)
+#if DAXFS_X86
 static uint64_t tsc(void)
 {
 	return __rdtsc();
@@ -92,7 +97,7 @@ int daxfs_tsc_invariant(void)
 void daxfs_clock_find(struct daxfs_clock *c, uint64_t ns)
 {
 	*c = (struct daxfs_clock){ monotonic, 1, DAXFS_CLOCK_MONOTONIC };
-#if defined(__x86_64__)
+#if DAXFS_X86
 	if (daxfs_tsc_invariant())
 		*c = (struct daxfs_clock){ tsc, tsc_rate(ns), DAXFS_CLOCK_TSC };
 #endif

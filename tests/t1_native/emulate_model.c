@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
+#include <time.h>
 
 #include "daxfs/native/emulate.h"
 #include "check.h"
@@ -268,7 +269,8 @@ static void *flushes(void *barrier)
 
 /*
  * One medium for all threads: with never a gap on the wire it is busy for exactly the sum of their lines.
- * There is none as nobody drains: the clock stands while nobody looks, and who looks stops before the wire is free.
+ * There is none as nobody drains: the clock stands while nobody looks, and who looks stops before the wire is
+ * free.
  */
 static void threads_share_the_wire(void)
 {
@@ -293,6 +295,31 @@ static void threads_share_the_wire(void)
 	CHECK(at < e.busy);
 }
 
+static void *one_line(void *arg)
+{
+	uint64_t first = start();
+
+	t.flush(&t, buf, 64);
+	t.drain(&t);
+	CHECK(at == first + 10 + 100);
+	return NULL;
+}
+
+/* Without a limit of the wire's, what another thread has under way delays nobody. */
+static void threads_have_lines_of_their_own(void)
+{
+	uint64_t first;
+	pthread_t thread;
+
+	begin(DAXFS_CLWB, DAXFS_NT_AVX, medium, 0);
+	first = start();
+	t.flush(&t, buf, 60 * 64);
+	CHECK(!pthread_create(&thread, NULL, one_line, NULL));
+	pthread_join(thread, NULL);
+	t.drain(&t);
+	CHECK(at == first + 60 * 10 + 100);
+}
+
 static void *drains(void *arg)
 {
 	t.drain(&t);
@@ -314,6 +341,44 @@ static void a_drain_waits_for_its_own_thread(void)
 	CHECK(e.drains == 1);
 }
 
+static uint64_t real(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* The clock that a mount gets, and without the x86 half the one that other machines have. */
+static void the_real_clock(void)
+{
+	static const struct daxfs_medium slow = { 50000, 100000, 0, 0, 0 };
+	struct daxfs_clock c;
+	uint64_t took, least = UINT64_MAX;
+	int i;
+
+	daxfs_clock_find(&c, 2000000);
+	CHECK(c.ticks_per_ns > 0.1 && c.ticks_per_ns < 20);
+#ifdef DAXFS_NO_X86
+	CHECK(!daxfs_tsc_invariant() && c.kind == DAXFS_CLOCK_MONOTONIC && c.ticks_per_ns == 1);
+#else
+	CHECK(c.kind == (daxfs_tsc_invariant() ? DAXFS_CLOCK_TSC : DAXFS_CLOCK_MONOTONIC));
+#endif
+	t = (struct daxfs_flush){ bound_store, bound_store, bound_fill, bound_flush, bound_drain,
+				  .kind = DAXFS_CLWB, .nt_kind = DAXFS_NT_AVX };
+	CHECK(daxfs_emulate(&e, &t, &slow, &c) == 0);
+	for (i = 0; i < 20; i++) {
+		took = real();
+		t.flush(&t, buf, 128);
+		t.drain(&t);
+		took = real() - took;
+		CHECK(took >= 200000 * 0.99);
+		if (took < least)
+			least = took;
+	}
+	CHECK(least < 300000);
+}
+
 int main(void)
 {
 	what_a_line_and_a_drain_cost();
@@ -326,6 +391,8 @@ int main(void)
 	other_kinds();
 	refusals();
 	threads_share_the_wire();
+	threads_have_lines_of_their_own();
 	a_drain_waits_for_its_own_thread();
+	the_real_clock();
 	return 0;
 }
