@@ -139,7 +139,7 @@ CLIENT_HIDDEN void flushing_queue(int kind, uintptr_t start, uintptr_t end);
 CLIENT_HIDDEN void flushing_drain(void);
 CLIENT_HIDDEN void flushing_persist(int kind, uintptr_t start, uintptr_t end);	/* both; not msync's kind */
 CLIENT_HIDDEN const char *flushing_name(int kind);
-/* Calls and lines of all kinds that write lines back, and drains: for tests. */
+/* Calls and lines of all kinds that write lines back, and drains. */
 CLIENT_HIDDEN void flushing_counts(uint64_t *calls, uint64_t *lines, uint64_t *drains);
 
 /* -- locks.c: by any thread; one that has a lock gets it again -- */

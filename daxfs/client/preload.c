@@ -353,6 +353,8 @@ CLIENT_API int madvise(void *addr, size_t length, int advice)
 	}
 	if (drops_marks(advice))
 		client_sync(start, end);
+	if (advice == MADV_REMOVE)	/* splits huge pages of the file, and with that empties all page tables */
+		client_sync(start & ~(HUGE_PAGE - 1), (end + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
 	errno = error;
 	/* Left where they are: what another thread stores meanwhile would be dropped unseen. */
 	if (advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED)

@@ -149,6 +149,29 @@ static void case_few_descriptors(void)
 		close(fds[more]);
 }
 
+static long pages_of_process(void)
+{
+	FILE *statm = fopen("/proc/self/statm", "r");
+	long pages;
+
+	CHECK(statm && fscanf(statm, "%ld", &pages) == 1 && !fclose(statm));
+	return pages;
+}
+
+/* What a program has unmapped is free for it to grow into: nothing of ours is put there. */
+static void case_place(void)
+{
+	char *at = observed(new_file());
+	long before;
+
+	at[4096] = 1;
+	CHECK(pages_of_process() > 0 && !munmap(at + SIZE / 2, SIZE / 2));
+	before = pages_of_process();
+	CHECK(mremap(at, SIZE / 2, SIZE / 2, 0) == at && pages_of_process() == before);
+	CHECK(!mprotect(at, 4096, PROT_READ) && !madvise(at, 4096, MADV_DONTNEED));
+	CHECK(!msync(at, SIZE / 2, MS_SYNC) && pages_of_process() == before);
+}
+
 /* Unmapped behind our back in part, and something else mapped there: of the rest nothing is forgotten. */
 static void case_stale(void)
 {
@@ -310,7 +333,7 @@ static void case_daemons(void)
 
 static const struct client_case CASES[] = {
 	{"advice", case_advice}, {"no_access", case_no_access}, {"no_room", case_no_room}, {"all", case_all},
-	{"edges", case_edges}, {"few_descriptors", case_few_descriptors}, {"stale", case_stale},
+	{"edges", case_edges}, {"few_descriptors", case_few_descriptors}, {"place", case_place}, {"stale", case_stale},
 	{"sigbus", case_sigbus}, {"refused_child", case_refused_child}, {"daemons", case_daemons},
 };
 
