@@ -249,9 +249,8 @@ static void hit(uintptr_t delay)
 
 static void case_sigbus(void)
 {
-	int status;
-
 	for (what = 0; what < 3; what++) {
+		int status = 0;
 		pid_t child = fork();
 
 		if (!child) {
