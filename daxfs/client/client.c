@@ -18,21 +18,8 @@
 #include "daxfs/client/lib.h"
 #include "daxfs/native/pagemap.h"
 
-static pthread_mutex_t big = PTHREAD_MUTEX_INITIALIZER;
 static sigset_t mask_at_fork;
 static int fork_known;
-
-void client_lock(sigset_t *old)
-{
-	client_hold_signals(old);
-	pthread_mutex_lock(&big);
-}
-
-void client_unlock(const sigset_t *old)
-{
-	pthread_mutex_unlock(&big);
-	pthread_sigmask(SIG_SETMASK, old, NULL);
-}
 
 /* -- the daemon -- */
 
@@ -158,17 +145,20 @@ int client_attach(uintptr_t start, uintptr_t end, int fd, uint64_t offset, int p
 		  const char **why)
 {
 	struct piece p = {.start = start, .end = end, .offset = offset, .prot = prot, .holder = -1,
-			  .mode = mode}, stale;
+			  .mode = mode, .hidden = begin & BEGIN_HIDDEN}, stale;
 	int r = ask(fd, &p, why);
 
+	begin &= ~BEGIN_HIDDEN;
 	if (r)
 		return r;
 	if (pieces_reserve(4))
 		return refuse(why, "no memory", -ENOMEM);
 	if (pieces_next(start, end, &stale)) {	/* unmapped behind our back; nobody knows what was stored */
-		for (stale.end = start; pieces_next(stale.end, end, &stale);)
+		for (stale.end = start; stale.end < end && pieces_next(stale.end, end, &stale);) {
+			piece_clip(&stale, start, end);
 			if (stale.id)
 				forget(&stale, 1);
+		}
 		pieces_cut(start, end);
 	}
 	r = register_piece(&p, begin, why);
@@ -242,7 +232,8 @@ int client_moved(const struct piece *old, uintptr_t start, uintptr_t end)
 
 	/* Kernels before 6.13 take the protection along without who registered it: a store would not be seen. */
 	return client_attach(start, end, kernel_held(old->holder), old->offset, old->prot,
-			     old->pages ? BEGIN_PROTECTED : BEGIN_STORED, old->mode, &why);
+			     (old->pages ? BEGIN_PROTECTED : BEGIN_STORED) | (old->hidden ? BEGIN_HIDDEN : 0),
+			     old->mode, &why);
 }
 
 int client_unmap(uintptr_t start, size_t length)
@@ -278,8 +269,7 @@ static void before_fork(void)
 {
 	sigset_t old;
 
-	client_hold_signals(&old);
-	pthread_mutex_lock(&big);
+	client_lock(&old);
 	client_turns_take();
 	candidates_before_fork();
 	mask_at_fork = old;
@@ -323,6 +313,8 @@ static void in_child(void)
 			pieces_put(&p);
 			continue;
 		}
+		/* With fault=user nobody would answer. It fails where it was not registered. */
+		kernel_unregister(p.mode, p.start, p.end);
 		kernel_make_coarse(kernel_held(p.holder));
 		if (!pieces_reserve(4))
 			pieces_cut(p.start, p.end);

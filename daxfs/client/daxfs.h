@@ -120,6 +120,15 @@ struct daxfs_records {
 };
 void daxfs_records(struct daxfs_records *out);
 
+/*
+ * What this process has written back since it began, by whichever function: calls for a run of lines, cache
+ * lines (of 64 bytes), and drains. What is written back by msync(2), of plain mappings, is not in it.
+ */
+struct daxfs_flushes {
+	uint64_t calls, lines, drains;
+};
+void daxfs_flushes(struct daxfs_flushes *out);
+
 #pragma GCC visibility pop
 
 #ifdef __cplusplus

@@ -40,8 +40,8 @@
 #define FD_LIMIT 65536		/* higher ones are not asked for */
 
 static int uffds[] = {[DAXFS_FAULT_KERNEL] = -1, [DAXFS_FAULT_USER] = -1}, pagemap = -1, owner;
-static struct watch { int fd; int32_t pid; void (*gone)(int32_t pid); } watches[WATCHES];
-static int watching;
+/* `pid` 0: a free one. `ended`: its daemon has, its thread is about to, and who needs one takes it. */
+static struct watch { int fd; int32_t pid; int ended; void (*gone)(int32_t pid); } watches[WATCHES];
 static struct daxfs_progress *progress;
 static int progress_fd = -1;
 static struct { int fd, count; } holders[HOLDERS];
@@ -206,8 +206,17 @@ int kernel_ready(int mode)
 	return 0;
 }
 
+static void let_watch_go(struct watch *w)
+{
+	if (w->pid)
+		kernel_drop(&w->fd);
+	w->pid = 0;
+}
+
 void kernel_forked(void)
 {
+	int i;
+
 	kernel_drop(&uffds[DAXFS_FAULT_KERNEL]);
 	kernel_drop(&uffds[DAXFS_FAULT_USER]);
 	kernel_drop(&pagemap);
@@ -215,8 +224,8 @@ void kernel_forked(void)
 	if (progress)	/* shared with the parent, who counts in it */
 		syscall(SYS_munmap, progress, DAXFS_PROGRESS_SLOTS * sizeof(*progress));
 	progress = NULL;
-	while (watching)	/* their threads are the parent's */
-		kernel_drop(&watches[--watching].fd);
+	for (i = 0; i < WATCHES; i++)	/* their threads are the parent's */
+		let_watch_go(&watches[i]);
 	owner = getpid();
 }
 
@@ -264,12 +273,19 @@ int kernel_protect(int mode, uintptr_t start, uintptr_t end, int on)
 
 int kernel_hold(int fd)
 {
-	int i, new;
+	int i, n = 0, free_ = -1, new;
 
-	for (i = 0; i < HOLDERS && holders[i].count; i++)
-		;
-	if (i == HOLDERS)
+	for (i = 0; i < HOLDERS; i++) {
+		n += holders[i].count > 0;
+		if (!holders[i].count && free_ < 0)
+			free_ = i;
+	}
+	if (free_ < 0)
 		return -ENOSPC;
+	/* A program may close what it has mapped, and count on the descriptor. */
+	if (n >= kernel_room(HOLDERS))
+		return -EMFILE;
+	i = free_;
 	new = duplicate(fd);
 	if (new < 0)
 		return new;
@@ -318,47 +334,58 @@ int kernel_room(int most)
 
 int kernel_threads(void)
 {
+	int ours = 0, i;
 	struct stat st;
 
-	return stat("/proc/self/task", &st) ? 2 : (int)st.st_nlink - 2 - watching;
+	/* One that is about to end counts as the program's: too many do no harm. */
+	for (i = 0; i < WATCHES; i++)
+		ours += watches[i].pid && !__atomic_load_n(&watches[i].ended, __ATOMIC_ACQUIRE);
+	return stat("/proc/self/task", &st) ? 2 : (int)st.st_nlink - 2 - ours;
 }
 
 static void *watch(void *arg)
 {
-	const struct watch *w = arg;
+	struct watch *w = arg;
 	struct pollfd end = {.fd = w->fd, .events = POLLIN};
 
 	while (poll(&end, 1, -1) < 1)
 		;
 	w->gone(w->pid);
+	/* The last look at it: who finds this gives it to another thread. */
+	__atomic_store_n(&w->ended, 1, __ATOMIC_RELEASE);
 	return NULL;
 }
 
 int kernel_watch(int32_t pid, void (*gone)(int32_t pid))
 {
+	struct watch *w = NULL;
 	sigset_t all, old;
 	pthread_t thread;
 	int i, r;
 
-	for (i = 0; i < watching; i++)
+	for (i = 0; i < WATCHES; i++) {
+		if (__atomic_load_n(&watches[i].ended, __ATOMIC_ACQUIRE))
+			let_watch_go(&watches[i]);
 		if (watches[i].pid == pid)
 			return 0;
-	if (i == WATCHES)
+		if (!watches[i].pid)
+			w = &watches[i];
+	}
+	if (!w)
 		return -EAGAIN;
 	r = kernel_high(syscall(SYS_pidfd_open_, pid, 0));
 	if (r < 0)
 		return r;
-	watches[i] = (struct watch){r, pid, gone};
+	*w = (struct watch){r, pid, 0, gone};
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = -pthread_create(&thread, NULL, watch, &watches[i]);
+	r = -pthread_create(&thread, NULL, watch, w);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (r) {
-		kernel_drop(&watches[i].fd);
+		let_watch_go(w);
 		return r;
 	}
 	pthread_detach(thread);
-	watching++;
 	return 0;
 }
 

@@ -2,10 +2,10 @@
  *
  * Inside libdaxfs: what its files share. pieces.c: which addresses are ours; kernel.c: userfaultfd,
  * pagemap, descriptors; records.c and candidates.c: which pages can have been stored to; client.c:
- * observe, write back, forget, fork; dirty.c, libdaxfs.c: the functions of daxfs.h; preload.c: those of libc
- * under `daxfs run`.
+ * observe, forget, fork; writeback.c: write back; dirty.c, libdaxfs.c: the functions of daxfs.h; preload.c:
+ * those of libc under `daxfs run`.
  *
- * Locks: `client_lock` (who maps and unmaps; signals wait), then one of the locks of write-back (client.c),
+ * Locks: `client_lock` (who maps and unmaps; signals wait), then one of the turns of write-back (locks.c),
  * then that of candidates.c.
  * Lookups take none. Nothing here calls malloc(3), or what a preload shim stands in for: system calls
  * are made directly, so that a wrapper of mmap(2) never meets itself.
@@ -35,11 +35,12 @@ struct piece {
 	int holder;		/* index of the descriptor kept (kernel.c); -1: plain */
 	int prot;
 	uint8_t flush;		/* DAXFS_FLUSH_* of observe_abi.h */
-	uint8_t hidden;		/* mprotect(2) has taken PROT_READ: lines can't be written back here */
+	uint8_t hidden;		/* there is no PROT_READ: lines can't be written back here */
 	uint8_t turn;		/* which lock of write-back: the same for all mappings of a file */
 	uint8_t mode;		/* DAXFS_FAULT_* */
 	uint8_t pages;		/* fault=user: 4 KiB for each fault */
 	int32_t daemon;		/* fault=user: who answers */
+	uintptr_t shift;	/* hidden: from its addresses to where it is shown for a write-back; else 0 */
 };
 
 /* The part of `p` in [start, end). */
@@ -138,13 +139,23 @@ CLIENT_HIDDEN void flushing_queue(int kind, uintptr_t start, uintptr_t end);
 CLIENT_HIDDEN void flushing_drain(void);
 CLIENT_HIDDEN void flushing_persist(int kind, uintptr_t start, uintptr_t end);	/* both; not msync's kind */
 CLIENT_HIDDEN const char *flushing_name(int kind);
-/* Calls and lines of all kinds that write lines back, and drains: for tests. */
+/* Calls and lines of all kinds that write lines back, and drains. */
 CLIENT_HIDDEN void flushing_counts(uint64_t *calls, uint64_t *lines, uint64_t *drains);
 
-/* -- writeback.c: by any thread -- */
+/* -- locks.c: by any thread; one that has a lock gets it again -- */
 /* Until the mask is set back: all but those of faults, since a page may be gone when its lines are written
  * back. A handler may call msync(2), which takes our locks. */
 CLIENT_HIDDEN void client_hold_signals(sigset_t *old);
+/* That too, and the lock of client.c. */
+CLIENT_HIDDEN void client_lock(sigset_t *old);
+CLIENT_HIDDEN void client_unlock(const sigset_t *old);
+/* Of write-back, while signals are held. All of them: in ascending order. */
+CLIENT_HIDDEN void client_turn_take(int turn);
+CLIENT_HIDDEN void client_turn_leave(int turn);
+CLIENT_HIDDEN void client_turns_take(void);
+CLIENT_HIDDEN void client_turns_leave(void);
+
+/* -- writeback.c: by any thread -- */
 /* Write back what was stored to the observed parts of [start, end). Signals wait. 0 or -errno. */
 CLIENT_HIDDEN int client_sync(uintptr_t start, uintptr_t end);
 /* Hand the runs of `p` that were stored to, to `found`; 0, what it returned that was not 0, or -errno. */
@@ -154,17 +165,14 @@ CLIENT_HIDDEN int client_dirty(const struct piece *p, int (*found)(void *ctx, ui
  * knew of stores to it is lost. So around such a call: 1 if that can happen, then all write-back waits,
  * then the whole of these pages is written back, as far as it is observed still. */
 CLIENT_HIDDEN int client_cuts(uintptr_t start, uintptr_t end);
-CLIENT_HIDDEN void client_turns_take(void);
-CLIENT_HIDDEN void client_turns_leave(void);
 CLIENT_HIDDEN void client_flush_edges(uintptr_t start, uintptr_t end);
 
 /* -- client.c; all of them under client_lock -- */
-CLIENT_HIDDEN void client_lock(sigset_t *old);
-CLIENT_HIDDEN void client_unlock(const sigset_t *old);
 /* DAXFS_FAULT_* that mappings have which do not say: of the environment (DAXFS_FAULT=user). */
 CLIENT_HIDDEN int client_mode(void);
 /* How protection stands when observing begins: as it is, all protected (pages of 4 KiB), or none. */
 enum { BEGIN_AS_IS, BEGIN_PROTECTED, BEGIN_STORED };
+#define BEGIN_HIDDEN 4		/* beside one of these: it can't be loaded from */
 /* Observe [start, end) of the open file fd. 0; or -errno and *why: it is plain, and the daemon knows, but
  * for -ENOMEM: then it must not stay. */
 CLIENT_HIDDEN int client_attach(uintptr_t start, uintptr_t end, int fd, uint64_t offset, int prot, int begin,

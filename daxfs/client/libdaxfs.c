@@ -271,6 +271,11 @@ void daxfs_records(struct daxfs_records *out)
 	client_unlock(&old);
 }
 
+void daxfs_flushes(struct daxfs_flushes *out)
+{
+	flushing_counts(&out->calls, &out->lines, &out->drains);
+}
+
 int daxfs_info_at(const void *addr, struct daxfs_info *info)
 {
 	uintptr_t at = (uintptr_t)addr;

@@ -16,6 +16,10 @@
 
 #include "daxfs/client/lib.h"
 
+/* To begin with: more than the largest reservation (mremap), so that growing is rare. It is a mmap(2), which
+ * may get the very place that the program has unmapped to grow into. */
+#define ROOM 512
+
 struct array {
 	size_t room, n;
 	struct piece piece[];
@@ -86,7 +90,7 @@ static int grow(int which, size_t room)
 
 int pieces_reserve(size_t more)
 {
-	size_t n = current() ? current()->n : 0, room = 32;
+	size_t n = current() ? current()->n : 0, room = ROOM;
 	int which;
 
 	while (room < n + more)

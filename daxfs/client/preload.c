@@ -32,6 +32,12 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
+#ifndef MADV_DONTNEED_LOCKED	/* 5.18 */
+#define MADV_DONTNEED_LOCKED 24
+#endif
+#ifndef MADV_GUARD_INSTALL	/* 6.13 */
+#define MADV_GUARD_INSTALL 102
+#endif
 #define HUGE_PAGE ((uintptr_t)2 << 20)
 #define PARTS 64	/* pieces of one mremap; more is ENOMEM */
 #define UP(x) (((uintptr_t)(x) + CLIENT_PAGE - 1) & ~(CLIENT_PAGE - 1))
@@ -71,8 +77,9 @@ static int wants_observing(int flags, int fd)
 static int observe_new(uintptr_t at, size_t length, int prot, int fd, off64_t offset)
 {
 	const char *why;
+	int hidden = prot & (PROT_READ | PROT_WRITE) ? 0 : BEGIN_HIDDEN;
 	int r = client_attach(at, at + UP(length), fd, offset, prot | PROT_READ | PROT_WRITE,
-			      BEGIN_AS_IS, client_mode(), &why);
+			      BEGIN_AS_IS | hidden, client_mode(), &why);
 
 	return r == -ENOMEM ? r : 0;	/* otherwise it is plain, and the daemon knows */
 }
@@ -279,12 +286,13 @@ CLIENT_API int msync(void *addr, size_t length, int flags)
 /* Drops page table entries, and what they say of stores with them. */
 static int drops_marks(int advice)
 {
-	return advice == MADV_DONTNEED || advice == MADV_PAGEOUT || advice == MADV_COLD || advice == MADV_COLLAPSE;
+	return advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED || advice == MADV_PAGEOUT
+		|| advice == MADV_COLD || advice == MADV_COLLAPSE;
 }
 
-/* MADV_DONTNEED of what is not observed in [start, end). Of a shared mapping it shows in nothing but
- * RSS. */
-static int drop_gaps(uintptr_t start, uintptr_t end)
+/* MADV_DONTNEED, or that with _LOCKED, of what is not observed in [start, end). Of a shared mapping it shows
+ * in nothing but RSS. */
+static int drop_gaps(uintptr_t start, uintptr_t end, int advice)
 {
 	struct piece p;
 	int r = 0;
@@ -298,7 +306,7 @@ static int drop_gaps(uintptr_t start, uintptr_t end)
 			to = p.id ? p.start : p.end < end ? p.end : end;
 		}
 		if (to > from)
-			r = syscall(SYS_madvise, from, to - from, MADV_DONTNEED);
+			r = syscall(SYS_madvise, from, to - from, advice);
 	}
 	return r;
 }
@@ -338,12 +346,19 @@ CLIENT_API int madvise(void *addr, size_t length, int advice)
 
 	if (start % CLIENT_PAGE || !is_ours(start, length))
 		return syscall(SYS_madvise, addr, length, advice);
+	if (advice == MADV_GUARD_INSTALL) {
+		/* As before 6.15 for all files: with our protection 6.18 tries for ever (signals get through). */
+		errno = EINVAL;
+		return -1;
+	}
 	if (drops_marks(advice))
 		client_sync(start, end);
+	if (advice == MADV_REMOVE)	/* splits huge pages of the file, and with that empties all page tables */
+		client_sync(start & ~(HUGE_PAGE - 1), (end + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
 	errno = error;
 	/* Left where they are: what another thread stores meanwhile would be dropped unseen. */
-	if (advice == MADV_DONTNEED)
-		return drop_gaps(start, end);
+	if (advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED)
+		return drop_gaps(start, end, advice);
 	if (client_cuts(start, end))
 		return change(SYS_madvise, start, length, advice);
 	return syscall(SYS_madvise, addr, length, advice);

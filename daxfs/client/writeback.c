@@ -16,8 +16,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -25,41 +25,71 @@
 #include "daxfs/native/pagemap.h"
 
 #define RUNS 32		/* small: a signal handler's stack may be all there is */
+#define LOOK 256	/* pages: as small */
+#define MADV_POPULATE_READ_ 22	/* linux/mman.h of 5.14 */
 
-static pthread_mutex_t turns[CLIENT_TURNS] = {[0 ... CLIENT_TURNS - 1] = PTHREAD_MUTEX_INITIALIZER};
-
-void client_hold_signals(sigset_t *old)
+/* Pages that can't be loaded from are written back through another mapping, made before any mark is taken:
+ * lines are the memory's. 0 or -errno. */
+static int show(struct piece *p)
 {
-	sigset_t all;
+	uintptr_t at;
 
-	sigfillset(&all);
-	sigdelset(&all, SIGSEGV);
-	sigdelset(&all, SIGBUS);
-	sigdelset(&all, SIGFPE);
-	sigdelset(&all, SIGILL);
-	sigdelset(&all, SIGTRAP);
-	sigdelset(&all, SIGABRT);
-	pthread_sigmask(SIG_SETMASK, &all, old);
+	if (!p->hidden)
+		return 0;
+	at = syscall(SYS_mmap, NULL, p->end - p->start, PROT_READ, MAP_SHARED, kernel_held(p->holder), p->offset);
+	if (at == (uintptr_t)MAP_FAILED)
+		return -errno;
+	p->shift = at - p->start;
+	return 0;
 }
 
-/* Pages that can't be loaded from are written back through another mapping: lines are the memory's. */
-static void queue_hidden(const struct piece *p, uintptr_t start, uintptr_t end)
+static void unshow(const struct piece *p)
 {
-	uintptr_t at = syscall(SYS_mmap, NULL, end - start, PROT_READ, MAP_SHARED, kernel_held(p->holder),
-			       p->offset + (start - p->start));
-
-	if (at == (uintptr_t)MAP_FAILED)
-		return;
-	flushing_queue(p->flush, at, at + (end - start));
-	syscall(SYS_munmap, at, end - start);
+	if (p->shift)
+		syscall(SYS_munmap, p->start + p->shift, p->end - p->start);
 }
 
 static void queue(const struct piece *p, uintptr_t start, uintptr_t end)
 {
-	if (p->hidden)
-		queue_hidden(p, start, end);
-	else
-		flushing_queue(p->flush, start, end);
+	flushing_queue(p->flush, start + p->shift, end + p->shift);
+}
+
+/* Queue what of [start, end) can be loaded: not what is behind the end of the file, nor where the file of the
+ * mapping was taken away. */
+static void queue_loadable(int flush, uintptr_t start, uintptr_t end)
+{
+	uintptr_t middle = start + (end - start) / 2 / CLIENT_PAGE * CLIENT_PAGE;
+
+	if (!syscall(SYS_madvise, start, end - start, MADV_POPULATE_READ_)
+	    || (errno != EFAULT && errno != ENOMEM && errno != EHWPOISON)) {	/* the call is forbidden */
+		flushing_queue(flush, start, end);
+	} else if (middle > start) {
+		queue_loadable(flush, start, middle);
+		queue_loadable(flush, middle, end);
+	}
+}
+
+/* Queue all of [start, end) that has storage, where it is not known what was stored. Also what the page table
+ * has no more; and no hole, which a load would fill. A user who may not write the range below is told that
+ * all has storage. */
+static void queue_all(const struct piece *p, uintptr_t start, uintptr_t end)
+{
+	unsigned char there[LOOK];
+	uintptr_t at, stop;
+	size_t n, i, low;
+
+	for (at = start + p->shift, stop = end + p->shift; at < stop; at += n * CLIENT_PAGE) {
+		n = (stop - at) / CLIENT_PAGE < LOOK ? (stop - at) / CLIENT_PAGE : LOOK;
+		if (syscall(SYS_mincore, at, n * CLIENT_PAGE, there))
+			memset(there, 1, n);
+		for (low = i = 0; i <= n; i++) {
+			if (i < n && there[i] & 1)
+				continue;
+			if (low < i)
+				queue_loadable(p->flush, at + low * CLIENT_PAGE, at + i * CLIENT_PAGE);
+			low = i + 1;
+		}
+	}
 }
 
 /* With fault=kernel the scan protects what it finds; else we do, before the flush, and the daemon's thread
@@ -155,7 +185,7 @@ static void write_back(const struct piece *p)
 		all = scan(p, p->start, p->end, 1) < 0;
 	if (all) {	/* it is not registered any more, and a part of the marks may be gone */
 		candidates_forget(p->start, p->end);
-		queue(p, p->start, p->end);
+		queue_all(p, p->start, p->end);
 	}
 	/* Orders the lines queued here before whatever the caller, or who waits for this turn, stores next; and
 	 * before the count that an fsync waits for. */
@@ -164,22 +194,26 @@ static void write_back(const struct piece *p)
 		kernel_ends(p->turn);
 	/* After our own count, or both would wait. What the daemon has protected, no scan of ours has found. */
 	if (kernel_is_owner() && !kernel_daemon_has_flushed(p->turn)) {
-		queue(p, p->start, p->end);
+		queue_all(p, p->start, p->end);
 		/* Orders them as above: these are what the daemon is about to flush, too. */
 		flushing_drain();
 	}
 }
 
-static int sync_piece(const struct piece *p)
+static int sync_piece(struct piece *p)
 {
-	pthread_mutex_t *turn = &turns[p->turn];
+	int r;
 
-	if (p->flush != DAXFS_FLUSH_MSYNC) {
-		pthread_mutex_lock(turn);
-		write_back(p);
-		pthread_mutex_unlock(turn);
-	}
-	return p->flush == DAXFS_FLUSH_MSYNC ? kernel_msync(p->start, p->end, MS_SYNC) : 0;
+	if (p->flush == DAXFS_FLUSH_MSYNC)
+		return kernel_msync(p->start, p->end, MS_SYNC);
+	r = show(p);
+	if (r)
+		return r;
+	client_turn_take(p->turn);
+	write_back(p);
+	client_turn_leave(p->turn);
+	unshow(p);
+	return 0;
 }
 
 static int tell(const struct piece *p, const struct pagemap_run *run, uintptr_t *told,
@@ -226,9 +260,9 @@ int client_dirty(const struct piece *p, int (*found)(void *ctx, uint64_t start, 
 	int r;
 
 	client_hold_signals(&old);
-	pthread_mutex_lock(&turns[p->turn]);
+	client_turn_take(p->turn);
 	r = dirty(p, found, ctx);
-	pthread_mutex_unlock(&turns[p->turn]);
+	client_turn_leave(p->turn);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	return r;
 }
@@ -240,7 +274,7 @@ static uintptr_t end_of_row(const struct piece *p, uintptr_t limit)
 	uintptr_t end = p->end;
 
 	while (!p->hidden && end < limit && pieces_next(end, end + 1, &next) && next.id && next.turn == p->turn
-	       && !next.hidden && next.flush == p->flush)
+	       && !next.hidden && next.flush == p->flush && next.mode == p->mode)
 		end = next.end;
 	return end < limit ? end : limit;
 }
@@ -301,34 +335,6 @@ int client_cuts(uintptr_t start, uintptr_t end)
 	return is_cut(start, &p) || is_cut(end, &p);
 }
 
-void client_turns_take(void)
-{
-	int i;
-
-	for (i = 0; i < CLIENT_TURNS; i++)
-		pthread_mutex_lock(&turns[i]);
-}
-
-void client_turns_leave(void)
-{
-	int i;
-
-	for (i = CLIENT_TURNS; i-- > 0;)
-		pthread_mutex_unlock(&turns[i]);
-}
-
-/* Behind the end of the file there is nothing to write back: to touch it is SIGBUS. */
-static void clip_to_file(struct piece *p)
-{
-	struct stat st;
-
-	if (fstat(kernel_held(p->holder), &st) || (uint64_t)st.st_size >= p->offset + (p->end - p->start))
-		return;
-	p->end = p->start;
-	if ((uint64_t)st.st_size > p->offset)
-		p->end += (st.st_size - p->offset + CLIENT_PAGE - 1) & ~(CLIENT_PAGE - 1);
-}
-
 /* The huge page around `edge`, as far as it is observed. Not with fault=user: a page that is not mapped would
  * fault, and it may be one that the daemon has been told to forget. */
 static void flush_edge(uintptr_t edge)
@@ -337,26 +343,23 @@ static void flush_edge(uintptr_t edge)
 	struct piece p;
 
 	for (; edge != start && start < end && pieces_next(start, end, &p); start = p.end) {
-		struct piece data;
-
 		piece_clip(&p, start, end);
 		if (!p.id || p.mode == DAXFS_FAULT_USER)
 			continue;
-		data = p;
-		clip_to_file(&data);
-		if (data.end == data.start)
-			continue;
-		if (p.flush != DAXFS_FLUSH_MSYNC)
-			queue(&data, data.start, data.end);
-		else
-			kernel_msync(data.start, data.end, MS_SYNC);
+		if (p.flush == DAXFS_FLUSH_MSYNC) {
+			kernel_msync(p.start, p.end, MS_SYNC);
+		} else if (!show(&p)) {
+			queue_all(&p, p.start, p.end);
+			unshow(&p);
+		}
 	}
 }
 
 void client_flush_edges(uintptr_t start, uintptr_t end)
 {
 	flush_edge(start);
-	flush_edge(end);
+	if (!(start % PAGEMAP_HUGE) || start / PAGEMAP_HUGE != end / PAGEMAP_HUGE)	/* else that was done */
+		flush_edge(end);
 	/* Orders the lines queued above before what those store next that wait for a turn. */
 	flushing_drain();
 }

@@ -2,9 +2,12 @@
 """Each way to touch a mapping, on each kind of file, under `daxfs run` in both modes (walk_faults.c).
 
 What a program sees has to be what it sees on tmpfs, where the same binary runs without the shim. What is
-dirty afterwards is computed here, from the rules of docs/fault.md and docs/client.md; msync leaves nothing.
+dirty afterwards is computed here, from the rules of docs/fault.md and docs/client.md; msync leaves nothing,
+and writes back what was dirty, each page once. What is written back before is computed, too: by msync, and
+around calls that change the mapping.
 
-The pool has no huge pages, so that pages are told one by one.
+The pool has no huge pages, so that pages are told one by one. Others, where a huge page is dirty as a whole,
+are for the long run.
 """
 
 import os
@@ -25,7 +28,8 @@ SOURCE = Path(__file__).with_name("walk_faults.c")
 PAGES, PMD = 1027, 512  # of the file; of 2 MiB
 TARGETS, SPARSE = (7, 511, 512, 700), {7, 511, 513, 1024}
 STATES = {"written": set(range(PAGES)), "unwritten": set(range(PAGES)), "hole": set(), "sparse": SPARSE}
-LINE = re.compile(r"(\w+) (\w+):(.*) \| dirty(.*) \| msync(.*) \| left(.*) \| sum (\w+)")
+LINE = re.compile(r"(\w+) (\w+):(.*) \| dirty(.*) \| msync(.*) \| left(.*) \| sum (\w+)"
+                  r" \| flushed (\d+) (\d+)")
 
 
 class Kernel:
@@ -36,6 +40,7 @@ class Kernel:
 
     def __init__(self, first: int, data: set):
         self.first, self.dirty, self.maybe, self.mapped = first, set(), set(), set()
+        self.least = self.most = 0  # pages that were written back by now
 
     def load(self, *pages):
         self.dirty |= set(pages) - self.mapped
@@ -45,22 +50,41 @@ class Kernel:
         self.dirty |= set(pages)
         self.mapped |= set(pages)
 
+    def flushed(self, pages, more: int = 0):
+        """What is dirty of them, and perhaps as many as *more* others."""
+        self.least += len(self.dirty & set(pages))
+        self.most += len((self.dirty | self.maybe) & set(pages)) + more
+
     def written_back(self, pages):
+        self.flushed(pages)
         self.dirty -= set(pages)
         self.maybe -= set(pages)
 
     def remapped(self):
         """Observed anew: what is mapped by then counts as stored to once."""
+        self.flushed(self.mapped, len(self.mapped))
         self.dirty, self.maybe = set(self.mapped), set()
+
+    def _block(self, page: int) -> set:
+        """The pages of the 2 MiB of addresses that *page* is in."""
+        low = (page - self.first) // PMD * PMD + self.first
+        return set(range(low, min(low + PMD, PAGES)))
 
     def split(self, page: int):
         """A call for a part of 2 MiB of addresses: what may be a huge page there is written back."""
-        low = (page - self.first) // PMD * PMD + self.first
-        block = set(range(low, min(low + PMD, PAGES)))
+        block = self._block(page)
         self.written_back(block)
+        self.most += len(block)
         self.maybe |= block
 
-    def gone(self, pages):
+    def removed(self, page: int):
+        """Punched out by the program: that splits a huge page of the file."""
+        self.split(page)
+
+    def gone(self, pages, unmapped: bool = False):
+        """Cut off; or *unmapped*, and written back before."""
+        if unmapped:
+            self.flushed(pages)
         for marks in (self.dirty, self.maybe, self.mapped):
             marks -= set(pages)
 
@@ -108,10 +132,14 @@ class User(Kernel):
     def remapped(self):
         """Written back and protected. The entries went, as nobody shows the file for a moment; but one stays
         where the thread that answered its last fault is not done with it yet."""
+        self.flushed(self.mapped, len(self.mapped))
         self.dirty, self.entries, self.before = set(), {}, self.entries
 
     def split(self, page: int):
         """Nothing: the handler maps pages, never huge ones."""
+
+    def removed(self, page: int):
+        self.written_back(self._block(page))
 
     def alone(self, *pages):
         """Loads of areas that are smaller than 2 MiB: a page each, of an entry of 2 MiB where one fits."""
@@ -166,7 +194,7 @@ def _grow(rules):
 
 def _shrink(rules):
     rules.store(7, 700)
-    rules.gone(range(rules.first + PMD, PAGES))
+    rules.gone(range(rules.first + PMD, PAGES), unmapped=True)
     rules.remapped()
     rules.store(8)
 
@@ -198,16 +226,18 @@ def _fork(rules):
 
 def _remove(rules):
     rules.store(7, 512)
-    rules.split(512)
+    rules.removed(512)
     rules.load(512, 7)
     rules.store(512)
 
 
 def _hole(rules):
     rules.store(7, 600)
+    rules.split(512)
+    rules.split(611)
     rules.load(511)
     rules.store(620)
-    rules.gone(range(PAGES))
+    rules.gone(range(PAGES), unmapped=True)
     rules.remapped()
     rules.load(600)
 
@@ -266,7 +296,7 @@ def oracle(program):
 
 
 def walked(text: str) -> dict:
-    """{(state, operation): (results, dirty, msync, left, sum)}."""
+    """{(state, operation): (results, dirty, msync, left, sum, flushed before, flushed)}."""
     lines = [LINE.fullmatch(line) for line in text.splitlines()]
     assert all(lines), text
     found = {line.groups()[:2]: line.groups()[2:] for line in lines}
@@ -282,21 +312,57 @@ def pages(text: str) -> set[int]:
 @pytest.mark.parametrize("first", [0, 5], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("fault", ["kernel", "user"])
 def test_every_case(mount, program, oracle, fault, first):
+    wrong = []
+    for case, (during, _), has in walk(mount, program, oracle, fault, first, wrong):
+        state, op = case.split()
+        rules = {"kernel": Kernel, "user": User}[fault](first, STATES[state])
+        EXPECTED[op](rules)
+        if not rules.least <= during <= rules.most:
+            wrong.append(f"{case}: {during} pages written back before, not {rules.least} to {rules.most}")
+        if not rules.dirty <= has <= rules.dirty | rules.maybe:
+            wrong.append(f"{case}: dirty {sorted(has)[:9]}, {len(has)} of them, should be "
+                         f"{sorted(rules.dirty)[:9]}, {len(rules.dirty)}, perhaps {len(rules.maybe)} more")
+    assert not wrong, "\n".join(wrong)
+
+
+def walk(mount, program, oracle, fault, first, wrong):
+    """Yield (case, pages that were written back before and by msync, what was dirty between); what is the
+    same for all pools is looked at here.
+    """
     if fault == "user" and (reason := why_no_user_faults()):
         pytest.skip(reason)
     words = [mounts.command("daxfs"), "run", "--fault", fault, "--", program, mount.path / "walk", str(first)]
     found = walked(mounts.run(words, timeout=90).stdout)
-    wrong = []
-    for (state, op), (results, dirty, synced, left, total) in found.items():
-        due = oracle[first][state, op]
+    for (state, op), (results, dirty, synced, left, total, during, last) in found.items():
+        due, has = oracle[first][state, op], pages(dirty)
         if (results, synced, total) != (due[0], due[2], due[4]):
             wrong.append(f"{state} {op}:{results} | msync{synced} | sum {total}; tmpfs has {due}")
-        rules = {"kernel": Kernel, "user": User}[fault](first, STATES[state])
-        EXPECTED[op](rules)
-        has = pages(dirty)
-        if not rules.dirty <= has <= rules.dirty | rules.maybe:
-            wrong.append(f"{state} {op}: dirty{dirty}, should be {sorted(rules.dirty)[:9]}, "
-                         f"{len(rules.dirty)} of them, perhaps {len(rules.maybe)} more")
+        if int(last) != len(has):
+            wrong.append(f"{state} {op}: dirty{dirty}, {len(has)} pages, but msync wrote {last} back")
         if left:
             wrong.append(f"{state} {op}: msync left{left}")
+        yield f"{state} {op}", (int(during), int(last)), has
+
+
+WITH_OTHERS = {"part", "remove"}  # a page and all of its huge page are written back before the end
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("pool", ["always", "advise", "within_size"])
+@pytest.mark.parametrize("first", [0, 5], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("fault", ["kernel", "user"])
+def test_every_case_with_huge_pages(program, oracle, fault, first, pool):
+    """What has to be dirty is, or was written back before; and perhaps all that a huge page has beside it."""
+    wrong = []
+    with mounts.MountedRegion(64 * MIB, pool=pool, room=192 * MIB, transport="dev") as region:
+        region.mount()
+        for case, (during, last), has in walk(region, program, oracle, fault, first, wrong):
+            state, op = case.split()
+            rules = {"kernel": Kernel, "user": User}[fault](first, STATES[state])
+            EXPECTED[op](rules)
+            if during < rules.least or during + last < rules.least + len(rules.dirty):
+                wrong.append(f"{case}: {during} and {last} pages written back, not {rules.least} and "
+                             f"{len(rules.dirty)}")
+            if op not in WITH_OTHERS and not rules.dirty <= has:
+                wrong.append(f"{case}: {sorted(rules.dirty - has)[:9]} should be dirty, too")
     assert not wrong, "\n".join(wrong)

@@ -3,10 +3,11 @@
  * Every access through a mapping, on every kind of file, for test_walk_faults.py: as it is on tmpfs, and under
  * `daxfs run` on a DAX file. One line for each case:
  *
- *   STATE OP: RESULTS | dirty PAGES | msync RESULT | left PAGES | sum SUM
+ *   STATE OP: RESULTS | dirty PAGES | msync RESULT | left PAGES | sum SUM | flushed BEFORE N
  *
  * RESULTS: of each access a byte in hex, "ok", an errno, or a signal as BUS:CODE@PAGE, SEGV:CODE@PAGE. PAGES: runs
  * of the file's pages that daxfs_dirty tells before and after msync, "?" without the library. SUM: of the file.
+ * N: the pages whose lines msync wrote back, BEFORE: those that what was done before it did.
  *
  *   walk_faults FILE FIRST       FILE is made and removed for each case; mappings begin at its page FIRST
  *
@@ -37,6 +38,10 @@ struct daxfs_piece {
 	size_t length;
 };
 
+struct daxfs_flushes {
+	uint64_t calls, lines, drains;
+};
+
 static const long TARGETS[] = {7, 511, 512, 700};
 static const long SPARSE[] = {7, 511, 513, 1024};
 static const char *path;
@@ -47,6 +52,7 @@ static size_t length;
 static sigjmp_buf back;
 static char signal_text[64];
 static ssize_t (*dirty)(const void *, size_t, struct daxfs_piece *, size_t);
+static void (*flushes)(struct daxfs_flushes *);
 
 static void on_signal(int number, siginfo_t *info, void *context)
 {
@@ -147,6 +153,15 @@ static void print_dirty(void)
 		printf(" E%d", errno);
 	for (i = 0; i < n; i++)
 		printf(" %ld+%ld", ((char *)pieces[i].start - at) / PAGE + first, (long)pieces[i].length / PAGE);
+}
+
+static long flushed(void)
+{
+	struct daxfs_flushes f = {0, 0, 0};
+
+	if (flushes)
+		flushes(&f);
+	return (long)(f.lines / 64);
 }
 
 static uint64_t sum(void)
@@ -436,16 +451,21 @@ static const char *const STATES[] = {"written", "unwritten", "hole", "sparse"};
 
 static void a_case(const char *state, size_t op)
 {
+	long before, during, last;
+
 	begin(state, (PAGES + 4 - first) * PAGE);
+	before = flushed();
 	printf("%s %s:", state, OPS[op].name);
 	OPS[op].go();
 	printf(" | dirty");
 	print_dirty();
 	printf(" | msync");
+	during = flushed() - before;
 	say(msync(at, length, MS_SYNC));
+	last = flushed() - before - during;
 	printf(" | left");
 	print_dirty();
-	printf(" | sum %lx\n", (unsigned long)sum());
+	printf(" | sum %lx | flushed %ld %ld\n", (unsigned long)sum(), during, last);
 	fflush(stdout);
 	munmap(at, length);
 	close(fd);
@@ -463,6 +483,7 @@ int main(int argc, char **argv)
 	path = argv[1];
 	first = atol(argv[2]);
 	dirty = (ssize_t (*)(const void *, size_t, struct daxfs_piece *, size_t))dlsym(RTLD_DEFAULT, "daxfs_dirty");
+	flushes = (void (*)(struct daxfs_flushes *))dlsym(RTLD_DEFAULT, "daxfs_flushes");
 	sigaction(SIGBUS, &action, NULL);
 	sigaction(SIGSEGV, &action, NULL);
 	space = mmap(NULL, 4 * ROOM + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
