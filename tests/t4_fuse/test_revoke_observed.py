@@ -15,25 +15,14 @@ import time
 import mounts
 import pytest
 from mapped_program import Program
-from test_lives import daxfs, handled, sigbus
-from test_observe import (  # noqa: F401 (fixtures)
-    HUGE,
-    KERNEL,
-    MIB,
-    PAGE,
-    SIZE,
-    clients,
-    mount,
-    path,
-    program,
-    syncs,
-)
+from observekit import HUGE, MIB, PAGE, SIZE
+from test_lives import daxfs, sigbus
 from test_revoke_mount import gone
 
 from daxfs.client import why_no_user_faults
 
 pytestmark = [pytest.mark.mount,
-              pytest.mark.skipif(KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
+              pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no PROCMAP_QUERY before kernel 6.11")]
 NO_USER = pytest.mark.skipif(bool(why_no_user_faults()), reason=why_no_user_faults() or "-")
 FAULTS = ["kernel", pytest.param("user", marks=NO_USER)]
 
@@ -150,7 +139,7 @@ def test_the_end_of_a_mount(own, observed, how, fault):
 
 
 @pytest.fixture
-def undone(mount):  # noqa: F811
+def undone(mount):
     yield
     daxfs("revoke", "--undo", mount.path)
 
@@ -164,26 +153,26 @@ def dead(client, places=PLACES) -> bool:
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_the_file_grows_again(mount, path, syncs, clients, undone, how):  # noqa: F811
+def test_the_file_grows_again(mount, path, syncs, clients, undone, how):
     """What the inode's new file gets, the old mapping does not show; nor is anybody asked."""
     client = clients()
     client("map", 0, path, 0, SIZE, how)
     client("store", 0, HUGE, 8)
     daxfs("revoke", "--timeout", "0", mount.path)
-    before = handled(syncs)
+    before = syncs.handled()
     os.truncate(path, PAGE)
     os.truncate(path, SIZE)
     with open(path, "r+b", buffering=0) as file:
         assert file.write(b"new" * (SIZE // 3)) and dead(client)
         os.fsync(file.fileno())
-    assert dead(client) and handled(syncs) == before
+    assert dead(client) and syncs.handled() == before
     assert path.read_bytes() == b"new" * (SIZE // 3) + bytes(SIZE - SIZE // 3 * 3)
     client.kill()
     syncs.becomes(clients=0)
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_the_inode_number_is_not_given_away(mount, path, syncs, clients, undone, how):  # noqa: F811
+def test_the_inode_number_is_not_given_away(mount, path, syncs, clients, undone, how):
     """The dead mapping keeps the inode: what is made after the file was removed is no other file to it."""
     client, second, one = clients(), clients(), path.with_name("one")
     one.write_bytes(b"old" * PAGE)
@@ -216,7 +205,7 @@ def test_the_inode_number_is_not_given_away(mount, path, syncs, clients, undone,
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_private_mappings_and_children(mount, path, undone, observed, fault):  # noqa: F811
+def test_private_mappings_and_children(mount, path, undone, observed, fault):
     """A private copy of a page goes, too, as at each cut; a later child has the same dead mapping."""
     asleep, private, forks = (observed(path, fault) for _ in range(3))
     assert private.say("private 5 7") == "7" and forks.say("store 6 8") == "8"
@@ -232,7 +221,7 @@ def test_private_mappings_and_children(mount, path, undone, observed, fault):  #
 @NO_USER
 @pytest.mark.parametrize("round_", range(6))
 @pytest.mark.parametrize("how", ["user", "pages"])
-def test_a_fault_waits_meanwhile(mount, path, syncs, clients, undone, how, round_):  # noqa: F811
+def test_a_fault_waits_meanwhile(mount, path, syncs, clients, undone, how, round_):
     """It is asked while the daemon is stopped; then the request comes, too: the program does not hang."""
     client = clients()
     client("map", 0, path, 0, SIZE, how)
