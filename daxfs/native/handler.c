@@ -456,7 +456,8 @@ static struct handler_piece *take_fault(struct handler *h, struct handler_queue 
 static int next_fault(int fd, struct uffd_msg *m)
 {
 	struct iovec room = {m, sizeof(*m)};
-	ssize_t n = preadv2(fd, &room, 1, -1, RWF_NOWAIT);
+	/* By number, as in work(): the library's are cancellation points, with locked instructions around each. */
+	ssize_t n = syscall(SYS_preadv2, fd, &room, 1L, -1L, -1L, (long)RWF_NOWAIT);
 
 	if (n < 0 && errno == EOPNOTSUPP)	/* Linux 6.9 and older */
 		n = read(fd, m, sizeof(*m));
@@ -476,7 +477,7 @@ static void *work(void *arg)
 	struct uffd_msg m;
 
 	for (;;) {
-		if (epoll_wait(t->epoll, &event, 1, -1) < 1)
+		if (syscall(SYS_epoll_pwait, t->epoll, &event, 1L, -1L, NULL, 0L) < 1)
 			continue;	/* EINTR */
 		if (!event.data.ptr)
 			return NULL;	/* handler_stop; the event stays, for the other threads */
