@@ -464,7 +464,8 @@ static int next_fault(struct handler *h, struct handler_queue *q, uint32_t event
 		handler_ignore(h, q);
 	else if (events & EPOLLERR)
 		fcntl(q->fd, F_SETFL, flags | O_NONBLOCK);
-	n = preadv2(q->fd, &room, 1, -1, RWF_NOWAIT);
+	/* By number, as in work(): the library's are cancellation points, with locked instructions around each. */
+	n = syscall(SYS_preadv2, q->fd, &room, 1L, -1L, -1L, (long)RWF_NOWAIT);
 	if (n < 0 && errno == EOPNOTSUPP)	/* Linux 6.9 and older */
 		n = read(q->fd, m, sizeof(*m));
 	if (n != sizeof(*m))
@@ -483,7 +484,7 @@ static void *work(void *arg)
 	struct uffd_msg m;
 
 	for (;;) {
-		if (epoll_wait(t->epoll, &event, 1, -1) < 1)
+		if (syscall(SYS_epoll_pwait, t->epoll, &event, 1L, -1L, NULL, 0L) < 1)
 			continue;	/* EINTR */
 		if (!event.data.ptr)
 			return NULL;	/* handler_stop; the event stays, for the other threads */

@@ -5,6 +5,8 @@
 fault=kernel: first touch, the first store after a write-back, msync of one page in mappings of several
 sizes, and the same msync on ext4 over a loop device. fault=user: one fault, of 4 KiB and of 2 MiB, beside the
 smallest handler that this machine can have (faults_min.c, whose client faults on the same file of the pool).
+Which CPU a handler is woken on decides more than what it does, and the scheduler need not choose alike: so
+also with client and handler held on two CPUs, and on one, where no CPU is woken and system calls show.
 Medians of each turn, then of all turns; ratios are medians of each turn's. Needs root, /dev/fuse, cc, tmpfs
 huge=always, and Linux 6.11.
 """
@@ -84,11 +86,39 @@ def kernel_rows(report: Report, args, faults: Path, files: dict[str, Path], ext4
             ext4=run("plain", "msync", args.size * MIB, 50, ext4)), 1 / 3)
 
 
-def user_rows(report: Report, args, programs: dict[str, Path], file: Path) -> None:
+@contextlib.contextmanager
+def held(pid: int, client: set[int], handler: set[int]):
+    """What is started meanwhile runs on *client*, the threads of the daemon *pid* on *handler*."""
+    before, tasks = os.sched_getaffinity(0), [int(task) for task in os.listdir(f"/proc/{pid}/task")]
+    for task in tasks:
+        os.sched_setaffinity(task, handler)
+    os.sched_setaffinity(0, client)
+    os.environ["HANDLER_CPU"] = str(min(handler))
+    try:
+        yield
+    finally:
+        del os.environ["HANDLER_CPU"]
+        os.sched_setaffinity(0, before)
+        for task in tasks:
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.sched_setaffinity(task, before)
+
+
+def user_rows(report: Report, args, programs: dict[str, Path], file: Path, pid: int) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def row(what: str, where: str, how: str, step: int, limit: float | None) -> None:
+        add(report, f"a fault of {what}{where}, µs: user / the smallest handler", in_turns(
+            args.rounds, user=lambda: number(programs["faults"], how, "fault", 256 * MIB, 4000, file),
+            least=lambda: number(programs["faults_min"], step, 4000, file)), limit)
+
     for what, how, step, limit in (("4 KiB", "user-pages", 4 * KIB, 1.2), ("2 MiB", "user", HUGE, 1.5)):
-        add(report, f"a fault of {what}, µs: user / the smallest handler", in_turns(
-            args.rounds, user=lambda how=how: number(programs["faults"], how, "fault", 256 * MIB, 4000, file),
-            least=lambda step=step: number(programs["faults_min"], step, 4000, file)), limit)
+        row(what, "", how, step, limit)
+        if len(cpus) > 1:
+            with held(pid, {cpus[0]}, {cpus[1]}):
+                row(what, ", on two CPUs", how, step, limit)
+        with held(pid, {cpus[0]}, {cpus[0]}):
+            row(what, ", on one CPU", how, step, None)
 
 
 @contextlib.contextmanager
@@ -125,6 +155,7 @@ def main() -> int:
     parser = bench.parser(__doc__, rounds=5)
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the large mapping")
     parser.add_argument("--count", type=int, default=1000, help="samples in a turn (default 1000)")
+    parser.add_argument("--user", action="store_true", help="the rows of fault=user alone")
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.size, args.count = 2, 64, 100
@@ -137,8 +168,10 @@ def main() -> int:
                                                        options=args.options))
             region.mount()
             files[name] = fill(region.path / "file", max(args.size, 256) * MIB)
-        kernel_rows(report, args, programs["faults"], files, stack.enter_context(on_ext4(args.size * MIB)))
-        user_rows(report, args, programs, files["pages"])
+        if not args.user:
+            ext4 = stack.enter_context(on_ext4(args.size * MIB))
+            kernel_rows(report, args, programs["faults"], files, ext4)
+        user_rows(report, args, programs, files["pages"], region.pid)
     return report.finish()
 
 

@@ -9,6 +9,8 @@
  * each touch maps 4 KiB; else 2 MiB (UFFDIO_CONTINUE of 512 pages). Prints the median of a touch in ns. It is
  * the yardstick of tools/bench/faults.py: no policy, no tracker, no lock.
  *
+ * HANDLER_CPU in the environment: where the process that handles them runs.
+ *
  * SOCKET: the number of an inherited socket, whose other end handles the faults in place of the process: it
  * gets the userfaultfd with the address and the length (16 bytes), and answers one byte when it is ready.
  */
@@ -16,6 +18,7 @@
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -59,6 +62,16 @@ static void handle(int fd, size_t unit)
 	}
 }
 
+static void stay_on(const char *cpu)
+{
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	CPU_SET(atoi(cpu), &one);
+	if (sched_setaffinity(0, sizeof(one), &one))
+		die("sched_setaffinity");
+}
+
 static pid_t start_handler(int fd, size_t unit)
 {
 	pid_t child = fork();
@@ -67,6 +80,8 @@ static pid_t start_handler(int fd, size_t unit)
 		die("fork");
 	if (!child) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getenv("HANDLER_CPU"))
+			stay_on(getenv("HANDLER_CPU"));
 		handle(fd, unit);
 		exit(0);
 	}
