@@ -143,7 +143,7 @@ class KernelDaemon:
     """The same with fault=kernel."""
 
     def __init__(self, io, node, path: str):
-        self.io, self.node, self.observer = io, node, Observer()
+        self.io, self.node, self.observer = io, node, Observer(io.dax.persist)
         self.below = os.stat(path)
         self.observer.begin(node)
         self.processes: list[Process] = []

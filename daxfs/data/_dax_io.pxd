@@ -35,6 +35,7 @@ cdef extern from "daxfs/native/daxio.h" nogil:
     int dax_fill_new(daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
                      const char *source)
     int64_t dax_writeback(daxio *io, filemap *f, uint64_t first, uint64_t last)
+    int dax_persist(daxio *io, filemap *f, uint64_t first, uint64_t last)
 
 @cython.no_gc_clear
 cdef class DaxIo:

@@ -294,3 +294,14 @@ cdef class DaxIo:
         if pages < 0:
             raise fail(-pages)
         return pages
+
+    def persist(self, FileMap f not None, uint64_t first, uint64_t last):
+        """Flush what has blocks of the pages [first, last) and drain; what is marked stays. EIO, as above."""
+        cdef int err
+        with nogil:
+            f.write_lock()
+            err = dax_persist(&self.io, &f.m, first, last)
+            f.unlock()
+        self._check()
+        if err:
+            raise fail(-err)

@@ -165,8 +165,8 @@ class Mapping:
 class File:
     """An inode that is open and direct. *plain*: handles, living or gone, whose mappings nobody observes."""
 
-    def __init__(self, node):
-        self.node, self.map, self.ino = node, node.map, node.ino
+    def __init__(self, node, persist):
+        self.node, self.map, self.ino, self.persist = node, node.map, node.ino, persist
         # A mapping that outlived all handles (file_io.opened) has none, and nobody observes it.
         self.plain = int(bool(self.map.state & COARSE))
         self.mappings: dict[int, Mapping] = {}
@@ -201,6 +201,37 @@ class File:
         if self.handler is not None:
             self.handler.forget(self.map, first, last)
 
+    @contextlib.contextmanager
+    def around_split(self, rest: list[tuple[int, int]]):
+        """Around what takes a part of huge pages away, whose other pages [first, last) are *rest*.
+
+        What was stored there no msync of a client finds from then on. So it is flushed here, and until that
+        is done the clients can see that we have it. Metadata thread, under the file's lock (meta/own.py).
+        """
+        debt: Counter[tuple[Process, int]] = Counter()
+        # Order: before the pages go. Who finds no mark of what he stored sees that we have it.
+        self.tell_taking(debt)
+        try:
+            yield
+        finally:
+            try:
+                for first, last in rest:
+                    # Orders what was stored there before clients are told that it is durable.
+                    self.persist(self.map, first, last)
+            except OSError as error:
+                log.warning("inode %d: until an fsync each msync flushes all: %s", self.ino, error)
+                self.owed.update(debt)
+            else:
+                _pay(debt)  # Order: after the drain
+
+    def tell_taking(self, debt: Counter[tuple[Process, int]]) -> None:
+        """Have the clients that store here know that we take what they stored; *debt* has to whom it is owed.
+        """
+        for process, slot in {(one.process, one.slot) for one in self.mappings.values()
+                              if one.stores and one.process.progress is not None}:
+            process.count(slot, taking=1)
+            debt[process, slot] += 1
+
     def around(self, piece: Piece) -> list[Piece]:
         """What is beside *piece* in the huge pages in which it begins and ends: at most two pieces."""
         if (piece.start - piece.offset) % HUGE:
@@ -210,6 +241,12 @@ class File:
         beside = (Piece(low, piece.start, piece.offset - (piece.start - low)),
                   Piece(piece.end, high, piece.offset + (piece.end - piece.start)))
         return [one for one in beside if one.start < one.end]
+
+
+def _pay(debt: Counter[tuple[Process, int]]) -> None:
+    """What was owed is durable."""
+    for (process, slot), times in debt.items():
+        process.count(slot, flushed=times)
 
 
 class Look:
@@ -299,9 +336,10 @@ def _has_written_back(progress: Progress, slot: int, until: float) -> bool:
 
 
 class Observer:
-    """The observed mappings of one mount."""
+    """The observed mappings of one mount. *persist*: of its DaxIo, or what does the same."""
 
-    def __init__(self):
+    def __init__(self, persist):
+        self.persist = persist
         self.files: dict[int, File] = {}  # inodes that are open and direct, where no kernel tracks stores
         self.processes: dict[int, Process] = {}
         self.mappings: dict[int, Mapping] = {}
@@ -315,7 +353,7 @@ class Observer:
 
     def begin(self, node) -> None:
         """The first handle opens directly."""
-        self.files[node.ino] = File(node)
+        self.files[node.ino] = node.splits = File(node, self.persist)
 
     def expect(self, node) -> None:
         """A handle whose mappings may store, observed or not. Until it says which, fsync takes all."""
@@ -341,7 +379,7 @@ class Observer:
         if file.left:
             file.give_up(BlockingIOError("a fault is still being answered"))
         file.map.clear_state(OBSERVED)
-        file.node.faults = None
+        file.node.faults = file.node.splits = None
         self.paid(file.owed)  # nobody has it mapped
 
     # -- mappings --------------------------------------------------------------------------
@@ -477,20 +515,12 @@ class Observer:
             return debt
         if file.look is None or file.look.done:  # else nobody knows yet what that one protects
             debt, file.owed = file.owed, debt
-        self._taking(file, debt)
+        file.tell_taking(debt)
         return debt
-
-    @staticmethod
-    def _taking(file: File, debt: Counter[tuple[Process, int]]) -> None:
-        for process, slot in {(one.process, one.slot) for one in file.mappings.values()
-                              if one.stores and one.process.progress is not None}:
-            process.count(slot, taking=1)
-            debt[process, slot] += 1
 
     def paid(self, debt: Counter[tuple[Process, int]]) -> None:
         """The fsync is done. Order: after its drain."""
-        for (process, slot), times in debt.items():
-            process.count(slot, flushed=times)
+        _pay(debt)
 
     def owes_still(self, ino: int, debt: Counter[tuple[Process, int]]) -> None:
         """It failed: the next one makes durable what was found, or the last close does."""
@@ -570,7 +600,7 @@ class Observer:
         if self.files.get(look.ino) is look.file:
             if running:
                 look.file.look = look
-                self._taking(look.file, look.file.owed)
+                look.file.tell_taking(look.file.owed)
             self._take_all(look)
 
     def _take_all(self, look: Look) -> None:

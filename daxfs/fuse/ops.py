@@ -58,7 +58,7 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
 
     def __init__(self, fs, files, faults, stats):
         super().__init__(fs, files.dax, faults, stats)
-        self.files, self.emptied, self.observer = files, set(), Observer()
+        self.files, self.emptied, self.observer = files, set(), Observer(files.dax.persist)
         self.observing = Observing(self)
         self.held: set[int] = set()  # unlinked inodes whose end was waited for in vain (handler.py)
         fs.inodes.on_grown.append(self._grown)

@@ -31,12 +31,13 @@ class Node:
     file capabilities (the xattr), None: not known yet. ``appends``, ``ahead``: writes since it was
     opened that grew the file and came to the metadata thread; pages that the next chunk has (`prealloc`).
     ``faults``: who answers the faults of its mappings (`fault.observer.File`), None: the kernel.
+    ``splits``: who has to know when a part of a huge page of its range goes (the same), None: nobody.
     ``uncut``: its own range is longer than it, as somebody had pages pinned (`own.shorten`).
     """
 
     __slots__ = (
         *("ahead", "appends", "blocks", "capability", "faults", "free_slots", "index", "ino", "is_file"),
-        *("map", "opens", "uncut"),
+        *("map", "opens", "splits", "uncut"),
     )
 
     def __init__(self, ino: int, size: int, is_file: bool = False):
@@ -48,7 +49,7 @@ class Node:
         self.opens = 0
         self.index = None
         self.capability: bool | None = None
-        self.faults = None
+        self.faults = self.splits = None
         self.uncut = False
         self.appends, self.ahead = 0, 16
 

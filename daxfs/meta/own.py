@@ -203,15 +203,28 @@ def mark_stored(node, first: int, last: int) -> int:
     return marked
 
 
-def _keep_marks(node, pos: int, end: int) -> None:
-    """Before the bytes [pos, end) go, of a range that programs have mapped and that is observed.
+@contextlib.contextmanager
+def _keeping_marks(node, pos: int, end: int):
+    """Around what takes the bytes [pos, end) away of a range that programs have mapped and that is observed.
 
     Where that splits a huge page the kernel forgets what was stored to the rest of it (native/pagemap.h).
-    Order: marked before it is forgotten, in one step of this thread, so that no fsync comes between.
+    Order: marked before it is forgotten, in one step of this thread, so that no fsync comes between. And
+    who has to know is told before, and flushes it after: an msync of a program finds nothing there any more.
     """
-    if node.map.state & OBSERVED:
-        mark_stored(node, (pos & -PMD_SIZE) >> PAGE_SHIFT, pages_of(pos))
-        mark_stored(node, end >> PAGE_SHIFT, -(-end // PMD_SIZE) * PMD_SIZE >> PAGE_SHIFT)
+    rest = [(pos & -PMD_SIZE) >> PAGE_SHIFT, pages_of(pos)], [end >> PAGE_SHIFT, _huge_pages_of(end)]
+    rest = [(first, last) for first, last in rest if first < last]
+    if not (rest and node.map.state & OBSERVED):
+        yield
+        return
+    for first, last in rest:
+        mark_stored(node, first, last)
+    with node.splits.around_split(rest) if node.splits is not None else contextlib.nullcontext():
+        yield
+
+
+def _huge_pages_of(size: int) -> int:
+    """Pages of *size* bytes, whole huge ones."""
+    return -(-size // PMD_SIZE) * PMD_SIZE >> PAGE_SHIFT
 
 
 @contextlib.contextmanager
@@ -221,11 +234,11 @@ def _going(node, pos: int, end: int):
     Order: marks of whole pages go before the pages do. A store that comes in between goes with its page, and
     one that comes later faults and marks anew.
     """
-    _keep_marks(node, pos, end)
-    if node.faults is not None:
-        node.faults.forget(pages_of(pos), end >> PAGE_SHIFT)
     try:
-        yield
+        with _keeping_marks(node, pos, end):
+            if node.faults is not None:
+                node.faults.forget(pages_of(pos), end >> PAGE_SHIFT)
+            yield
     except OSError as error:
         if node.faults is not None:
             node.faults.give_up(error)

@@ -416,6 +416,20 @@ int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, 
 	return write_back(io, f, first, last, NULL);
 }
 
+int dax_persist(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
+{
+	int err = range_enter(io->table);
+
+	if (err)
+		return err;
+	err = flush_run(io, f, first, last - first);
+	/* Orders what was flushed before the caller says that it is durable. */
+	io->ops->drain(io->ops);
+	if (!err)
+		err = -__atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE);
+	return leave(io, f, err);
+}
+
 static int is_dirty(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
 {
 	uint64_t pages, at;

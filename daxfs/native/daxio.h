@@ -73,7 +73,9 @@ int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t s
 /* Flush the dirty pages of [first, last), drain, mark them clean; their number, or -errno. After a failed
  * msync the marks stay, and so does ops->error, for whoever takes it (daxfs_flush_take_error). */
 int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
-/* The same as one part of a write-back that the caller tells about, and counts. */
+/* Flush what has blocks of [first, last), marked or not, and drain; marks stay. 0, or -errno as above. */
+int dax_persist(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
+/* dax_writeback as one part of a write-back that the caller tells about, and counts. */
 int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
 /* For `daxfs trace`: DAX_WRITEBACK_* of the pages [first, last), which took ns until now; r may be NULL. */
 void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct filemap *f, uint64_t first,

@@ -269,7 +269,7 @@ static void own_give_back(struct filemap *f)
 	uint64_t pages = PAGES(f->size), low = pages & ~(PMD_PAGES - 1);
 	struct stat st;
 
-	/* As meta/own.py _keep_marks: before the cut splits a huge page. */
+	/* As meta/own.py _keeping_marks, should somebody have begun to observe just now. */
 	if (state_of(f) & FILEMAP_OBSERVED && low < pages
 			&& (own_learn(f, low, pages, -1u) || dirty_set(f->dirty, low, pages - low)))
 		__atomic_fetch_or(&f->state, FILEMAP_COARSE, __ATOMIC_SEQ_CST);
@@ -297,7 +297,8 @@ static int has_storage(struct filemap *f, uint64_t pos, uint64_t size)
 {
 	if (dax_covered(f, pos, size))
 		return 1;
-	return f->own && !own_take(f, pos, size);
+	/* Where clients observe, a cut after it failed would have to be told to them: meta/own.py does that. */
+	return f->own && !(state_of(f) & FILEMAP_OBSERVED) && !own_take(f, pos, size);
 }
 
 /* May this write be done here? Lock held exclusively. *append: it makes the file larger. */

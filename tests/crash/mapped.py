@@ -197,7 +197,7 @@ class Observing(FileIo):
 
     def __init__(self, fs, fault: str, **policies):
         super().__init__(fs, **policies)
-        self.fault, self.observer = fault, Observer()
+        self.fault, self.observer = fault, Observer(self.dax.persist)
         self.client = Client(self)
 
     def opened(self, node) -> None:

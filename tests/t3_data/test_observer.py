@@ -18,6 +18,7 @@ from test_own import range_path
 from daxfs._iomap import COARSE, OBSERVED
 from daxfs.fault import _observe, observer
 from daxfs.fault.observer import Descriptor, Look, Observer, Piece, Process, Progress
+from daxfs.meta.fallocate import KEEP_SIZE, PUNCH_HOLE
 
 needs_kernel = pytest.mark.skipif(not _observe.available(), reason="no PAGEMAP_SCAN or PROCMAP_QUERY")
 HUGE, PAGES = 1 << 21, 1024
@@ -34,7 +35,7 @@ class Case:
     """A file of two huge pages, all written and clean, of which programs are going to have mappings."""
 
     def __init__(self, io):
-        self.io, self.node, self.observer = io, create(io, b"f"), Observer()
+        self.io, self.node, self.observer = io, create(io, b"f"), Observer(io.dax.persist)
         io.write(self.node, 0, noise(SIZE))
         io.fsync(self.node)
         self.observer.begin(self.node)
@@ -441,6 +442,35 @@ def test_a_look_that_goes_on_by_itself_is_owed(case):
     assert case.fsync() == PAGES  # what was given up, and page 7 among it
     seen.paid(debt)
     assert client.counts() == (4, 4)
+
+
+def test_a_cut_that_splits_a_huge_page_is_seen_and_flushed(case, monkeypatch):
+    client, steps = Counted(case), []
+    fmap, io, file = case.node.map, case.io, case.observer.files[case.node.ino]
+    persist = io.dax.persist
+
+    def persists(_map, first, last):
+        steps.append((first, last, client.counts(), bytes(io.read(case.node, 5 * PAGE, PAGE)) == bytes(PAGE)))
+        persist(fmap, first, last)
+
+    file.persist = persists
+    lines = io.fs.region.flush.counters()["flush_lines"]
+    io.fallocate(case.node, PUNCH_HOLE | KEEP_SIZE, 5 * PAGE, PAGE)
+    # Told before, flushed after it, and both at the rest of the huge page alone.
+    assert steps == [(0, 5, (1, 0), True), (6, 512, (1, 0), True)] and client.counts() == (1, 1)
+    assert io.fs.region.flush.counters()["flush_lines"] - lines >= 511 * PAGE // 64
+    assert case.fsync() == 511  # as ever
+    io.fallocate(case.node, PUNCH_HOLE | KEEP_SIZE, 2 << 20, 2 << 20)
+    assert len(steps) == 2 and client.counts() == (1, 1)  # a whole one is not split
+
+    def fails(*_):
+        raise OSError(errno.EIO, "no")
+
+    file.persist = fails
+    io.fallocate(case.node, PUNCH_HOLE | KEEP_SIZE, 7 * PAGE, PAGE)
+    assert client.counts() == (2, 1)
+    case.observer.paid(case.observer.owe(case.node.ino))  # an fsync
+    assert client.counts() == (3, 3)
 
 
 def test_who_closes_owes_nothing(case):

@@ -23,7 +23,7 @@ import pytest
 from observekit import HUGE, MIB, PAGE, SIZE
 from test_xfs_io import NO_FSXATTR, NOISE, SCRIPTS
 
-from daxfs.client import PRELOAD, map_file
+from daxfs.client import PRELOAD, map_file, why_no_user_faults
 from daxfs.fuse import observing
 
 pytestmark = [pytest.mark.mount,
@@ -83,6 +83,30 @@ def test_huge_pages(mount, path, syncs):
     assert syncs() == 0
     del array
     settled(syncs)
+
+
+@pytest.mark.parametrize("fault", ["kernel", "user"])
+@pytest.mark.parametrize("how", [["fallocate", "-p", "-o", HUGE + 10 * PAGE, "-l", PAGE],
+                                 ["truncate", "-s", HUGE + 100 * PAGE]],
+                         ids=["hole", "truncate"])  # fmt: skip
+def test_a_huge_page_that_another_process_cuts(mount, path, fault, how):
+    """What was stored to the rest of it no msync can find any more: it is durable before one can return."""
+    if not mount.huge:
+        pytest.skip("pages of 4 KiB keep their marks")
+    if fault == "user" and why_no_user_faults():
+        pytest.skip(why_no_user_faults())
+    array = map_file(path, "r+", fault=fault, require=True)
+    array[HUGE] = 1
+    array.msync()
+    array[HUGE + PAGE] = 7
+    before = mount.stat()["flush"]
+    mounts.run([*how, path])
+    after = mount.stat()["flush"]
+    assert array[HUGE + PAGE] == 7
+    assert after["flush_lines"] - before["flush_lines"] >= 99 * PAGE // 64
+    assert after["drain"] > before["drain"]
+    array.msync()
+    array.close()
 
 
 def test_two_mappings_and_both_ways(mount, path):
