@@ -60,7 +60,7 @@ cdef class DaxIo:
             raise UsageError(f"write={write}, drain={drain}: write is one of {', '.join(WRITE_POLICIES)}, "
                              f"drain one of {', '.join(DRAIN_POLICIES)}")
         self.region, self.ranges, self.flush, self.tracker = region, region.table, region.flush, tracker
-        self.io.table, self.io.ops, self.io.tracker = &self.ranges.t, self.flush.t, tracker.t
+        self.io.table, self.io.ops = &self.ranges.t, self.flush.t
         self.trace = TraceRing()
         self.io.trace = &self.trace.r
         self.io.nt, self.io.drain_write = write == "nt", drain == "write"
@@ -78,14 +78,14 @@ cdef class DaxIo:
         return bool(self.io.drain_write)
 
     @property
-    def dirtied_pages(self):
-        """Pages that were marked, each time again."""
-        return counter(&self.io.dirtied_pages)
+    def dirtied_bytes(self):
+        """Bytes of the tracker's units that were marked by stores of writes, each time again."""
+        return counter(&self.io.dirtied_bytes)
 
     @property
-    def flushed_pages(self):
-        """Pages that writeback found dirty."""
-        return counter(&self.io.flushed_pages)
+    def flushed_bytes(self):
+        """Bytes that writeback flushed."""
+        return counter(&self.io.flushed_bytes)
 
     @property
     def writebacks(self):
@@ -102,8 +102,8 @@ cdef class DaxIo:
         return {
             "write": "nt" if self.nt else "cached",
             "drain": "write" if self.drain_write else "fsync",
-            "dirtied_bytes": self.dirtied_pages << SHIFT,
-            "flushed_bytes": self.flushed_pages << SHIFT,
+            "dirtied_bytes": self.dirtied_bytes,
+            "flushed_bytes": self.flushed_bytes,
             "writebacks": self.writebacks,
         }
 
@@ -281,16 +281,27 @@ cdef class DaxIo:
     # -- writeback --------------------------------------------------------------------------
 
     def writeback(self, FileMap f not None, uint64_t first=0, uint64_t last=UINT64_MAX):
-        """Flush the dirty pages of [first, last), drain, mark them clean; returns their number.
+        """Flush what is dirty in the pages [first, last), drain, mark it clean; how many pages that was.
 
         Costs what is dirty, not the size of the file. EIO after kill, or what msync said.
         """
-        cdef int64_t pages
+        cdef int64_t done
         with nogil:
             f.write_lock()
-            pages = dax_writeback(&self.io, &f.m, first, last)
+            done = dax_writeback(&self.io, &f.m, first, last)
             f.unlock()
         self._check()
-        if pages < 0:
-            raise fail(-pages)
-        return pages
+        if done < 0:
+            raise fail(-done)
+        return (done + PAGE - 1) >> SHIFT
+
+    def persist(self, FileMap f not None, uint64_t pos, uint64_t length):
+        """Flush [pos, pos + length), whatever is marked, and drain. EIO after kill, or what msync said."""
+        cdef int64_t done
+        with nogil:
+            f.read_lock()
+            done = dax_persist(&self.io, &f.m, pos, length)
+            f.unlock()
+        self._check()
+        if done < 0:
+            raise fail(-done)

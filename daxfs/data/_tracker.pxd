@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: MIT
-# The interface that fsync's policies share (DESIGN.md section 9): a C struct, and its Python face.
-from libc.stdint cimport uint64_t
+# The policies of fsync (native/tracker.h): which one a mount uses, and what it attaches to a file.
 from daxfs._flush cimport StateArena
-from daxfs._iomap cimport filemap
+from daxfs._iomap cimport dax_tracker
 
-cdef extern from "daxfs/native/daxio.h" nogil:
-    struct dax_tracker:
-        int (*mark)(dax_tracker *, filemap *, uint64_t pgoff, uint64_t pages, uint64_t pfn) noexcept nogil
-        uint64_t (*next_run)(dax_tracker *, filemap *, uint64_t start, uint64_t *pages) noexcept nogil
-        void (*clean)(dax_tracker *, filemap *, uint64_t pgoff, uint64_t pages) noexcept nogil
-    dax_tracker dax_tracker_none, dax_tracker_pte
+cdef extern from "daxfs/native/tracker.h" nogil:
+    const dax_tracker dax_tracker_none, dax_tracker_line, dax_tracker_pte, dax_tracker_pmd
 
 cdef class Tracker:
-    cdef dax_tracker *t          # static
+    cdef const dax_tracker *t    # static
+    cdef bint maps               # its marks are bits of each file
+    cdef readonly StateArena arena
 
 cdef class PteTracker(Tracker):
-    cdef readonly StateArena arena
+    pass
+
+cdef class PmdTracker(Tracker):
+    pass
+
+cdef class LineTracker(Tracker):
+    pass

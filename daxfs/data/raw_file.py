@@ -30,6 +30,14 @@ class RawFile:
         self.map.set_state(PLAIN)
         tracker.attach(self.map)
 
+    def set_tracker(self, tracker) -> None:
+        """*tracker* from now on. What was stored under ``none`` is flushed, as nobody knows what that was."""
+        unknown = self.map.policy == "none" and not self.dax.nt
+        emulated = self.source.detected.emulated
+        tracker.attach(self.map, unknown and not emulated)
+        if unknown and emulated:  # its holes must not be marked: to flush them would give them storage
+            self._flush_all()
+
     @property
     def mappable(self) -> bool:
         """Whether a kernel could map it in place of a file of ours: a regular file, in pages of 4 KiB."""
@@ -57,7 +65,7 @@ class RawFile:
 
     def fsync(self) -> None:
         """What was stored is durable: through us, and where COARSE says so through direct mappings too."""
-        if self.map.dirty is not None and self.map.dirty.count:
+        if self.map.marked:
             self.dax.writeback(self.map)
         else:
             # Orders stores past the cache that no drain followed yet (drain=fsync) before the reply.
@@ -92,5 +100,5 @@ class RawFile:
 
     def write_back(self) -> None:
         """What was stored through us leaves the cache; for the end."""
-        if self.map.dirty is not None and self.map.dirty.count:
+        if self.map.marked:
             self.dax.writeback(self.map)

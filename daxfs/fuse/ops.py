@@ -88,6 +88,10 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
         if not server.parks or server.nothing:
             self.reap()
 
+    def set_tracker(self, policy: str) -> int:
+        """track= is *policy* from now on; how many files have it. MemoryError, OSError."""
+        return self.files.set_tracker(policy, self.raw_files())
+
     def tell_ranges(self) -> None:
         self.server.ranges = -1 if self.fs.pool is None else self.fs.pool.dir_fd
 

@@ -17,7 +17,7 @@ SUBTYPE = "daxfs"
 # name -> values that work; LATER: values that are words of the design, but not in this version.
 CHOICES = {
     "dax": ("inode", "always", "never"),
-    "track": ("pte",),
+    "track": ("pte", "pmd", "line", "none"),
     "flush": ("auto", "clwb", "clflushopt", "clflush", "none", "msync"),
     "write": ("nt", "cached"),
     "drain": ("write", "fsync"),
@@ -25,7 +25,7 @@ CHOICES = {
     "transport": ("auto", "uring", "dev", "pyfuse3"),
     "log_level": ("debug", "info", "warning", "error"),
 }
-LATER = {"track": ("extent", "pmd", "none")}
+LATER = {"track": ("extent", "extent+clear")}
 COUNTS = {"flushers": 1, "threads": 64}  # the most that there can be; one flusher is what this version has
 IDS = ("uid", "gid")
 PATHS = ("log_file", "record")
@@ -88,6 +88,13 @@ class MountConfig:
     flags: dict[str, bool] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)
     ignored: list[str] = field(default_factory=list)
+
+    def warning(self) -> str:
+        """What these policies give up, for messages and reports; "" where that is nothing."""
+        if self.write == "cached" and self.track == "none" and not self.readonly:
+            return ("write=cached,track=none: stores through the cache are not written back, also by fsync "
+                    "and umount; that is the application's business")
+        return ""
 
     def describe(self) -> str:
         """The options in force, as one text that `parse` takes back."""
@@ -179,7 +186,7 @@ def _plain(config: MountConfig, name: str) -> bool:
 def _valued(config: MountConfig, name: str, value: str) -> bool:
     """Put in an option with a value; False where there is none of that name."""
     if name in CHOICES:
-        setattr(config, name, _choice(name, value))
+        setattr(config, name, choice(name, value))
     elif name in COUNTS:
         setattr(config, name, _count(name, value))
     elif name in IDS:
@@ -200,7 +207,8 @@ def _valued(config: MountConfig, name: str, value: str) -> bool:
     return True
 
 
-def _choice(name: str, value: str) -> str:
+def choice(name: str, value: str) -> str:
+    """*value*, where option *name* has it; UsageError, with the values that there are."""
     if value in CHOICES[name]:
         return value
     if value in LATER.get(name, ()):

@@ -8,7 +8,7 @@ inode numbers and handles alone, in the tables below; a handler that is in none 
 import errno
 
 from ..data._dax_io import DaxIo
-from ..data._tracker import PteTracker
+from ..data._tracker import TRACKERS
 from ..errors import fail
 from ..fault._decision import CachedFaults
 from ..layout import ROOT_INO
@@ -114,16 +114,16 @@ class NoFileSystem:
 class RawStats(Counters):
     """The counters of a raw mount."""
 
-    def __init__(self, dax: DaxIo, tracker, faults, flush):
+    def __init__(self, dax: DaxIo, faults, flush):
         super().__init__(faults, flush)
-        self.dax, self.tracker = dax, tracker
+        self.dax = dax
         self.files: list = []  # raw.SwitchedFile
 
     def snapshot(self) -> dict:
         ns, pages = self.dax.writeback_times()
-        dirty = sum(self.tracker.dirty_pages(file.map) for file in self.files)
+        held = self.dax.tracker.held(file.map for file in self.files)
         return super().snapshot() | {
-            "tracker": {"policy": self.tracker.name, **self.dax.snapshot(), "dirty_bytes": 4096 * dirty},
+            "tracker": {"policy": self.dax.tracker.name, **self.dax.snapshot(), **held},
             "writeback": ns.snapshot(), "writeback_pages": pages.times("pages")}
 
 
@@ -134,13 +134,13 @@ class RawOperations(BaseOperations):
     after_loss = ""
 
     def __init__(self, fs: NoFileSystem, config):
-        tracker = PteTracker()
+        tracker = TRACKERS[config.track]()
         dax = DaxIo(fs.region, tracker, config.write, config.drain)
         faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
-        super().__init__(fs, dax, faults, RawStats(dax, tracker, faults, fs.region.flush))
+        super().__init__(fs, dax, faults, RawStats(dax, faults, fs.region.flush))
         self.sync = config.flags.get("sync", False)
         self.raw = RawTree(self, fs.region, dax, tracker, ROOT_INO, config.dax != "never")
-        self.stats.files = list(self.raw.files.values())
+        self.stats.files = self.raw_files()
 
     def tell_limits(self, writes: bool = True) -> None:
         """As Operations.tell_limits: at the beginning, and whenever something changes."""

@@ -8,8 +8,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "daxfs/native/dirty.h"
 #include "daxfs/native/own.h"
+#include "daxfs/native/tracker.h"
 
 #define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
 #ifndef MADV_POPULATE_WRITE
@@ -218,14 +218,13 @@ int dax_covered(const struct filemap *f, uint64_t pos, uint64_t size)
 static int store_marked(struct daxio *io, struct filemap *f, const struct iomap *m, uint64_t pos, char *p,
 			const char *source, uint64_t n)
 {
-	uint64_t pages = (IN_PAGE(pos) + n + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT;
-	int err = io->tracker->mark(io->tracker, f, m->pgoff, pages, m->pfn);
+	int err = tracker_mark(f, pos, n, m->pfn);
 
 	if (err)
 		return err;
 	/* Marked before the store: a flush between the two may find it clean, never the other way round. */
 	io->ops->store(io->ops, p, source, n);
-	DAXFS_COUNT(io->dirtied_pages, pages);
+	DAXFS_COUNT(io->dirtied_bytes, tracker_span(f->tracker, pos, n));
 	return 0;
 }
 
@@ -325,24 +324,26 @@ int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn,
 	return range_leave(io->table, err);
 }
 
-/* Queue the pages [at, at + run) where they have blocks: a mark may be older than a hole. */
-static int flush_run(struct daxio *io, const struct filemap *f, uint64_t at, uint64_t run)
+/* Queue [pos, pos + len) where it is mapped and inside the file, the rest of its last page with it: a mark
+ * may be older than a hole, or wider than what was stored. Bytes, or -errno. */
+static int64_t flush_run(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t len)
 {
+	uint64_t size = (f->size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1), end, n;
 	struct iomap m;
 	const char *p;
-	uint64_t n;
+	int64_t total = 0;
 
-	for (; run; at += n, run -= n) {
-		filemap_lookup(f, at, &m);
-		n = smaller(run, m.len);
+	for (end = smaller(pos + len, size); pos < end; pos += n) {
+		n = piece_at(f, pos, end - pos, &m);
 		if (m.type != IOMAP_MAPPED)
 			continue;
 		p = address_of(io, &m);
 		if (!p)
 			return -EIO;
-		io->ops->flush(io->ops, p, n << DAXFS_PAGE_SHIFT);
+		io->ops->flush(io->ops, p + IN_PAGE(pos), n);
+		total += (int64_t)n;
 	}
-	return 0;
+	return total;
 }
 
 void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct filemap *f, uint64_t first,
@@ -359,27 +360,33 @@ void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct
 	trace_dax(r, what, f->ino, 0, ns, &body);
 }
 
-/* The number of dirty pages in [first, last), each run of them flushed or, with clean, marked clean. */
-static int64_t walk(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last, int clean,
+/* A file that has none was never stored to through us. */
+static const struct dax_tracker *tracker_of(const struct filemap *f)
+{
+	return f->tracker ? f->tracker : &dax_tracker_none;
+}
+
+/* Flush what is dirty from pos to end, which are bounds of units; or, with clean, mark it clean. Bytes that
+ * were flushed, or -errno. */
+static int64_t walk(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t end, int clean,
 		    struct trace_ring *trace)
 {
-	struct dax_tracker *t = io->tracker;
-	uint64_t at = first, run;
-	int64_t total = 0;
-	int err;
+	const struct dax_tracker *t = tracker_of(f);
+	int64_t total = 0, done;
+	uint64_t run;
 
-	while ((at = t->next_run(t, f, at, &run)) < last) {
-		run = smaller(run, last - at);
+	for (; (pos = t->next_run(f, pos, &run)) < end; pos += run) {
+		run = smaller(run, end - pos);
 		if (clean) {
-			t->clean(t, f, at, run);
-		} else {
-			dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, at, at + run, 0);
-			err = flush_run(io, f, at, run);
-			if (err)
-				return err;
+			t->clean(f, pos, run);
+			continue;
 		}
-		total += (int64_t)run;
-		at += run;
+		dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, pos >> DAXFS_PAGE_SHIFT,
+				    (pos + run + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT, 0);
+		done = flush_run(io, f, pos, run);
+		if (done < 0)
+			return done;
+		total += done;
 	}
 	return total;
 }
@@ -387,25 +394,31 @@ static int64_t walk(struct daxio *io, struct filemap *f, uint64_t first, uint64_
 static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last,
 			  struct trace_ring *trace)
 {
+	uint64_t mask, pos = smaller(first, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT;
+	uint64_t end = smaller(last, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT;
 	int64_t total;
 	int error = range_enter(io->table);
 
 	if (error)
 		return error;
-	total = walk(io, f, first, last, 0, trace);
+	/* A unit is cleaned as a whole, so it is flushed as a whole. */
+	mask = (UINT64_C(1) << tracker_of(f)->shift) - 1;
+	pos &= ~mask;
+	end = (end + mask) & ~mask;
+	total = walk(io, f, pos, end, 0, trace);
 	if (total >= 0) {
 		/* Orders the flushed data before the marks go, and before size, times and the reply to fsync. */
 		io->ops->drain(io->ops);
 		error = __atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE);
 		/* Never before flush and drain: what was stored in between would be lost. */
 		if (!error)
-			walk(io, f, first, last, 1, NULL);
+			walk(io, f, pos, end, 1, NULL);
 	}
 	error = leave(io, f, -error);
 	if (error)
 		return error;
 	if (total >= 0) {
-		DAXFS_COUNT(io->flushed_pages, total);
+		DAXFS_COUNT(io->flushed_bytes, total);
 		DAXFS_COUNT(io->writebacks, 1);
 	}
 	return total;
@@ -416,15 +429,31 @@ int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, 
 	return write_back(io, f, first, last, NULL);
 }
 
+int64_t dax_persist(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t len)
+{
+	int64_t total;
+	int err = range_enter(io->table);
+
+	if (err)
+		return err;
+	total = flush_run(io, f, pos, len);
+	/* Orders what was flushed before what the caller stores next, and its reply. */
+	io->ops->drain(io->ops);
+	if (total >= 0)
+		DAXFS_COUNT(io->flushed_bytes, total);
+	err = leave(io, f, -__atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE));
+	return err ? err : total;
+}
+
 static int is_dirty(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
 {
-	uint64_t pages, at;
+	uint64_t len, at;
 
 	if (range_enter(io->table))
 		return 0;
-	at = io->tracker->next_run(io->tracker, f, first, &pages);
+	at = tracker_of(f)->next_run(f, smaller(first, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT, &len);
 	range_exit(io->table);
-	return at < last;
+	return at != UINT64_MAX && at >> DAXFS_PAGE_SHIFT < last;
 }
 
 int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
@@ -441,44 +470,7 @@ int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint6
 	dax_trace_writeback(trace, DAX_WRITEBACK_RANGE_DONE, f, first, last, took);
 	if (total > 0) {
 		latency_add(&io->writeback_ns, took);
-		latency_add(&io->writeback_pages, (uint64_t)total);
+		latency_add(&io->writeback_pages, ((uint64_t)total + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT);
 	}
 	return total;
 }
-
-/* -- trackers ------------------------------------------------------------------------------------ */
-
-static int none_mark(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages, uint64_t pfn)
-{
-	return 0;
-}
-
-static uint64_t none_next_run(struct dax_tracker *t, struct filemap *f, uint64_t start, uint64_t *pages)
-{
-	*pages = 0;
-	return UINT64_MAX;
-}
-
-static void none_clean(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages)
-{
-}
-
-struct dax_tracker dax_tracker_none = {none_mark, none_next_run, none_clean};
-
-static int pte_mark(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages, uint64_t pfn)
-{
-	return f->dirty ? dirty_set(f->dirty, pgoff, pages) : -EINVAL;
-}
-
-static uint64_t pte_next_run(struct dax_tracker *t, struct filemap *f, uint64_t start, uint64_t *pages)
-{
-	return f->dirty ? dirty_next_run(f->dirty, start, pages) : none_next_run(t, f, start, pages);
-}
-
-static void pte_clean(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages)
-{
-	if (f->dirty)
-		dirty_clear(f->dirty, pgoff, pages);
-}
-
-struct dax_tracker dax_tracker_pte = {pte_mark, pte_next_run, pte_clean};

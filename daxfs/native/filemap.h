@@ -105,7 +105,8 @@ struct filemap {
 	uint64_t size;			/* bytes */
 	uint64_t pages;			/* allocated, the sum of the lengths */
 	uint64_t ino;			/* 0: not an inode of a mounted file system */
-	struct dirty_map *dirty;	/* dirty pages; NULL until a tracker is attached */
+	const struct dax_tracker *tracker;	/* tracker.h: who knows what is dirty; NULL until one is attached */
+	struct dirty_map *dirty;	/* its marks, in units of its own; NULL: it has none in the map */
 	char *inode;			/* the inode's 256 bytes in the region; NULL: not an inode of a mounted file system */
 	struct own_range *own;		/* NULL: packed, every page stands where its extent says */
 	uint32_t state;			/* FILEMAP_*; changed with __atomic_fetch_or/and, under the lock where it says so */

@@ -50,7 +50,7 @@ def test_option_sets(text, name, value):
         ("ro=1", ["'ro'", "takes no value"]), ("uid=-1", ["uid=-1"]), ("uid=root", ["uid=root"]),
         ("gid=4294967295", ["gid=4294967295"]), ("flushers=0", ["flushers=0"]), ("threads=x", ["threads=x"]),
         ("dax=yes", ["dax=yes", "inode, always, never"]), ("track=extent", ["not in this version"]),
-        ("track=pmd", ["not in this version"]), ("track=none", ["not in this version"]),
+        ("track=xfs", ["track=xfs", "pte, pmd, line, none"]),
         ("transport=tcp", ["transport=tcp", "auto, uring, dev, pyfuse3"]), ("threads=0", ["threads=0"]),
         ("flushers=2", ["not in this version"]), ("threads=65", ["at most 64"]),
         ("transport=uring,threads=2", ["transport=uring", "one for each CPU", "transport=dev"]),

@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = {"daxfs/client/libdaxfs.so", "daxfs/client/libdaxfs_preload.so"}
 HEADERS = {"daxfs/client/daxfs.h"}
-EXTENSIONS = ("daxfs._flush", "daxfs._iomap", "daxfs._own", "daxfs._record", "daxfs._window",
+EXTENSIONS = ("daxfs._flush", "daxfs._iomap", "daxfs._own", "daxfs._record", "daxfs._stores",
+              "daxfs._window",
               "daxfs.client._client",
               "daxfs.data._dax_io", "daxfs.data._serve", "daxfs.data._trace", "daxfs.data._tracker",
               "daxfs.data._transport",
