@@ -36,12 +36,18 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         int fd, syncs, torn
         uint64_t pfn, room, pages
         own_watch *watch
+    enum: EXTENTS
+    struct extent_map:
+        uint64_t word[4]
+        uint64_t pages
     struct filemap:
         iomap *e
         size_t n, cap
         uint64_t size, pages
         const dax_tracker *tracker
         dirty_map *dirty
+        extent_map *shared
+        extent_map *active
         uint64_t ino
         char *inode
         own_range *own
@@ -70,7 +76,8 @@ cdef extern from "daxfs/native/tracker.h" nogil:
     int tracker_mark(filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
     int tracker_mark_pages(filemap *f, uint64_t first, uint64_t pages)
     uint64_t tracker_bytes(const filemap *f)
-    int tracker_switch(filemap *f, const dax_tracker *to, dirty_map *dirty, int all)
+    int tracker_switch(filemap *f, const dax_tracker *to, dirty_map *dirty, extent_map *shared, int all)
+    unsigned extent_count(const extent_map *m)
     int tracker_any(const filemap *f)
 
 @cython.no_gc_clear
@@ -89,6 +96,7 @@ cdef class FileMap:
     cdef filemap m
     cdef object range                # OwnRange of daxfs/_own, None: packed; m.own points into it
     cdef DirtyMap bits               # Python's `dirty`, None: the tracker has none; m.dirty points into it
+    cdef object keeper               # of what m.shared points into, or None
     cdef unsigned long owner         # pthread_self() of the thread that holds the lock exclusively, or 0
     cdef unsigned int depth          # how often that thread took it again
     cdef bint _mine(self) noexcept nogil
@@ -99,4 +107,5 @@ cdef class FileMap:
     cdef void _exclusive(self) noexcept
     cdef int enter_marks(self) except -1
     cdef int leave_marks(self) except -1
-    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all) except -1
+    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all, extent_map *shared,
+                   object keeper) except -1

@@ -321,7 +321,7 @@ cdef class FileMap:
 
     def __cinit__(self):
         filemap_init(&self.m)
-        self.bits = self.range = None
+        self.bits = self.range = self.keeper = None
         self.depth = 0
         self.owner = 0
 
@@ -400,8 +400,9 @@ cdef class FileMap:
             self.bits._exit()
         return 0
 
-    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all) except -1:
-        """From now on the tracker *to*, with marks in *bits* (None: it needs none): `tracker_switch`.
+    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all, extent_map *shared,
+                   object keeper) except -1:
+        """From now on the tracker *to*, with marks in *bits* or *shared*, of *keeper*: `tracker_switch`.
 
         MemoryError, and nothing changed. What the old one had in memory is freed when the lock is given back.
         """
@@ -413,9 +414,9 @@ cdef class FileMap:
             self.enter_marks()
             if bits is not None:
                 bits._enter()  # the table counts: it is the same one
-            err = tracker_switch(&self.m, to, &bits.m if bits is not None else NULL, all)
+            err = tracker_switch(&self.m, to, &bits.m if bits is not None else NULL, shared, all)
             if not err:
-                self.bits = bits
+                self.bits, self.keeper = bits, keeper
             for entered in (old, bits):
                 if entered is not None:
                     (<DirtyMap>entered)._exit()
@@ -447,8 +448,11 @@ cdef class FileMap:
 
     @property
     def dirty_bytes(self):
-        """Bytes of the units that are marked."""
-        return tracker_bytes(&self.m)
+        """Bytes of the units that are marked; of extents, what of them is this file's."""
+        self._shared()
+        cdef uint64_t found = tracker_bytes(&self.m)
+        self.unlock()
+        return found
 
     def mark(self, uint64_t first, uint64_t pages):
         """Those of the pages [first, first + pages) that are MAPPED may be dirty. MemoryError; EIO."""

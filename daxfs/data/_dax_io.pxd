@@ -18,6 +18,13 @@ cdef extern from "daxfs/native/latency.h" nogil:
         uint64_t total
         uint64_t bucket[40]
 
+cdef extern from "daxfs/native/flushers.h" nogil:
+    struct flushers:
+        int helpers
+        uint64_t shared, helped
+    int flushers_start(flushers *f, int count)
+    void flushers_stop(flushers *f)
+
 cdef extern from "daxfs/native/daxio.h" nogil:
     struct daxio:
         range_table *table
@@ -26,6 +33,7 @@ cdef extern from "daxfs/native/daxio.h" nogil:
         uint64_t dirtied_bytes, flushed_bytes, writebacks
         latency writeback_ns, writeback_pages
         trace_ring *trace
+        flushers *flushers
     int dax_copy_out(daxio *io, const filemap *f, uint64_t pos, uint64_t size, char *target)
     int dax_pieces(daxio *io, const filemap *f, uint64_t pos, uint64_t size, iovec *iov, int max)
     int dax_touch(daxio *io, const filemap *f, uint64_t pos, uint64_t size)
@@ -42,6 +50,7 @@ cdef class DaxIo:
     cdef RangeTable ranges
     cdef Flush flush
     cdef object region
+    cdef flushers helpers        # those that are started are in io.flushers
     cdef public Tracker tracker      # of files that are opened from now on
     cdef readonly TraceRing trace    # shared by all that happens on the mount
     cdef int _check(self) except -1

@@ -16,6 +16,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t, UINT64_MAX, uintptr_t
 
+from daxfs._flush cimport DAXFS_MSYNC
 from daxfs._iomap cimport IOMAP_MAPPED, FileMap, filemap_lookup, iomap, range_enter, range_exit
 
 from daxfs.errors import UsageError, fail
@@ -52,10 +53,18 @@ cdef class DaxIo:
     """The data path of one region.
 
     region: daxfs.region.Region. tracker: told of every store that leaves dirty
-    lines. write: "nt" or "cached"; drain: "write" (before the reply) or "fsync".
+    lines. write: "nt" or "cached"; drain: "write" (before the reply) or "fsync". flushers:
+    threads that share a large write-back, the caller among them; msync is always one's.
     """
 
-    def __init__(self, region, Tracker tracker not None, write="nt", drain="write"):
+    def __cinit__(self, *args, **kwargs):
+        self.io.flushers = NULL
+
+    def __dealloc__(self):
+        if self.io.flushers != NULL:
+            flushers_stop(&self.helpers)
+
+    def __init__(self, region, Tracker tracker not None, write="nt", drain="write", int flushers=1):
         if write not in WRITE_POLICIES or drain not in DRAIN_POLICIES:
             raise UsageError(f"write={write}, drain={drain}: write is one of {', '.join(WRITE_POLICIES)}, "
                              f"drain one of {', '.join(DRAIN_POLICIES)}")
@@ -65,6 +74,11 @@ cdef class DaxIo:
         self.io.trace = &self.trace.r
         self.io.nt, self.io.drain_write = write == "nt", drain == "write"
         self.io.writable = region.mode != "ro"
+        if flushers > 1 and self.flush.t.kind != DAXFS_MSYNC and self.io.flushers == NULL:
+            err = flushers_start(&self.helpers, flushers)
+            if err:
+                raise fail(-err)
+            self.io.flushers = &self.helpers
         self.io.ram = all(source.detected.medium == "emulated" for source in region.sources)
 
     @property
@@ -105,6 +119,9 @@ cdef class DaxIo:
             "dirtied_bytes": self.dirtied_bytes,
             "flushed_bytes": self.flushed_bytes,
             "writebacks": self.writebacks,
+            "flushers": 1 + self.helpers.helpers if self.io.flushers != NULL else 1,
+            "shared_flushes": counter(&self.helpers.shared),
+            "helped_pieces": counter(&self.helpers.helped),
         }
 
     def writeback_times(self):

@@ -42,11 +42,11 @@ class FileIo:
     `FileSystem.open`) and return or take plain bytes-like objects.
     """
 
-    def __init__(self, fs, track: str = "pte", write: str = "nt", drain: str = "write"):
+    def __init__(self, fs, track: str = "pte", write: str = "nt", drain: str = "write", flushers: int = 1):
         self.fs = fs
         self.arena = state_arena(fs)
-        self.tracker = TRACKERS[track](self.arena)
-        self.dax = DaxIo(fs.region, self.tracker, write, drain)
+        self.tracker = self._make_tracker(track)
+        self.dax = DaxIo(fs.region, self.tracker, write, drain, flushers)
         self.coarse_fsyncs = self.coarse_pages = 0  # fsyncs that took all of a file for dirty; what that was
 
     def opened(self, node) -> None:
@@ -58,15 +58,17 @@ class FileIo:
         self.tracker.attach(node.map)
         attr.note_plain(self.fs, node)
 
-    def set_tracker(self, policy: str, others=()) -> int:
+    def set_tracker(self, policy: str) -> int:
         """Have every file tracked by *policy*, those that are open and those that will be; how many are.
 
-        *others*: RawFiles, of the same mount. One file after the other, each under
-        its lock: with the new tracker it has at least what was dirty. What was stored under ``none`` nobody
-        knows: all pages of the file count as dirty, once, where they may have been stored to through the
-        cache. OSError, MemoryError: some files have the new one then, and the next call goes on.
+        One file after the other, each under its lock: with the new tracker it has at least what was dirty.
+        What was stored under ``none`` nobody knows: all pages of the file count as dirty, once, where they
+        may have been stored to through the cache. OSError, MemoryError: some files have the new one then,
+        and the next call goes on.
         """
-        tracker = TRACKERS[policy](self.arena)
+        if policy == self.tracker.name:
+            return 0
+        old, tracker = self.tracker, self._make_tracker(policy)
         nodes = [node for node in self.fs.nodes.values() if node.map.policy is not None]
         for node in nodes:
             fmap, mapped = node.map, node.map.own is not None and bool(node.map.own.pages)
@@ -74,10 +76,13 @@ class FileIo:
                 if mapped and fmap.policy == "none" and not self.fs.readonly:
                     fmap.own.learn(fmap, 0, fmap.own.pages)  # what programs stored to is MAPPED, too
                 tracker.attach(fmap, not self.dax.nt or mapped)
-        for raw in others:
-            raw.set_tracker(tracker)
         self.tracker = self.dax.tracker = tracker
-        return len(nodes) + len(others)
+        # Order: after every file has the new one, so that nobody marks in the old one any more.
+        old.finish(self.dax)
+        return len(nodes)
+
+    def _make_tracker(self, policy: str):
+        return TRACKERS[policy](self.arena, self.fs.region.npages)
 
     def read(self, node, pos: int, size: int, noatime: bool = False, short: bool = True):
         """Up to *size* bytes at *pos* (see `DaxIo.read`: a view must be used up before anything changes).
@@ -241,8 +246,10 @@ class FileIo:
             self.fs.release(node)
 
     def _last_close(self, node) -> None:
-        if node.map.marked:
+        if node.map.marked and not self.tracker.keeps(node.map):
             self.dax.writeback(node.map)
+        if self.tracker.clears and sum(other.opens > 0 for other in self.fs.nodes.values()) == 1:
+            self.tracker.last_close(self.dax)
         if node.map.own is not None:
             own.fold_times(self.fs, node)
         prealloc.closed(self.fs, node)
@@ -253,8 +260,9 @@ class FileIo:
         if self.fs.shut:
             return
         for node in list(self.fs.nodes.values()):
-            if node.map.marked:
+            if node.map.marked and not self.tracker.keeps(node.map):
                 self.dax.writeback(node.map)
+        self.tracker.finish(self.dax)
 
     def quiesce(self) -> None:
         """Before umount or a remount read-only: native threads write no more, nothing is dirty or spare."""

@@ -30,14 +30,6 @@ class RawFile:
         self.map.set_state(PLAIN)
         tracker.attach(self.map)
 
-    def set_tracker(self, tracker) -> None:
-        """*tracker* from now on. What was stored under ``none`` is flushed, as nobody knows what that was."""
-        unknown = self.map.policy == "none" and not self.dax.nt
-        emulated = self.source.detected.emulated
-        tracker.attach(self.map, unknown and not emulated)
-        if unknown and emulated:  # its holes must not be marked: to flush them would give them storage
-            self._flush_all()
-
     @property
     def mappable(self) -> bool:
         """Whether a kernel could map it in place of a file of ours: a regular file, in pages of 4 KiB."""

@@ -62,10 +62,6 @@ class BaseOperations(ParkingOperations, pyfuse3.Operations):
         """Whether *ino* is one of the raw region's."""
         return False
 
-    def raw_files(self) -> list:
-        """Of the raw region: data.raw_file.RawFile."""
-        return list(self.raw.files.values()) if self.raw else []
-
     def is_direct(self, ino: int) -> bool:
         """Whether it is open, and what is mapped of it now reaches the region."""
         return ino in self.backing

@@ -14,10 +14,10 @@ from daxfs.errors import UsageError
 
 SUBTYPE = "daxfs"
 
-# name -> values that work; LATER: values that are words of the design, but not in this version.
+# name -> values that work.
 CHOICES = {
     "dax": ("inode", "always", "never"),
-    "track": ("pte", "pmd", "line", "none"),
+    "track": ("pte", "pmd", "line", "extent", "extent+clear", "none"),
     "flush": ("auto", "clwb", "clflushopt", "clflush", "none", "msync"),
     "write": ("nt", "cached"),
     "drain": ("write", "fsync"),
@@ -25,8 +25,7 @@ CHOICES = {
     "transport": ("auto", "uring", "dev", "pyfuse3"),
     "log_level": ("debug", "info", "warning", "error"),
 }
-LATER = {"track": ("extent", "extent+clear")}
-COUNTS = {"flushers": 1, "threads": 64}  # the most that there can be; one flusher is what this version has
+COUNTS = {"flushers": 16, "threads": 64}  # the most that there can be
 IDS = ("uid", "gid")
 PATHS = ("log_file", "record")
 
@@ -211,16 +210,12 @@ def choice(name: str, value: str) -> str:
     """*value*, where option *name* has it; UsageError, with the values that there are."""
     if value in CHOICES[name]:
         return value
-    if value in LATER.get(name, ()):
-        raise UsageError(f"{name}={value} is not in this version; it has {name}={'|'.join(CHOICES[name])}")
     raise UsageError(f"{name}={value} is unknown; one of: {', '.join(CHOICES[name])}")
 
 
 def _count(name: str, value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < 1:
         raise UsageError(f"{name}={value}: not a number of {name} from 1 on")
-    if COUNTS[name] == 1 < int(value):
-        raise UsageError(f"{name}={value}: more than one is not in this version; it has {name}=1")
     if int(value) > COUNTS[name]:
         raise UsageError(f"{name}={value}: at most {COUNTS[name]}")
     return int(value)

@@ -8,7 +8,7 @@ inode numbers and handles alone, in the tables below; a handler that is in none 
 import errno
 
 from ..data._dax_io import DaxIo
-from ..data._tracker import TRACKERS
+from ..data._tracker import PteTracker
 from ..errors import fail
 from ..fault._decision import CachedFaults
 from ..layout import ROOT_INO
@@ -82,7 +82,7 @@ class BesideOperations(Operations):
 
     def show_raw(self, dax: bool) -> None:
         """*dax*: the first position of the switch."""
-        self.raw = RawTree(self, self.fs.region, self.files.dax, self.files.tracker, RAW_INO, dax)
+        self.raw = RawTree(self, self.fs.region, self.files.dax, PteTracker(), RAW_INO, dax)
 
     def is_raw(self, ino: int) -> bool:
         return ino >= RAW_INO
@@ -134,13 +134,13 @@ class RawOperations(BaseOperations):
     after_loss = ""
 
     def __init__(self, fs: NoFileSystem, config):
-        tracker = TRACKERS[config.track]()
+        tracker = PteTracker()
         dax = DaxIo(fs.region, tracker, config.write, config.drain)
         faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
         super().__init__(fs, dax, faults, RawStats(dax, faults, fs.region.flush))
         self.sync = config.flags.get("sync", False)
         self.raw = RawTree(self, fs.region, dax, tracker, ROOT_INO, config.dax != "never")
-        self.stats.files = self.raw_files()
+        self.stats.files = list(self.raw.files.values())
 
     def tell_limits(self, writes: bool = True) -> None:
         """As Operations.tell_limits: at the beginning, and whenever something changes."""

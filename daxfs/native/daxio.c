@@ -5,6 +5,7 @@
  */
 #include "daxfs/native/daxio.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -19,6 +20,7 @@
 #define WINDOW UINT64_C(65536)		/* a read fault maps the pages of so many aligned bytes that are there */
 #define PREMAP_FROM WINDOW		/* shorter copies meet one or two windows: nothing to be won */
 #define RESIDENT_PAGES 1024		/* looked at with one mincore */
+#define GATHERED 1024			/* pieces of a write-back that are shared at once */
 
 static const char zeros[PAGE_SIZE] __attribute__((aligned(64)));
 
@@ -324,9 +326,49 @@ int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn,
 	return range_leave(io->table, err);
 }
 
+/* What a write-back has to flush: gathered for helpers to have a share, or, without any, flushed at once. */
+struct gather {
+	struct daxio *io;
+	uint64_t bytes;
+	uint32_t n;
+	struct flush_piece piece[GATHERED];
+};
+
+static void hand_out(struct gather *g)
+{
+	struct daxfs_flush *ops = g->io->ops;
+
+	/* A recording has one order of events, that of the caller. */
+	if (g->bytes >= FLUSHERS_FROM && !ops->recorder) {
+		flushers_run(g->io->flushers, ops, g->piece, g->n);
+	} else {
+		for (uint32_t i = 0; i < g->n; i++)
+			ops->flush(ops, g->piece[i].p, g->piece[i].n);
+	}
+	g->n = 0;
+	g->bytes = 0;
+}
+
+static void put_flush(struct gather *g, const char *p, uint64_t n)
+{
+	uint64_t some;
+
+	if (!g->io->flushers) {
+		g->io->ops->flush(g->io->ops, p, n);
+		return;
+	}
+	for (; n; p += some, n -= some) {
+		some = smaller(n, FLUSH_PIECE);
+		if (g->n == GATHERED)
+			hand_out(g);
+		g->piece[g->n++] = (struct flush_piece){p, some};
+		g->bytes += some;
+	}
+}
+
 /* Queue [pos, pos + len) where it is mapped and inside the file, the rest of its last page with it: a mark
  * may be older than a hole, or wider than what was stored. Bytes, or -errno. */
-static int64_t flush_run(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t len)
+static int64_t flush_run(struct gather *g, const struct filemap *f, uint64_t pos, uint64_t len)
 {
 	uint64_t size = (f->size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1), end, n;
 	struct iomap m;
@@ -337,10 +379,10 @@ static int64_t flush_run(struct daxio *io, const struct filemap *f, uint64_t pos
 		n = piece_at(f, pos, end - pos, &m);
 		if (m.type != IOMAP_MAPPED)
 			continue;
-		p = address_of(io, &m);
+		p = address_of(g->io, &m);
 		if (!p)
 			return -EIO;
-		io->ops->flush(io->ops, p + IN_PAGE(pos), n);
+		put_flush(g, p + IN_PAGE(pos), n);
 		total += (int64_t)n;
 	}
 	return total;
@@ -360,15 +402,103 @@ void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct
 	trace_dax(r, what, f->ino, 0, ns, &body);
 }
 
+/* Queue the n bytes at p, which begin on a page and are all in one range, in pieces. What has no memory on a
+ * file system in memory has no line in a cache either, and would be given storage. */
+static int64_t flush_resident(struct gather *g, char *p, uint64_t n)
+{
+	unsigned char there[FLUSH_PIECE >> DAXFS_PAGE_SHIFT];
+	uint64_t some, i, from;
+	int64_t total = 0;
+
+	for (; n; p += some, n -= some) {
+		some = smaller(n, FLUSH_PIECE);
+		memset(there, 1, sizeof(there));
+		if (g->io->ram && mincore(p, some, there))
+			return -errno;
+		for (i = 0; i < some; i = from + PAGE_SIZE) {
+			while (i < some && !(there[i >> DAXFS_PAGE_SHIFT] & 1))
+				i += PAGE_SIZE;
+			for (from = i; from < some && there[from >> DAXFS_PAGE_SHIFT] & 1;)
+				from += PAGE_SIZE;
+			if (from > i)
+				put_flush(g, p + i, smaller(from, some) - i);
+			total += (int64_t)(from - i);
+		}
+	}
+	return total;
+}
+
+/* An extent of a file's own range: where it is MAPPED and inside the file. Bytes, or -errno. */
+static int64_t flush_own(struct gather *g, const struct filemap *f, uint64_t first, uint64_t last)
+{
+	uint64_t size = (f->size + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT, n;
+	struct iomap m;
+	int64_t total = 0, done;
+	char *p;
+
+	for (last = smaller(last, size); first < last; first += n) {
+		filemap_lookup(f, first, &m);
+		n = m.len = smaller(m.len, last - first);
+		if (m.type != IOMAP_MAPPED)
+			continue;
+		p = address_of(g->io, &m);
+		if (!p)
+			return -EIO;
+		done = flush_resident(g, p, n << DAXFS_PAGE_SHIFT);
+		if (done < 0)
+			return done;
+		total += done;
+	}
+	return total;
+}
+
+/* An extent of the region, whosever its pages are. Bytes, or -errno. */
+static int64_t flush_region(struct gather *g, uint64_t first, uint64_t last)
+{
+	uint64_t avail;
+	int64_t total = 0, done;
+	char *p;
+
+	/* The last extent may end behind the region. */
+	while (first < last && (p = range_address(g->io->table, first, &avail)) != NULL) {
+		avail = smaller(avail, last - first);
+		done = flush_resident(g, p, avail << DAXFS_PAGE_SHIFT);
+		if (done < 0)
+			return done;
+		total += done;
+		first += avail;
+	}
+	return total;
+}
+
+/* S15: every active extent. Bytes, or -errno. */
+static int64_t flush_extents(struct gather *g, struct filemap *f, struct trace_ring *trace)
+{
+	const struct extent_map *m = tracker_extents(f);
+	int64_t total = 0, done;
+
+	for (unsigned n = 0; m && n < EXTENTS; n++) {
+		if (!extent_is_active(m, n))
+			continue;
+		dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, n * m->pages, (n + 1) * m->pages, 0);
+		done = f->own ? flush_own(g, f, n * m->pages, (n + 1) * m->pages)
+			: flush_region(g, n * m->pages, (n + 1) * m->pages);
+		if (done < 0)
+			return done;
+		total += done;
+	}
+	return total;
+}
+
 /* A file that has none was never stored to through us. */
 static const struct dax_tracker *tracker_of(const struct filemap *f)
 {
 	return f->tracker ? f->tracker : &dax_tracker_none;
 }
 
-/* Flush what is dirty from pos to end, which are bounds of units; or, with clean, mark it clean. Bytes that
+/* Flush what is dirty from pos to end, which are bounds of units; or, without g, mark it clean. Bytes that
  * were flushed, or -errno. */
-static int64_t walk(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t end, int clean,
+static int64_t walk(struct gather *g, struct filemap *f, uint64_t pos, uint64_t end,
 		    struct trace_ring *trace)
 {
 	const struct dax_tracker *t = tracker_of(f);
@@ -377,13 +507,13 @@ static int64_t walk(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t 
 
 	for (; (pos = t->next_run(f, pos, &run)) < end; pos += run) {
 		run = smaller(run, end - pos);
-		if (clean) {
+		if (!g) {
 			t->clean(f, pos, run);
 			continue;
 		}
 		dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, pos >> DAXFS_PAGE_SHIFT,
 				    (pos + run + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT, 0);
-		done = flush_run(io, f, pos, run);
+		done = flush_run(g, f, pos, run);
 		if (done < 0)
 			return done;
 		total += done;
@@ -396,6 +526,7 @@ static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, u
 {
 	uint64_t mask, pos = smaller(first, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT;
 	uint64_t end = smaller(last, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT;
+	struct gather g;
 	int64_t total;
 	int error = range_enter(io->table);
 
@@ -405,14 +536,17 @@ static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, u
 	mask = (UINT64_C(1) << tracker_of(f)->shift) - 1;
 	pos &= ~mask;
 	end = (end + mask) & ~mask;
-	total = walk(io, f, pos, end, 0, trace);
+	g.io = io;	/* the rest as it is read: the pieces are too many to be cleared */
+	g.bytes = g.n = 0;
+	total = tracker_of(f)->extents ? flush_extents(&g, f, trace) : walk(&g, f, pos, end, trace);
+	hand_out(&g);
 	if (total >= 0) {
 		/* Orders the flushed data before the marks go, and before size, times and the reply to fsync. */
 		io->ops->drain(io->ops);
 		error = __atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE);
 		/* Never before flush and drain: what was stored in between would be lost. */
-		if (!error)
-			walk(io, f, pos, end, 1, NULL);
+		if (!error && !tracker_of(f)->extents)
+			walk(NULL, f, pos, end, NULL);
 	}
 	error = leave(io, f, -error);
 	if (error)
@@ -431,12 +565,16 @@ int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, 
 
 int64_t dax_persist(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t len)
 {
+	struct gather g;
 	int64_t total;
 	int err = range_enter(io->table);
 
 	if (err)
 		return err;
-	total = flush_run(io, f, pos, len);
+	g.io = io;
+	g.bytes = g.n = 0;
+	total = flush_run(&g, f, pos, len);
+	hand_out(&g);
 	/* Orders what was flushed before what the caller stores next, and its reply. */
 	io->ops->drain(io->ops);
 	if (total >= 0)

@@ -17,6 +17,7 @@
 
 #include "daxfs/native/filemap.h"
 #include "daxfs/native/flush.h"
+#include "daxfs/native/flushers.h"
 #include "daxfs/native/latency.h"
 #include "daxfs/native/trace.h"
 
@@ -28,6 +29,7 @@ struct daxio {
 	uint64_t dirtied_bytes, flushed_bytes, writebacks;	/* relaxed atomics; dirtied: the units that were marked */
 	struct latency writeback_ns, writeback_pages;	/* of those that found something dirty */
 	struct trace_ring *trace;		/* NULL: nobody can watch */
+	struct flushers *flushers;		/* who help to write back; NULL: nobody */
 };
 
 /* Shared lock. [pos, pos + size) is inside the file. Holes and unwritten extents read as zeros; in an own

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * The policies of tracker.h: a bitmap for each file (dirty.h), of lines, pages or PMDs, or nothing.
+ * The policies of tracker.h: a bitmap for each file (dirty.h), of lines, pages or PMDs; 256 extents; nothing.
  */
 #include "daxfs/native/tracker.h"
+
+#include <stdlib.h>
 
 #include "daxfs/native/dirty.h"
 
@@ -61,10 +63,122 @@ static int map_any(const struct filemap *f)
 	return f->dirty && f->dirty->count;
 }
 
-const struct dax_tracker dax_tracker_none = {"none", 0, none_mark, none_next_run, none_clean, none_any};
-const struct dax_tracker dax_tracker_line = {"line", 6, map_mark, map_next_run, map_clean, map_any};
-const struct dax_tracker dax_tracker_pte = {"pte", 12, map_mark, map_next_run, map_clean, map_any};
-const struct dax_tracker dax_tracker_pmd = {"pmd", 21, map_mark, map_next_run, map_clean, map_any};
+/* -- extents (S15) ------------------------------------------------------------------------------- */
+
+static void activate(struct extent_map *m, unsigned n)
+{
+	uint64_t bit = UINT64_C(1) << n % 64;
+
+	/* Most marks find it active: no line is written, which other CPUs have to fetch. */
+	if (!extent_is_active(m, n))
+		__atomic_fetch_or(&m->word[n / 64], bit, __ATOMIC_SEQ_CST);
+}
+
+/* Extents of twice the length: one of two neighbours was active, so the pair is. Own ranges alone. */
+static void merge(struct extent_map *m)
+{
+	struct extent_map twice = {.pages = m->pages * 2};
+
+	for (unsigned n = 0; n < EXTENTS; n++)
+		if (extent_is_active(m, n))
+			activate(&twice, n / 2);
+	*m = twice;
+}
+
+/* The pages of an own range up to `last` have extents. 0 or -ENOMEM. */
+static int reach(struct filemap *f, uint64_t last)
+{
+	if (!f->active) {
+		f->active = calloc(1, sizeof(*f->active));
+		if (!f->active)
+			return -ENOMEM;
+		f->active->pages = 1;
+	}
+	if (last < f->own->pages)
+		last = f->own->pages;
+	while (last > f->active->pages * EXTENTS)
+		merge(f->active);
+	return 0;
+}
+
+static int extent_mark(struct filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
+{
+	struct extent_map *m;
+	uint64_t first = pos >> DAXFS_PAGE_SHIFT, last = (pos + len - 1) >> DAXFS_PAGE_SHIFT, n;
+
+	if (!len)
+		return 0;
+	if (f->own) {
+		if (reach(f, last + 1))
+			return -ENOMEM;
+	} else {
+		n = last - first;
+		first = pfn & DAXFS_PFN_MASK;
+		last = first + n;
+	}
+	m = tracker_extents(f);
+	if (!m || last / m->pages >= EXTENTS)
+		return -EINVAL;
+	for (n = first / m->pages; n <= last / m->pages; n++)
+		activate(m, (unsigned)n);
+	return 0;
+}
+
+/* Where the file is MAPPED and its extent active. A run may end where the next one begins. */
+static uint64_t extent_next_run(const struct filemap *f, uint64_t pos, uint64_t *len)
+{
+	const struct extent_map *m = tracker_extents(f);
+	uint64_t page = pos >> DAXFS_PAGE_SHIFT, at, n;
+	size_t i = m ? filemap_find(f, page) : f->n;
+	const struct iomap *e;
+
+	for (; i < f->n; i++) {
+		e = &f->e[i];
+		if (page < e->pgoff)
+			page = e->pgoff;
+		for (; e->type == IOMAP_MAPPED && page < e->pgoff + e->len; page += n) {
+			at = f->own ? page : (e->pfn & DAXFS_PFN_MASK) + (page - e->pgoff);
+			n = m->pages - at % m->pages;
+			if (n > e->pgoff + e->len - page)
+				n = e->pgoff + e->len - page;
+			if (at / m->pages < EXTENTS && extent_is_active(m, (unsigned)(at / m->pages))) {
+				*len = n << DAXFS_PAGE_SHIFT;
+				return page << DAXFS_PAGE_SHIFT;
+			}
+		}
+	}
+	return none_next_run(f, pos, len);
+}
+
+static int extent_any(const struct filemap *f)
+{
+	const struct extent_map *m = tracker_extents(f);
+	uint64_t any = 0;
+
+	for (unsigned n = 0; m && n < EXTENTS / 64; n++)
+		any |= __atomic_load_n(&m->word[n], __ATOMIC_RELAXED);
+	return any != 0;
+}
+
+unsigned extent_count(const struct extent_map *m)
+{
+	unsigned count = 0;
+
+	for (unsigned n = 0; n < EXTENTS; n++)
+		count += (unsigned)extent_is_active(m, n);
+	return count;
+}
+
+/* -- tables -------------------------------------------------------------------------------------- */
+
+const struct dax_tracker dax_tracker_none = {"none", 0, none_mark, none_next_run, none_clean, none_any, 0};
+const struct dax_tracker dax_tracker_line = {"line", 6, map_mark, map_next_run, map_clean, map_any, 0};
+const struct dax_tracker dax_tracker_pte = {"pte", 12, map_mark, map_next_run, map_clean, map_any, 0};
+const struct dax_tracker dax_tracker_pmd = {"pmd", 21, map_mark, map_next_run, map_clean, map_any, 0};
+const struct dax_tracker dax_tracker_extent = {
+	"extent", 12, extent_mark, extent_next_run, none_clean, extent_any, 1};
+const struct dax_tracker dax_tracker_extent_clear = {
+	"extent+clear", 12, extent_mark, extent_next_run, none_clean, extent_any, 1};
 
 int tracker_mark(struct filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
 {
@@ -88,7 +202,13 @@ int tracker_mark_pages(struct filemap *f, uint64_t first, uint64_t pages)
 
 uint64_t tracker_bytes(const struct filemap *f)
 {
-	return f->tracker && f->dirty ? f->dirty->count << f->tracker->shift : 0;
+	uint64_t at = 0, len, sum = 0;
+
+	if (!f->tracker || !f->tracker->extents)
+		return f->tracker && f->dirty ? f->dirty->count << f->tracker->shift : 0;
+	for (; (at = f->tracker->next_run(f, at, &len)) != UINT64_MAX; at += len)
+		sum += len;
+	return sum;
 }
 
 /* What f's tracker has, or all that is MAPPED, goes to `copy`, which has another. */
@@ -107,17 +227,25 @@ static int hand_over(const struct filemap *f, struct filemap *copy, int all)
 	return err;
 }
 
-int tracker_switch(struct filemap *f, const struct dax_tracker *to, struct dirty_map *dirty, int all)
+int tracker_switch(struct filemap *f, const struct dax_tracker *to, struct dirty_map *dirty,
+		   struct extent_map *shared, int all)
 {
 	struct filemap copy = *f;	/* its extents, for the time of this call; its lock is not used */
 	int err;
 
 	copy.tracker = to;
 	copy.dirty = dirty;
+	copy.shared = shared;
+	copy.active = NULL;
 	err = f->tracker ? hand_over(f, &copy, all) : 0;
-	if (err)
+	if (err) {
+		free(copy.active);
 		return err;
+	}
+	free(f->active);
 	f->tracker = to;
 	f->dirty = dirty;
+	f->shared = shared;
+	f->active = copy.active;
 	return 0;
 }

@@ -26,10 +26,31 @@ struct dax_tracker {
 	void (*clean)(struct filemap *f, uint64_t pos, uint64_t len);
 	/* Has fsync anything to flush? */
 	int (*any)(const struct filemap *f);
+	int extents;			/* 1: fsync flushes whatever is active in tracker_extents(f), all of it */
 };
 
 /* none: nothing is ever marked. The others keep bits in filemap.dirty: of 64 bytes, 4 KiB, 2 MiB. */
 extern const struct dax_tracker dax_tracker_none, dax_tracker_line, dax_tracker_pte, dax_tracker_pmd;
+/*
+ * S15: an extent is active from its first mark on, and clean() changes nothing. The packed files of a mount
+ * have one map together, over the region's pages, so that any fsync flushes for all. An own range is a device
+ * of its own, as its file is: its extents are the file's, twice as long each time that it outgrows them.
+ */
+extern const struct dax_tracker dax_tracker_extent, dax_tracker_extent_clear;
+
+/* NULL: none of an own range was ever active. */
+static inline struct extent_map *tracker_extents(const struct filemap *f)
+{
+	return f->own ? f->active : f->shared;
+}
+
+static inline int extent_is_active(const struct extent_map *m, unsigned n)
+{
+	return __atomic_load_n(&m->word[n / 64], __ATOMIC_RELAXED) >> n % 64 & 1;
+}
+
+/* How many are active. */
+unsigned extent_count(const struct extent_map *m);
 
 /* tracker->mark; -EINVAL without a tracker. */
 int tracker_mark(struct filemap *f, uint64_t pos, uint64_t len, uint64_t pfn);
@@ -38,11 +59,12 @@ int tracker_mark_pages(struct filemap *f, uint64_t first, uint64_t pages);
 /* Bytes that are marked. */
 uint64_t tracker_bytes(const struct filemap *f);
 /*
- * From now on f has the tracker `to` with the marks `dirty` (NULL: none of its own): at least what its old
- * one had, or with `all` every page that is MAPPED, since the old one can't tell. The old marks are the
- * caller's then. 0, or -ENOMEM, -EINVAL with f as it was.
+ * From now on f has the tracker `to` with the marks `dirty` and `shared` (NULL: not its kind): at least what
+ * its old one had, or with `all` every page that is MAPPED, since the old one can't tell. The old marks are
+ * the caller's then. 0, or -ENOMEM, -EINVAL with f as it was.
  */
-int tracker_switch(struct filemap *f, const struct dax_tracker *to, struct dirty_map *dirty, int all);
+int tracker_switch(struct filemap *f, const struct dax_tracker *to, struct dirty_map *dirty,
+		   struct extent_map *shared, int all);
 
 static inline int tracker_any(const struct filemap *f)
 {

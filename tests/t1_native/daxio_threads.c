@@ -242,7 +242,7 @@ static void make_region(const char *kind)
 	CHECK(plain || !strcmp(kind, "best"));
 	CHECK(!daxfs_flush_bind(&bound, plain ? DAXFS_BYTE : DAXFS_CACHE_LINE, plain ? DAXFS_FLUSH_NONE : -1,
 				plain ? DAXFS_NT_GENERIC : -1));
-	tracker = (struct dax_tracker){"pte", 12, on_mark, on_next_run, on_clean, dax_tracker_pte.any};
+	tracker = (struct dax_tracker){"pte", 12, on_mark, on_next_run, on_clean, dax_tracker_pte.any, 0};
 	ops = (struct daxfs_flush){.store = on_store, .nt_store = on_nt_store, .flush = on_flush, .drain = on_drain};
 	region = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	media = calloc(PAGES, PAGE);

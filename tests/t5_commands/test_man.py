@@ -71,5 +71,3 @@ def test_every_mount_option_and_value():
     for name, values in options.CHOICES.items():
         line = next(line for line in text.splitlines() if line.startswith(f".It Cm {name}="))
         assert all(re.search(rf"\b{re.escape(value)}\b", line) for value in values), line
-    for name, values in options.LATER.items():
-        assert all(re.search(rf"\b{re.escape(value)}\b", text) for value in values), name
