@@ -19,7 +19,7 @@
 #define FLUSHERS_MOST 16
 #define FLUSH_PIECE (UINT64_C(1) << 20)	/* S15 */
 /* Measured by tools/bench/flushers.py, on 2 CPUs that others used too, so the best eighth: a write-back of
- * 2 MiB takes 81 us with one and 85 us with two, 3 MiB 118 and 97, 4 MiB 156 and 110, 64 MiB 2459 and 1304. */
+ * 2 MiB takes 81 us with one and 85 us with two, 3 MiB 118 and 97, 4 MiB 156 and 110, 64 MiB 2459 and 1304 */
 #define FLUSHERS_FROM (UINT64_C(3) << 20)
 #define FLUSHERS_SPIN_NS 50000
 
