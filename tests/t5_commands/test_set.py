@@ -123,3 +123,52 @@ def test_under_load(mount_factory):
         thread.join()
     assert not errors and min(written) > 10
     assert tracker(region)["dirty_bytes"] == 0
+
+
+def test_flushers_of_a_mount(mount_factory):
+    """Threads of the daemon that help, and end with it."""
+    region = mount_factory(options="write=cached,flushers=3", size=64 * SIZE)
+    fd = os.open(region.path / "file", os.O_RDWR | os.O_CREAT)
+    data = bytes(range(256)) * 4096
+    for turn in range(2):
+        for at in range(8):
+            assert os.pwrite(fd, data[turn:] + data[:turn], at << 20) == SIZE
+        os.fsync(fd)
+    os.close(fd)
+    found = tracker(region)
+    assert (found["flushers"], found["flushed_bytes"], found["dirty_bytes"]) == (3, 8 * SIZE, 0)
+    assert found["shared_flushes"] >= 1
+    region.umount()
+    region.mount()
+    assert (region.path / "file").read_bytes() == (data[1:] + data[:1]) * 8
+
+
+def test_extents_of_a_mount(mount_factory):
+    region = mount_factory(options="write=cached,track=extent")
+    fd = os.open(region.path / "file", os.O_RDWR | os.O_CREAT)
+    os.write(fd, bytes(SIZE))
+    other = os.open(region.path / "other", os.O_RDWR | os.O_CREAT)
+    os.write(other, bytes(SIZE))
+    before = tracker(region)
+    assert (before["active_extents"], before["dirty_bytes"]) == (0, 0)
+    os.fsync(other)
+    assert tracker(region)["flushed_bytes"] == before["flushed_bytes"], "idle"
+    os.pwrite(fd, b"x", 5000)
+    for turn in (1, 2):
+        os.fsync(other)
+        found = tracker(region)
+        assert found["active_extents"] == 1
+        assert found["flushed_bytes"] - before["flushed_bytes"] == turn * found["unit_bytes"], "again"
+    os.close(fd)
+    os.close(other)
+
+
+def test_a_raw_mount_has_none(tmp_path):
+    source, where = tmp_path / "source", tmp_path / "mnt"
+    source.write_bytes(bytes(SIZE))
+    where.mkdir()
+    assert mounts.run([mounts.command("daxfs"), "raw", source, where], check=False).returncode == 0
+    try:
+        assert "means nothing for a raw region" in daxfs("set", where, "track=pmd", status=1).stderr
+    finally:
+        mounts.run(["umount", where])
