@@ -55,7 +55,7 @@ class FileIo:
             placement.follow(self.fs, node)
             if own.is_stored_to(self.fs, node):
                 node.map.set_state(COARSE)
-        self.tracker.attach(node.map)
+        self._track(node.map, self.tracker)  # again, where a change of all files failed half way
         attr.note_plain(self.fs, node)
 
     def set_tracker(self, policy: str) -> int:
@@ -71,15 +71,21 @@ class FileIo:
         old, tracker = self.tracker, self._make_tracker(policy)
         nodes = [node for node in self.fs.nodes.values() if node.map.policy is not None]
         for node in nodes:
-            fmap, mapped = node.map, node.map.own is not None and bool(node.map.own.pages)
-            with fmap:
-                if mapped and fmap.policy == "none" and not self.fs.readonly:
-                    fmap.own.learn(fmap, 0, fmap.own.pages)  # what programs stored to is MAPPED, too
-                tracker.attach(fmap, not self.dax.nt or mapped)
+            self._track(node.map, tracker)
         self.tracker = self.dax.tracker = tracker
         # Order: after every file has the new one, so that nobody marks in the old one any more.
         old.finish(self.dax)
         return len(nodes)
+
+    def _track(self, fmap, tracker) -> None:
+        """*fmap* has *tracker* from now on, with what was dirty. OSError, MemoryError: as it was."""
+        if fmap.policy == tracker.name:
+            return
+        mapped = fmap.own is not None and bool(fmap.own.pages)
+        with fmap:
+            if mapped and fmap.policy == "none" and not self.fs.readonly:
+                fmap.own.learn(fmap, 0, fmap.own.pages)  # what programs stored to is MAPPED, too
+            tracker.attach(fmap, not self.dax.nt or mapped)
 
     def _make_tracker(self, policy: str):
         return TRACKERS[policy](self.arena, self.fs.region.npages)

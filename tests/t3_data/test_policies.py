@@ -5,7 +5,7 @@ switched; no more than its granularity forces; and it flushes exactly that, coun
 import errno
 
 import pytest
-from datakit import MIB, PAGE, Kit, calls, create, filemap, noise
+from datakit import MIB, PAGE, Kit, calls, create, filemap, noise, reopen
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -236,6 +236,30 @@ def test_a_mount_switches_all_its_files(kit, write):
     io.set_tracker("pte")
     assert io.fsync(two) == (10 if write == "cached" else 0), "all that is mapped, once"
     assert io.fsync(two) == 0
+
+
+def test_a_switch_that_failed_half_way(kit, monkeypatch):
+    """The next open brings the file back, with all of what nobody knew meanwhile; nothing is left out."""
+    io = kit.io(write="cached")
+    nodes = [create(io, name) for name in (b"one", b"two")]
+    for node in nodes:
+        io.write(node, 0, noise(4 * PAGE))
+    done = []
+
+    def track(fmap, tracker):
+        if done:
+            raise MemoryError
+        done.append(fmap)
+        FileIo._track(io, fmap, tracker)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(io, "_track", track)
+        io.set_tracker("none")
+    first = next(node for node in nodes if node.map is done[0])
+    io.write(first, 100, b"nobody knows")
+    assert io.tracker.name == "pte" and {node.map.policy for node in nodes} == {"none", "pte"}
+    again = reopen(io, first.ino)
+    assert again is first and first.map.policy == "pte" and io.fsync(first) == 4
 
 
 def test_a_policy_that_is_unknown(kit):
