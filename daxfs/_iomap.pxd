@@ -11,8 +11,12 @@ cdef extern from "daxfs/native/file_lock.h" nogil:
     void file_lock_take(file_lock *l, int exclusive)
     void file_lock_give(file_lock *l)
 
+cdef extern from "daxfs/native/tracker.h" nogil:
+    struct dax_tracker
+
 cdef extern from "daxfs/native/filemap.h" nogil:
     enum: IOMAP_HOLE, IOMAP_UNWRITTEN, IOMAP_MAPPED
+    uint64_t DAXFS_MAX_PGOFF
     struct range_entry "range":
         uint64_t pfn_start, pfn_end
         char *addr
@@ -32,11 +36,18 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         int fd, syncs, torn
         uint64_t pfn, room, pages
         own_watch *watch
+    enum: EXTENTS
+    struct extent_map:
+        uint64_t word[4]
+        uint64_t pages
     struct filemap:
         iomap *e
         size_t n, cap
         uint64_t size, pages
+        const dax_tracker *tracker
         dirty_map *dirty
+        extent_map *shared
+        extent_map *active
         uint64_t ino
         char *inode
         own_range *own
@@ -56,6 +67,19 @@ cdef extern from "daxfs/native/filemap.h" nogil:
     void filemap_destroy(filemap *m)
     int filemap_splice(filemap *m, size_t index, size_t count, const iomap *e, size_t n)
 
+cdef extern from "daxfs/native/tracker.h" nogil:
+    struct dax_tracker:
+        const char *name
+        unsigned shift
+        uint64_t (*next_run)(const filemap *f, uint64_t pos, uint64_t *len) noexcept nogil
+        void (*clean)(filemap *f, uint64_t pos, uint64_t len) noexcept nogil
+    int tracker_mark(filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
+    int tracker_mark_pages(filemap *f, uint64_t first, uint64_t pages)
+    uint64_t tracker_bytes(const filemap *f)
+    int tracker_switch(filemap *f, const dax_tracker *to, dirty_map *dirty, extent_map *shared, int all)
+    unsigned extent_count(const extent_map *m)
+    int tracker_any(const filemap *f)
+
 @cython.no_gc_clear
 cdef class RangeTable:
     cdef range_table t
@@ -71,7 +95,8 @@ cdef class RangeTable:
 cdef class FileMap:
     cdef filemap m
     cdef object range                # OwnRange of daxfs/_own, None: packed; m.own points into it
-    cdef DirtyMap bits               # Python's `dirty`, None before attach; m.dirty points into it
+    cdef DirtyMap bits               # Python's `dirty`, None: the tracker has none; m.dirty points into it
+    cdef object keeper               # of what m.shared points into, or None
     cdef unsigned long owner         # pthread_self() of the thread that holds the lock exclusively, or 0
     cdef unsigned int depth          # how often that thread took it again
     cdef bint _mine(self) noexcept nogil
@@ -80,3 +105,7 @@ cdef class FileMap:
     cpdef void unlock(self) noexcept nogil
     cdef void _shared(self) noexcept
     cdef void _exclusive(self) noexcept
+    cdef int enter_marks(self) except -1
+    cdef int leave_marks(self) except -1
+    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all, extent_map *shared,
+                   object keeper) except -1

@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: MIT
 """L1: the region's addresses, and where the pages of a file stand in it.
 
-RangeTable (pfn -> address, enter/exit/kill), Stores (bounds-checked stores through the bound flush
-table), RegionView (a buffer straight on the region) and FileMap (extents of one inode with their
-lock). The look-ups themselves are plain C in native/filemap.c.
+RangeTable (pfn -> address, enter/exit/kill), RegionView (a buffer straight on the region) and FileMap
+(extents of one inode with their lock, and its tracker). The look-ups are plain C in native/filemap.c.
 
 Limits: native threads use the structs behind RangeTable and FileMap without the GIL. Who has the GIL
 never waits for a FileMap lock without giving it up (docs/concurrency.md). Ranges are added before the
-table is shared and never move. Stores is not for use after close.
+table is shared and never move.
 """
-from cpython.buffer cimport (
-    PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
-)
-from libc.errno cimport EIO, ENOMEM, EROFS, EEXIST
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from libc.errno cimport EIO, ENOMEM, EEXIST
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t, UINT64_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from daxfs._flush cimport DAXFS_MSYNC, DirtyMap, Flush, daxfs_flush_take_error
+from daxfs._flush cimport DirtyMap
 from daxfs._window cimport Window
 
 import os
 import time
 
-from daxfs.errors import CorruptError, fail
+from daxfs.errors import CorruptError, UsageError, fail
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -84,9 +81,6 @@ cdef extern from "daxfs/native/lost.h" nogil:
 cdef enum:
     PAGE_SHIFT = 12
     PAGE_BYTES = 1 << 12
-    PAGE_MASK = (1 << 12) - 1
-    # Copies from this size on release the GIL: below it, giving it up costs more than the copy.
-    LONG_COPY = 1 << 15
 
 
 LOST = "a source was truncated or has an error under the mount"
@@ -296,169 +290,6 @@ cdef class RegionView:
         range_exit(&self.table.t)
 
 
-cdef class Stores:
-    """Base of region.Region: stores at byte offsets of the region, checked and through the bound table.
-
-    An offset or length outside a range raises CorruptError (it came from damaged metadata); a region that
-    is dead, EIO; one that is open read-only, EROFS. A failed msync is raised by the next drain.
-    """
-
-    cdef readonly RangeTable table
-    cdef Flush bound
-    cdef bint writable
-
-    def __cinit__(self, *args, **kwargs):
-        self.table = RangeTable()
-        self.bound = None
-        self.writable = False
-
-    def bind(self, Flush flush, bint writable):
-        """Use *flush* for every store from now on (once, when the region is opened)."""
-        self.bound = flush
-        self.writable = writable
-
-    @property
-    def flush(self):
-        """The Flush object that this region's stores go through."""
-        return self.bound
-
-    cdef char *_enter(self, object offset, uint64_t length, bint change) except NULL:
-        """Enter, and the address of *offset*; with an exception, nothing is entered."""
-        cdef int64_t off
-        cdef uint64_t avail = 0
-        cdef char *p
-        try:
-            off = offset
-        except OverflowError:
-            off = -1
-        if change and not self.writable:
-            raise fail(EROFS, "the region is open read-only")
-        if range_enter(&self.table.t):
-            raise self.table.refusal()
-        p = NULL if off < 0 else range_address(&self.table.t, <uint64_t>off >> PAGE_SHIFT, &avail)
-        if p == NULL or length > (avail << PAGE_SHIFT) - (off & PAGE_MASK):
-            range_exit(&self.table.t)
-            raise CorruptError(f"bytes {offset}+{length} are outside the region")
-        return p + (off & PAGE_MASK)
-
-    cdef int _done(self) except -1:
-        """Leave; raise what msync reported since the last look."""
-        cdef int error = daxfs_flush_take_error(self.bound.t) if self.bound.t.error else 0
-        if range_leave(&self.table.t, 0):
-            raise self.table.refusal()
-        if error:
-            raise fail(error, "writing back to the source failed: " + os.strerror(error))
-        return 0
-
-    def store(self, offset, data):
-        """Ordinary store of a buffer; aligned 8 bytes are one atomic store. Durable after persist."""
-        cdef Py_buffer view
-        cdef char *p
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        try:
-            p = self._enter(offset, view.len, True)
-            if view.len >= LONG_COPY:
-                with nogil:
-                    self.bound.t.store(self.bound.t, p, view.buf, view.len)
-            else:
-                self.bound.t.store(self.bound.t, p, view.buf, view.len)
-            range_exit(&self.table.t)
-        finally:
-            PyBuffer_Release(&view)
-
-    def nt_store(self, offset, data):
-        """Store that leaves no dirty line: durable at the next drain."""
-        cdef Py_buffer view
-        cdef char *p
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        try:
-            p = self._enter(offset, view.len, True)
-            if view.len >= LONG_COPY or self.bound.t.kind == DAXFS_MSYNC:
-                with nogil:
-                    self.bound.t.nt_store(self.bound.t, p, view.buf, view.len)
-            else:
-                self.bound.t.nt_store(self.bound.t, p, view.buf, view.len)
-            range_exit(&self.table.t)
-        finally:
-            PyBuffer_Release(&view)
-
-    def nt_fill(self, offset, int byte, uint64_t length):
-        """Fill *length* bytes with *byte*, as nt_store does."""
-        cdef char *p = self._enter(offset, length, True)
-        with nogil:
-            self.bound.t.nt_fill(self.bound.t, p, byte, length)
-        range_exit(&self.table.t)
-
-    def nt_zero(self, FileMap f not None, uint64_t pos, uint64_t end):
-        """Zero bytes [pos, end) of a file where its extents are written, as nt_fill does, under its lock.
-
-        Holes and unwritten extents read as zeros already. EIO after kill.
-        """
-        cdef int err
-        if not self.writable:
-            raise fail(EROFS, "the region is open read-only")
-        with nogil:
-            f.write_lock()
-            err = self._zero(f, pos, end)
-            f.unlock()
-        if err:
-            raise fail(-err)
-
-    cdef int _zero(self, FileMap f, uint64_t pos, uint64_t end) noexcept nogil:
-        cdef iomap m
-        cdef uint64_t n, off, avail
-        cdef char *p
-        if range_enter(&self.table.t):
-            return -EIO
-        while pos < end:
-            filemap_lookup(&f.m, pos >> PAGE_SHIFT, &m)
-            off = pos & PAGE_MASK
-            n = end - pos
-            if m.len <= (n + off) >> PAGE_SHIFT:
-                n = (m.len << PAGE_SHIFT) - off
-            if m.type == IOMAP_MAPPED:
-                p = range_address(&self.table.t, m.pfn, &avail)
-                if p == NULL or (off + n + PAGE_MASK) >> PAGE_SHIFT > avail:
-                    range_exit(&self.table.t)
-                    return -EIO
-                self.bound.t.nt_fill(self.bound.t, p + off, 0, n)
-            pos += n
-        return range_leave(&self.table.t, 0)
-
-    def flush_range(self, offset, uint64_t length):
-        """Queue the cache lines of [offset, offset + length) for write-back."""
-        self._queue(self._enter(offset, length, True), length)
-        range_exit(&self.table.t)
-
-    def drain(self):
-        """Wait until all that was flushed or nt_stored before is durable. The caller names the order."""
-        if range_enter(&self.table.t):
-            raise self.table.refusal()
-        self._drain()
-        self._done()
-
-    def persist(self, offset, uint64_t length):
-        """flush_range and drain."""
-        self._queue(self._enter(offset, length, True), length)
-        # Orders this range, and all that was queued earlier, before what the caller stores next.
-        self._drain()
-        self._done()
-
-    cdef void _queue(self, const char *p, uint64_t length) noexcept:
-        if length >= LONG_COPY or self.bound.t.kind == DAXFS_MSYNC:
-            with nogil:
-                self.bound.t.flush(self.bound.t, p, length)
-        else:
-            self.bound.t.flush(self.bound.t, p, length)
-
-    cdef void _drain(self) noexcept:
-        if self.bound.t.kind == DAXFS_MSYNC:
-            with nogil:
-                self.bound.t.drain(self.bound.t)
-        else:
-            self.bound.t.drain(self.bound.t)
-
-
 cdef iomap *_extents(list rows, size_t *n) except? NULL:
     """A malloc'ed array from (pgoff, len, pfn, type, slot) rows; NULL for none."""
     cdef iomap *e
@@ -490,7 +321,7 @@ cdef class FileMap:
 
     def __cinit__(self):
         filemap_init(&self.m)
-        self.bits = self.range = None
+        self.bits = self.range = self.keeper = None
         self.depth = 0
         self.owner = 0
 
@@ -556,17 +387,119 @@ cdef class FileMap:
     def __exit__(self, *exc):
         self.unlock()
 
+    # -- what is dirty (native/tracker.h) ---------------------------------------------------
+
+    cdef int enter_marks(self) except -1:
+        """Marks may stand in the region: around what looks at them. EIO after kill."""
+        if self.bits is not None:
+            self.bits._enter()
+        return 0
+
+    cdef int leave_marks(self) except -1:
+        if self.bits is not None:
+            self.bits._exit()
+        return 0
+
+    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all, extent_map *shared,
+                   object keeper) except -1:
+        """From now on the tracker *to*, with marks in *bits* or *shared*, of *keeper*: `tracker_switch`.
+
+        MemoryError, and nothing changed. What the old one had in memory is freed when the lock is given back.
+        """
+        cdef int err
+        cdef DirtyMap old
+        self._exclusive()
+        try:
+            old = self.bits
+            self.enter_marks()
+            if bits is not None:
+                bits._enter()  # the table counts: it is the same one
+            err = tracker_switch(&self.m, to, &bits.m if bits is not None else NULL, shared, all)
+            if not err:
+                self.bits, self.keeper = bits, keeper
+            for entered in (old, bits):
+                if entered is not None:
+                    (<DirtyMap>entered)._exit()
+        finally:
+            self.unlock()
+        if err:
+            raise MemoryError(f"no memory for the marks of a file of {self.m.size} bytes")
+        return 0
+
     @property
     def dirty(self):
-        """The DirtyMap of what is dirty, None where no tracker is attached; native code sees it too."""
+        """The DirtyMap of the tracker, in its units; None where it has none, or there is no tracker."""
         return self.bits
 
-    @dirty.setter
-    def dirty(self, DirtyMap bits):
-        self._exclusive()
-        self.bits = bits
-        self.m.dirty = &bits.m if bits is not None else NULL
+    @property
+    def policy(self):
+        """Name of the tracker, as track= has it; None before one is attached."""
+        return self.m.tracker.name.decode() if self.m.tracker != NULL else None
+
+    @property
+    def unit(self):
+        """Bytes of a unit of the tracker; 0: it marks nothing."""
+        return 1 << self.m.tracker.shift if self.m.tracker != NULL and self.m.tracker.shift else 0
+
+    @property
+    def marked(self):
+        """Whether fsync has anything to flush."""
+        return tracker_any(&self.m) != 0
+
+    @property
+    def dirty_bytes(self):
+        """Bytes of the units that are marked; of extents, what of them is this file's."""
+        self._shared()
+        cdef uint64_t found = tracker_bytes(&self.m)
         self.unlock()
+        return found
+
+    def mark(self, uint64_t first, uint64_t pages):
+        """Those of the pages [first, first + pages) that are MAPPED may be dirty. MemoryError; EIO."""
+        self._exclusive()
+        try:
+            self.enter_marks()
+            err = tracker_mark_pages(&self.m, first, pages)
+            self.leave_marks()
+        finally:
+            self.unlock()
+        if err == -ENOMEM:
+            raise MemoryError(f"no memory to mark {pages} pages dirty")
+        if err:
+            raise UsageError("the file has no tracker")
+
+    def unmark(self, uint64_t first, uint64_t pages):
+        """The pages [first, first + pages) hold no data any more: units that are whole in there are clean."""
+        if not pages or not self.marked:
+            return
+        pages = min(pages, <uint64_t>DAXFS_MAX_PGOFF - min(first, <uint64_t>DAXFS_MAX_PGOFF))
+        self._exclusive()
+        try:
+            self.enter_marks()
+            self.m.tracker.clean(&self.m, first << PAGE_SHIFT, pages << PAGE_SHIFT)
+            self.leave_marks()
+        finally:
+            self.unlock()
+
+    def dirty_runs(self):
+        """[(position, bytes)] of the runs of units that are marked, ascending."""
+        cdef uint64_t at = 0, length
+        out = []
+        if self.m.tracker == NULL:
+            return out
+        self._exclusive()
+        try:
+            self.enter_marks()
+            while True:
+                at = self.m.tracker.next_run(&self.m, at, &length)
+                if at == UINT64_MAX:
+                    break
+                out.append((at, length))
+                at += length
+            self.leave_marks()
+        finally:
+            self.unlock()
+        return out
 
     @property
     def own(self):

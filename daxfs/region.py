@@ -13,7 +13,8 @@ import logging
 import numpy as np
 
 from daxfs._flush import Flush
-from daxfs._iomap import RegionView, Stores
+from daxfs._iomap import RegionView
+from daxfs._stores import Stores
 from daxfs._window import Window
 from daxfs.errors import CorruptError, SourceError, UsageError, fail
 from daxfs.granularity import choose, coarsest

@@ -15,7 +15,7 @@ from daxfs.cli import common
 PROG = "daxfs"
 # Loaded when called: `daxfs stat` shall not pay for what the others import.
 SUBCOMMANDS = {"quickstart": "quickstart", "info": "info", "raw": "raw", "stat": "stat", "trace": "trace",
-               "revoke": "revoke", "run": "run", "poison": "poison", "doctor": "doctor",
+               "set": "set", "revoke": "revoke", "run": "run", "poison": "poison", "doctor": "doctor",
                "install-links": "links"}  # fmt: skip
 
 

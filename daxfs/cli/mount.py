@@ -114,7 +114,9 @@ def check_answers(config: options.MountConfig) -> None:
 
 
 def say_mounted(config: options.MountConfig, verbose: bool) -> None:
-    """Under -v, on stdout."""
+    """Under -v, on stdout; and what its policies give up, on stderr."""
+    if config.warning():
+        common.say("mount.daxfs", config.warning())
     if verbose:
         click.echo(f"{config.fsname} mounted on {config.mountpoint} ({config.describe()})")
         if config.ignored:

@@ -98,6 +98,8 @@ def head(facts: dict) -> Table:
         ("transport", show_transport(facts["transport"])),
         ("options", facts["options"].replace(",", ", ")),
     ]
+    if facts["warning"]:
+        rows.append(("warning", facts["warning"]))
     if facts["shut_down"]:
         rows.append(("shut down", "all requests answer EIO until it is unmounted"))
     recording = facts["recording"]

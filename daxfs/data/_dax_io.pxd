@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint64_t
 from daxfs._flush cimport Flush, daxfs_flush
 from daxfs._iomap cimport FileMap, RangeTable, filemap, range_table
 from daxfs.data._trace cimport TraceRing, trace_ring
-from daxfs.data._tracker cimport Tracker, dax_tracker
+from daxfs.data._tracker cimport Tracker
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -18,15 +18,22 @@ cdef extern from "daxfs/native/latency.h" nogil:
         uint64_t total
         uint64_t bucket[40]
 
+cdef extern from "daxfs/native/flushers.h" nogil:
+    struct flushers:
+        int helpers
+        uint64_t shared, helped
+    int flushers_start(flushers *f, int count)
+    void flushers_stop(flushers *f)
+
 cdef extern from "daxfs/native/daxio.h" nogil:
     struct daxio:
         range_table *table
         daxfs_flush *ops
-        dax_tracker *tracker
         int nt, drain_write, writable, ram
-        uint64_t dirtied_pages, flushed_pages, writebacks
+        uint64_t dirtied_bytes, flushed_bytes, writebacks
         latency writeback_ns, writeback_pages
         trace_ring *trace
+        flushers *flushers
     int dax_copy_out(daxio *io, const filemap *f, uint64_t pos, uint64_t size, char *target)
     int dax_pieces(daxio *io, const filemap *f, uint64_t pos, uint64_t size, iovec *iov, int max)
     int dax_touch(daxio *io, const filemap *f, uint64_t pos, uint64_t size)
@@ -35,7 +42,7 @@ cdef extern from "daxfs/native/daxio.h" nogil:
     int dax_fill_new(daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
                      const char *source)
     int64_t dax_writeback(daxio *io, filemap *f, uint64_t first, uint64_t last)
-    int dax_persist(daxio *io, filemap *f, uint64_t first, uint64_t last)
+    int64_t dax_persist(daxio *io, const filemap *f, uint64_t pos, uint64_t len)
 
 @cython.no_gc_clear
 cdef class DaxIo:
@@ -43,7 +50,8 @@ cdef class DaxIo:
     cdef RangeTable ranges
     cdef Flush flush
     cdef object region
-    cdef readonly Tracker tracker
+    cdef flushers helpers        # those that are started are in io.flushers
+    cdef public Tracker tracker      # of files that are opened from now on
     cdef readonly TraceRing trace    # shared by all that happens on the mount
     cdef int _check(self) except -1
     cdef int _fill_over(self, FileMap f, uint64_t pgoff, uint64_t pages, uint64_t pos, uint64_t size,

@@ -16,6 +16,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t, UINT64_MAX, uintptr_t
 
+from daxfs._flush cimport DAXFS_MSYNC
 from daxfs._iomap cimport IOMAP_MAPPED, FileMap, filemap_lookup, iomap, range_enter, range_exit
 
 from daxfs.errors import UsageError, fail
@@ -52,19 +53,32 @@ cdef class DaxIo:
     """The data path of one region.
 
     region: daxfs.region.Region. tracker: told of every store that leaves dirty
-    lines. write: "nt" or "cached"; drain: "write" (before the reply) or "fsync".
+    lines. write: "nt" or "cached"; drain: "write" (before the reply) or "fsync". flushers:
+    threads that share a large write-back, the caller among them; msync is always one's.
     """
 
-    def __init__(self, region, Tracker tracker not None, write="nt", drain="write"):
+    def __cinit__(self, *args, **kwargs):
+        self.io.flushers = NULL
+
+    def __dealloc__(self):
+        if self.io.flushers != NULL:
+            flushers_stop(&self.helpers)
+
+    def __init__(self, region, Tracker tracker not None, write="nt", drain="write", int flushers=1):
         if write not in WRITE_POLICIES or drain not in DRAIN_POLICIES:
             raise UsageError(f"write={write}, drain={drain}: write is one of {', '.join(WRITE_POLICIES)}, "
                              f"drain one of {', '.join(DRAIN_POLICIES)}")
         self.region, self.ranges, self.flush, self.tracker = region, region.table, region.flush, tracker
-        self.io.table, self.io.ops, self.io.tracker = &self.ranges.t, self.flush.t, tracker.t
+        self.io.table, self.io.ops = &self.ranges.t, self.flush.t
         self.trace = TraceRing()
         self.io.trace = &self.trace.r
         self.io.nt, self.io.drain_write = write == "nt", drain == "write"
         self.io.writable = region.mode != "ro"
+        if flushers > 1 and self.flush.t.kind != DAXFS_MSYNC and self.io.flushers == NULL:
+            err = flushers_start(&self.helpers, flushers)
+            if err:
+                raise fail(-err)
+            self.io.flushers = &self.helpers
         self.io.ram = all(source.detected.medium == "emulated" for source in region.sources)
 
     @property
@@ -78,14 +92,14 @@ cdef class DaxIo:
         return bool(self.io.drain_write)
 
     @property
-    def dirtied_pages(self):
-        """Pages that were marked, each time again."""
-        return counter(&self.io.dirtied_pages)
+    def dirtied_bytes(self):
+        """Bytes of the tracker's units that were marked by stores of writes, each time again."""
+        return counter(&self.io.dirtied_bytes)
 
     @property
-    def flushed_pages(self):
-        """Pages that writeback found dirty."""
-        return counter(&self.io.flushed_pages)
+    def flushed_bytes(self):
+        """Bytes that writeback flushed."""
+        return counter(&self.io.flushed_bytes)
 
     @property
     def writebacks(self):
@@ -102,9 +116,12 @@ cdef class DaxIo:
         return {
             "write": "nt" if self.nt else "cached",
             "drain": "write" if self.drain_write else "fsync",
-            "dirtied_bytes": self.dirtied_pages << SHIFT,
-            "flushed_bytes": self.flushed_pages << SHIFT,
+            "dirtied_bytes": self.dirtied_bytes,
+            "flushed_bytes": self.flushed_bytes,
             "writebacks": self.writebacks,
+            "flushers": 1 + self.helpers.helpers if self.io.flushers != NULL else 1,
+            "shared_flushes": counter(&self.helpers.shared),
+            "helped_pieces": counter(&self.helpers.helped),
         }
 
     def writeback_times(self):
@@ -281,27 +298,27 @@ cdef class DaxIo:
     # -- writeback --------------------------------------------------------------------------
 
     def writeback(self, FileMap f not None, uint64_t first=0, uint64_t last=UINT64_MAX):
-        """Flush the dirty pages of [first, last), drain, mark them clean; returns their number.
+        """Flush what is dirty in the pages [first, last), drain, mark it clean; how many pages that was.
 
         Costs what is dirty, not the size of the file. EIO after kill, or what msync said.
         """
-        cdef int64_t pages
+        cdef int64_t done
         with nogil:
             f.write_lock()
-            pages = dax_writeback(&self.io, &f.m, first, last)
+            done = dax_writeback(&self.io, &f.m, first, last)
             f.unlock()
         self._check()
-        if pages < 0:
-            raise fail(-pages)
-        return pages
+        if done < 0:
+            raise fail(-done)
+        return (done + PAGE - 1) >> SHIFT
 
-    def persist(self, FileMap f not None, uint64_t first, uint64_t last):
-        """Flush what has blocks of the pages [first, last) and drain; what is marked stays. EIO, as above."""
-        cdef int err
+    def persist(self, FileMap f not None, uint64_t pos, uint64_t length):
+        """Flush [pos, pos + length), whatever is marked, and drain. EIO after kill, or what msync said."""
+        cdef int64_t done
         with nogil:
-            f.write_lock()
-            err = dax_persist(&self.io, &f.m, first, last)
+            f.read_lock()
+            done = dax_persist(&self.io, &f.m, pos, length)
             f.unlock()
         self._check()
-        if err:
-            raise fail(-err)
+        if done < 0:
+            raise fail(-done)

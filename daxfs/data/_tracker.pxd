@@ -1,18 +1,31 @@
 # SPDX-License-Identifier: MIT
-# The interface that fsync's policies share (DESIGN.md section 9): a C struct, and its Python face.
+# The policies of fsync (native/tracker.h): which one a mount uses, and what it attaches to a file.
 from libc.stdint cimport uint64_t
 from daxfs._flush cimport StateArena
-from daxfs._iomap cimport filemap
+from daxfs._iomap cimport FileMap, dax_tracker, extent_map
 
-cdef extern from "daxfs/native/daxio.h" nogil:
-    struct dax_tracker:
-        int (*mark)(dax_tracker *, filemap *, uint64_t pgoff, uint64_t pages, uint64_t pfn) noexcept nogil
-        uint64_t (*next_run)(dax_tracker *, filemap *, uint64_t start, uint64_t *pages) noexcept nogil
-        void (*clean)(dax_tracker *, filemap *, uint64_t pgoff, uint64_t pages) noexcept nogil
-    dax_tracker dax_tracker_none, dax_tracker_pte
+cdef extern from "daxfs/native/tracker.h" nogil:
+    const dax_tracker dax_tracker_none, dax_tracker_line, dax_tracker_pte, dax_tracker_pmd
+    const dax_tracker dax_tracker_extent, dax_tracker_extent_clear
 
 cdef class Tracker:
-    cdef dax_tracker *t          # static
+    cdef const dax_tracker *t    # static
+    cdef bint maps               # its marks are bits of each file
+    cdef readonly StateArena arena
 
 cdef class PteTracker(Tracker):
-    cdef readonly StateArena arena
+    pass
+
+cdef class PmdTracker(Tracker):
+    pass
+
+cdef class LineTracker(Tracker):
+    pass
+
+cdef class ExtentTracker(Tracker):
+    cdef extent_map m            # of the region
+    cdef uint64_t npages
+    cdef FileMap everything      # of no page, so that its write-back is that of the region's extents alone
+
+cdef class ExtentClearTracker(ExtentTracker):
+    pass

@@ -1,32 +1,63 @@
 # SPDX-License-Identifier: MIT
 """L3: dirty trackers: what may be dirty since the last fsync, told on writes and write faults (S14).
 
-The marks themselves are made in C (``struct dax_tracker``, native/daxio.h): ``mark``
-before a store becomes visible, ``next_run`` to walk what is dirty in one inode,
-``clean`` after flush and drain, all under the inode's exclusive lock. Here is which
-of them a mount uses and what it attaches to a file. `PteTracker` keeps one bit for
-each 4 KiB page of each inode (S16): O(dirty), cleared at writeback. Knows nothing of FUSE.
+The marks themselves are made in C (``struct dax_tracker``, native/tracker.h): ``mark`` before a store
+becomes visible, ``next_run`` to walk what is dirty in one inode, ``clean`` after flush and drain, all under
+the inode's exclusive lock. Here is which policy a mount uses, and how a file gets it, also in the place of
+another one. `PteTracker` keeps one bit for each 4 KiB page of each inode (S16): O(dirty), cleared at
+writeback; `PmdTracker` one for 2 MiB, `LineTracker` one for a cache line. `ExtentTracker` cuts the region
+into 256 extents (S15): from the first mark on, each fsync of any file flushes all of one. Limits: knows
+nothing of FUSE.
 """
-from daxfs._flush cimport DirtyMap, StateArena
-from daxfs._iomap cimport FileMap
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
 
-POLICIES = ("pte",)
+from daxfs._flush cimport DirtyMap, StateArena
+from daxfs._iomap cimport EXTENTS, FileMap, extent_count, extent_map
 
 
 cdef class Tracker:
-    """Base class: the policy that tracks nothing and reports nothing dirty."""
+    """Base class, and the policy ``none``: nothing is marked, so that fsync is a drain."""
 
     name = "none"
+    clears = False  # `last_close` has something to do
 
-    def __cinit__(self, *args, **kwargs):
-        self.t = &dax_tracker_none
+    def __cinit__(self, StateArena arena=None, uint64_t npages=0):
+        self.t, self.maps, self.arena = &dax_tracker_none, False, None
 
-    def attach(self, FileMap f not None):
-        """Called with the GIL when a file is opened, before any mark."""
+    def attach(self, FileMap f not None, bint suspect=False):
+        """*f* has this tracker from now on: called with the GIL when a file is opened, before any mark.
+
+        In the place of another one it begins with at least what that one had. *suspect*: where that one
+        marked nothing, all pages that are MAPPED. MemoryError, with *f* as it was.
+        """
+        if f.policy == self.name:
+            return
+        bits = DirtyMap(self.arena) if self.maps else None
+        f.track(self.t, bits, suspect and f.policy == "none", NULL, None)
+
+    def keeps(self, FileMap f not None):
+        """Whether the marks of *f* stay when it is closed, so that its last close need not write back."""
+        return False
+
+    def last_close(self, dax):
+        """No file is open any more."""
+
+    def finish(self, dax):
+        """Write back, through *dax* (DaxIo), what is marked for files that are closed. OSError."""
 
     def dirty_pages(self, FileMap f not None):
-        """Pages of *f* that are marked."""
-        return 0
+        """Pages of *f* that are marked, and begun ones."""
+        return (f.dirty_bytes + 4095) >> 12
+
+    def held(self, maps):
+        """What is marked in the FileMaps *maps*, and the memory that this takes, for reports."""
+        dirty = memory = 0
+        for f in maps:
+            dirty += f.dirty_bytes
+            memory += f.dirty.__sizeof__() if f.dirty is not None else 0
+        return {"unit_bytes": 1 << self.t.shift if self.t.shift else 0, "dirty_bytes": dirty,
+                "memory_bytes": memory}
 
 
 cdef class PteTracker(Tracker):
@@ -34,13 +65,76 @@ cdef class PteTracker(Tracker):
 
     name = "pte"
 
-    def __cinit__(self, StateArena arena=None):
-        self.t = &dax_tracker_pte
-        self.arena = arena
+    def __cinit__(self, StateArena arena=None, uint64_t npages=0):
+        self.t, self.maps, self.arena = &dax_tracker_pte, True, arena
 
-    def attach(self, FileMap f not None):
-        if f.dirty is None:
-            f.dirty = DirtyMap(self.arena)
 
-    def dirty_pages(self, FileMap f not None):
-        return f.bits.count if f.bits is not None else 0
+cdef class PmdTracker(Tracker):
+    """One bit for 2 MiB of each inode, kept as `PteTracker` does: fewer bits, and more lines to flush."""
+
+    name = "pmd"
+
+    def __cinit__(self, StateArena arena=None, uint64_t npages=0):
+        self.t, self.maps, self.arena = &dax_tracker_pmd, True, arena
+
+
+cdef class LineTracker(Tracker):
+    """One bit for 64 bytes of each inode, kept as `PteTracker` does. Mappings mark whole pages."""
+
+    name = "line"
+
+    def __cinit__(self, StateArena arena=None, uint64_t npages=0):
+        self.t, self.maps, self.arena = &dax_tracker_line, True, arena
+
+
+cdef class ExtentTracker(Tracker):
+    """256 extents of a region of *npages* in one bitmap in DRAM, and of each own range in one of its own; an
+    extent stays active as long as the mount, or the own range's inode, is in use."""
+
+    name = "extent"
+
+    def __cinit__(self, StateArena arena=None, uint64_t npages=0):
+        self.t, self.maps, self.arena, self.npages = &dax_tracker_extent, False, None, npages
+        memset(&self.m, 0, sizeof(self.m))
+        self.m.pages = max((npages + EXTENTS - 1) // EXTENTS, 1)
+        self.everything = FileMap()
+
+    def attach(self, FileMap f not None, bint suspect=False):
+        if f.policy != self.name:
+            f.track(self.t, None, suspect and f.policy == "none", &self.m, self)
+
+    def keeps(self, FileMap f not None):
+        return f.own is None
+
+    def finish(self, dax):
+        self.everything.track(self.t, None, False, &self.m, None)
+        if self.everything.marked:
+            dax.writeback(self.everything)
+
+    def held(self, maps):
+        own = [f for f in maps if f.own is not None]
+        active = min(extent_count(&self.m) * self.m.pages, self.npages)
+        marked = (active << 12) + sum([f.dirty_bytes for f in own])
+        return {"unit_bytes": self.m.pages << 12, "dirty_bytes": marked,
+                "memory_bytes": (1 + len(own)) * sizeof(extent_map),
+                "active_extents": extent_count(&self.m)}
+
+
+cdef class ExtentClearTracker(ExtentTracker):
+    """The same, and no extent of the region is active any more once no file is open."""
+
+    name = "extent+clear"
+    clears = True
+
+    def __cinit__(self, StateArena arena=None, uint64_t npages=0):
+        self.t = &dax_tracker_extent_clear
+
+    def last_close(self, dax):
+        self.finish(dax)
+        # Order: after flush and drain. Nobody marks meanwhile, as no file is open.
+        memset(self.m.word, 0, sizeof(self.m.word))
+
+
+TRACKERS = {kind.name: kind for kind in (PteTracker, PmdTracker, LineTracker, ExtentTracker,
+                                         ExtentClearTracker, Tracker)}
+POLICIES = tuple(TRACKERS)

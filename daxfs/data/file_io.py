@@ -18,11 +18,9 @@ from ..errors import fail
 from ..meta import attr, extent, fallocate, file, own, placement, prealloc
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from ._dax_io import DaxIo
-from ._tracker import PteTracker
+from ._tracker import TRACKERS
 
 log = logging.getLogger(__name__)
-
-TRACKERS = {"pte": PteTracker}
 
 
 def state_arena(fs) -> StateArena | None:
@@ -44,11 +42,11 @@ class FileIo:
     `FileSystem.open`) and return or take plain bytes-like objects.
     """
 
-    def __init__(self, fs, track: str = "pte", write: str = "nt", drain: str = "write"):
+    def __init__(self, fs, track: str = "pte", write: str = "nt", drain: str = "write", flushers: int = 1):
         self.fs = fs
         self.arena = state_arena(fs)
-        self.tracker = TRACKERS[track](self.arena)
-        self.dax = DaxIo(fs.region, self.tracker, write, drain)
+        self.tracker = self._make_tracker(track)
+        self.dax = DaxIo(fs.region, self.tracker, write, drain, flushers)
         self.coarse_fsyncs = self.coarse_pages = 0  # fsyncs that took all of a file for dirty; what that was
 
     def opened(self, node) -> None:
@@ -57,8 +55,40 @@ class FileIo:
             placement.follow(self.fs, node)
             if own.is_stored_to(self.fs, node):
                 node.map.set_state(COARSE)
-        self.tracker.attach(node.map)
+        self._track(node.map, self.tracker)  # again, where a change of all files failed half way
         attr.note_plain(self.fs, node)
+
+    def set_tracker(self, policy: str) -> int:
+        """Have every file tracked by *policy*, those that are open and those that will be; how many are.
+
+        One file after the other, each under its lock: with the new tracker it has at least what was dirty.
+        What was stored under ``none`` nobody knows: all pages of the file count as dirty, once, where they
+        may have been stored to through the cache. OSError, MemoryError: some files have the new one then,
+        and the next call goes on.
+        """
+        if policy == self.tracker.name:
+            return 0
+        old, tracker = self.tracker, self._make_tracker(policy)
+        nodes = [node for node in self.fs.nodes.values() if node.map.policy is not None]
+        for node in nodes:
+            self._track(node.map, tracker)
+        self.tracker = self.dax.tracker = tracker
+        # Order: after every file has the new one, so that nobody marks in the old one any more.
+        old.finish(self.dax)
+        return len(nodes)
+
+    def _track(self, fmap, tracker) -> None:
+        """*fmap* has *tracker* from now on, with what was dirty. OSError, MemoryError: as it was."""
+        if fmap.policy == tracker.name:
+            return
+        mapped = fmap.own is not None and bool(fmap.own.pages)
+        with fmap:
+            if mapped and fmap.policy == "none" and not self.fs.readonly:
+                fmap.own.learn(fmap, 0, fmap.own.pages)  # what programs stored to is MAPPED, too
+            tracker.attach(fmap, not self.dax.nt or mapped)
+
+    def _make_tracker(self, policy: str):
+        return TRACKERS[policy](self.arena, self.fs.region.npages)
 
     def read(self, node, pos: int, size: int, noatime: bool = False, short: bool = True):
         """Up to *size* bytes at *pos* (see `DaxIo.read`: a view must be used up before anything changes).
@@ -90,9 +120,12 @@ class FileIo:
 
     def _end_poison(self, node, pos: int, written: int) -> None:
         """A write has covered poisoned pages: they leave the list, which is durable on return."""
-        if node.map.dirty is not None and node.map.dirty.count:
+        if node.map.marked:
             # Orders data that went through the cache before the record; for others its transaction drains.
             self.dax.writeback(node.map, pos >> PAGE_SHIFT, prealloc.pages_of(pos + written))
+        elif not self.dax.nt:
+            # The same order with track=none: the record says that the page holds what was written.
+            self.dax.persist(node.map, pos, written)
         self.fs.poison.stored(node, pos, written)
 
     def _mend(self, node) -> None:
@@ -191,8 +224,7 @@ class FileIo:
         """
         if node.map.own is not None:
             self._before_fsync(node)
-        dirty = node.map.dirty
-        pages = self.dax.writeback(node.map) if dirty is not None and dirty.count else 0
+        pages = self.dax.writeback(node.map) if node.map.marked else 0
         self.fs.sync_inode(node.ino)
         return pages
 
@@ -200,7 +232,7 @@ class FileIo:
         """What programs stored through mappings of the range: all of it, or what was found (observer.py)."""
         self._mend(node)
         fmap = node.map
-        if fmap.state & COARSE and not self.fs.readonly:
+        if fmap.state & COARSE and not self.fs.readonly and fmap.policy != "none":
             # Nobody tracks those stores, so every page counts as dirty (S15).
             self.coarse_pages += own.mark_stored(node, 0, fmap.own.pages)
             self.coarse_fsyncs += 1
@@ -222,8 +254,10 @@ class FileIo:
             self.fs.release(node)
 
     def _last_close(self, node) -> None:
-        if node.map.dirty is not None and node.map.dirty.count:
+        if node.map.marked and not self.tracker.keeps(node.map):
             self.dax.writeback(node.map)
+        if self.tracker.clears and sum(other.opens > 0 for other in self.fs.nodes.values()) == 1:
+            self.tracker.last_close(self.dax)
         if node.map.own is not None:
             own.fold_times(self.fs, node)
         prealloc.closed(self.fs, node)
@@ -234,8 +268,9 @@ class FileIo:
         if self.fs.shut:
             return
         for node in list(self.fs.nodes.values()):
-            if node.map.dirty is not None and node.map.dirty.count:
+            if node.map.marked and not self.tracker.keeps(node.map):
                 self.dax.writeback(node.map)
+        self.tracker.finish(self.dax)
 
     def quiesce(self) -> None:
         """Before umount or a remount read-only: native threads write no more, nothing is dirty or spare."""
@@ -257,5 +292,5 @@ class FileIo:
             **self.dax.snapshot(),
             "coarse_fsyncs": self.coarse_fsyncs,
             "coarse_bytes": self.coarse_pages * 4096,
-            "dirty_bytes": 4096 * sum(self.tracker.dirty_pages(node.map) for node in self.fs.nodes.values()),
+            **self.tracker.held(node.map for node in self.fs.nodes.values()),
         }

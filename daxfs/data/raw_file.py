@@ -57,7 +57,7 @@ class RawFile:
 
     def fsync(self) -> None:
         """What was stored is durable: through us, and where COARSE says so through direct mappings too."""
-        if self.map.dirty is not None and self.map.dirty.count:
+        if self.map.marked:
             self.dax.writeback(self.map)
         else:
             # Orders stores past the cache that no drain followed yet (drain=fsync) before the reply.
@@ -92,5 +92,5 @@ class RawFile:
 
     def write_back(self) -> None:
         """What was stored through us leaves the cache; for the end."""
-        if self.map.dirty is not None and self.map.dirty.count:
+        if self.map.marked:
             self.dax.writeback(self.map)

@@ -9,8 +9,7 @@ from libc.errno cimport ENOENT, ENOMEM, ESRCH
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
-from daxfs._flush cimport DirtyMap, dirty_map
-from daxfs._iomap cimport FileMap, IOMAP_MAPPED, filemap, filemap_lookup, iomap
+from daxfs._iomap cimport FileMap, IOMAP_MAPPED, filemap, filemap_lookup, iomap, tracker_mark_pages
 
 import os
 
@@ -31,8 +30,6 @@ cdef extern from "daxfs/native/own.h" nogil:
     int own_learn(filemap *f, uint64_t first, uint64_t last, unsigned runs)
     int own_look(filemap *f, uint64_t first, uint64_t last)
 
-cdef extern from "daxfs/native/dirty.h" nogil:
-    int dirty_set(dirty_map *m, uint64_t first, uint64_t count)
 
 cdef enum:
     PAGE_SHIFT = 12
@@ -151,7 +148,6 @@ cdef class Found:
 
         MemoryError, OSError: some are not marked.
         """
-        cdef DirtyMap bits = f.bits
         cdef uint64_t last, first
         cdef iomap m
         cdef size_t i
@@ -161,7 +157,7 @@ cdef class Found:
         f.range.reach(f, f.range.pages)
         f.lock()
         try:
-            bits._enter()
+            f.enter_marks()
             with nogil:
                 for i in range(self.g.n):
                     first, last = self.g.run[i].first, self.g.run[i].first + self.g.run[i].pages
@@ -177,10 +173,10 @@ cdef class Found:
                             rc = own_learn(&f.m, first, last, <unsigned>-1)
                         rc = min(rc, 0)
                     if not rc:
-                        rc = dirty_set(&f.m.dirty[0], first, last - first)
+                        rc = tracker_mark_pages(&f.m, first, last - first)
                     if rc:
                         break
-            bits._exit()
+            f.leave_marks()
         finally:
             f.unlock()
         if rc == -ENOMEM:

@@ -217,7 +217,7 @@ class File:
             try:
                 for first, last in rest:
                     # Orders what was stored there before clients are told that it is durable.
-                    self.persist(self.map, first, last)
+                    self.persist(self.map, first << PAGE_SHIFT, (last - first) << PAGE_SHIFT)
             except OSError as error:
                 log.warning("inode %d: until an fsync each msync flushes all: %s", self.ino, error)
                 self.owed.update(debt)

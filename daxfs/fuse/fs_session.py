@@ -44,6 +44,7 @@ class FsSession(Session):
             self._check_raw()
         if config.revoke and config.record:
             raise UsageError("revoke can't be had with record=: its log can't hold a revocation")
+        self.check_tracker(config.track)
         # Replay of a read-only mount stays in this process.
         self.open_region("cow" if config.readonly else "rw")
         self._check_dax()
@@ -54,6 +55,12 @@ class FsSession(Session):
             log.info("%s: replayed %d records of the journal", config.fsname, self.fs.replayed)
         if self.region.emulated:
             log.info("%s: emulated: not power-fail safe", config.fsname)
+        self.warn_of_tracker()
+
+    def check_tracker(self, policy: str) -> None:
+        if policy == "none" and self.config.record and self.config.write == "cached":
+            raise UsageError("track=none can't be had with record= and write=cached: a recording is judged "
+                             "by what fsync promises, and this one promises nothing")
 
     def _check_raw(self) -> None:
         """What -o raw can't be had with."""

@@ -88,6 +88,10 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
         if not server.parks or server.nothing:
             self.reap()
 
+    def set_tracker(self, policy: str) -> int:
+        """track= is *policy* from now on; how many files have it. MemoryError, OSError."""
+        return self.files.set_tracker(policy)
+
     def tell_ranges(self) -> None:
         self.server.ranges = -1 if self.fs.pool is None else self.fs.pool.dir_fd
 
@@ -413,9 +417,9 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
 def make_operations(fs, config, kind: type[Operations] = Operations) -> Operations:
     """The handlers, of class *kind*, for a mounted *fs*; ``.stats`` is what `daxfs stat` shows.
 
-    *config*: with ``track``, ``write``, ``drain`` and ``flags`` (options of mount.daxfs).
+    *config*: with ``track``, ``write``, ``drain``, ``flushers`` and ``flags`` (options of mount.daxfs).
     """
-    files = FileIo(fs, config.track, config.write, config.drain)
+    files = FileIo(fs, config.track, config.write, config.drain, config.flushers)
     faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
     operations = kind(fs, files, faults, Stats(fs, files, faults))
     operations.sync = config.flags.get("sync", False)

@@ -14,10 +14,10 @@ from daxfs.errors import UsageError
 
 SUBTYPE = "daxfs"
 
-# name -> values that work; LATER: values that are words of the design, but not in this version.
+# name -> values that work.
 CHOICES = {
     "dax": ("inode", "always", "never"),
-    "track": ("pte",),
+    "track": ("pte", "pmd", "line", "extent", "extent+clear", "none"),
     "flush": ("auto", "clwb", "clflushopt", "clflush", "none", "msync"),
     "write": ("nt", "cached"),
     "drain": ("write", "fsync"),
@@ -25,8 +25,7 @@ CHOICES = {
     "transport": ("auto", "uring", "dev", "pyfuse3"),
     "log_level": ("debug", "info", "warning", "error"),
 }
-LATER = {"track": ("extent", "pmd", "none")}
-COUNTS = {"flushers": 1, "threads": 64}  # the most that there can be; one flusher is what this version has
+COUNTS = {"flushers": 16, "threads": 64}  # the most that there can be
 IDS = ("uid", "gid")
 PATHS = ("log_file", "record")
 
@@ -90,6 +89,13 @@ class MountConfig:
     flags: dict[str, bool] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)
     ignored: list[str] = field(default_factory=list)
+
+    def warning(self) -> str:
+        """What these policies give up, for messages and reports; "" where that is nothing."""
+        if self.write == "cached" and self.track == "none" and not self.readonly:
+            return ("write=cached,track=none: stores through the cache are not written back, also by fsync "
+                    "and umount; that is the application's business")
+        return ""
 
     def describe(self) -> str:
         """The options in force, as one text that `parse` takes back."""
@@ -182,7 +188,7 @@ def _plain(config: MountConfig, name: str) -> bool:
 def _valued(config: MountConfig, name: str, value: str) -> bool:
     """Put in an option with a value; False where there is none of that name."""
     if name in CHOICES:
-        setattr(config, name, _choice(name, value))
+        setattr(config, name, choice(name, value))
     elif name in COUNTS:
         setattr(config, name, _count(name, value))
     elif name in IDS:
@@ -207,19 +213,16 @@ def _valued(config: MountConfig, name: str, value: str) -> bool:
     return True
 
 
-def _choice(name: str, value: str) -> str:
+def choice(name: str, value: str) -> str:
+    """*value*, where option *name* has it; UsageError, with the values that there are."""
     if value in CHOICES[name]:
         return value
-    if value in LATER.get(name, ()):
-        raise UsageError(f"{name}={value} is not in this version; it has {name}={'|'.join(CHOICES[name])}")
     raise UsageError(f"{name}={value} is unknown; one of: {', '.join(CHOICES[name])}")
 
 
 def _count(name: str, value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < 1:
         raise UsageError(f"{name}={value}: not a number of {name} from 1 on")
-    if COUNTS[name] == 1 < int(value):
-        raise UsageError(f"{name}={value}: more than one is not in this version; it has {name}=1")
     if int(value) > COUNTS[name]:
         raise UsageError(f"{name}={value}: at most {COUNTS[name]}")
     return int(value)

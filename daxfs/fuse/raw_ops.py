@@ -82,7 +82,7 @@ class BesideOperations(Operations):
 
     def show_raw(self, dax: bool) -> None:
         """*dax*: the first position of the switch."""
-        self.raw = RawTree(self, self.fs.region, self.files.dax, self.files.tracker, RAW_INO, dax)
+        self.raw = RawTree(self, self.fs.region, self.files.dax, PteTracker(), RAW_INO, dax)
 
     def is_raw(self, ino: int) -> bool:
         return ino >= RAW_INO
@@ -114,16 +114,16 @@ class NoFileSystem:
 class RawStats(Counters):
     """The counters of a raw mount."""
 
-    def __init__(self, dax: DaxIo, tracker, faults, flush):
+    def __init__(self, dax: DaxIo, faults, flush):
         super().__init__(faults, flush)
-        self.dax, self.tracker = dax, tracker
+        self.dax = dax
         self.files: list = []  # raw.SwitchedFile
 
     def snapshot(self) -> dict:
         ns, pages = self.dax.writeback_times()
-        dirty = sum(self.tracker.dirty_pages(file.map) for file in self.files)
+        held = self.dax.tracker.held(file.map for file in self.files)
         return super().snapshot() | {
-            "tracker": {"policy": self.tracker.name, **self.dax.snapshot(), "dirty_bytes": 4096 * dirty},
+            "tracker": {"policy": self.dax.tracker.name, **self.dax.snapshot(), **held},
             "writeback": ns.snapshot(), "writeback_pages": pages.times("pages")}
 
 
@@ -137,7 +137,7 @@ class RawOperations(BaseOperations):
         tracker = PteTracker()
         dax = DaxIo(fs.region, tracker, config.write, config.drain)
         faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
-        super().__init__(fs, dax, faults, RawStats(dax, tracker, faults, fs.region.flush))
+        super().__init__(fs, dax, faults, RawStats(dax, faults, fs.region.flush))
         self.sync = config.flags.get("sync", False)
         self.raw = RawTree(self, fs.region, dax, tracker, ROOT_INO, config.dax != "never")
         self.stats.files = list(self.raw.files.values())

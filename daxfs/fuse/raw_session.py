@@ -4,7 +4,7 @@
 import errno
 import logging
 
-from daxfs.errors import fail
+from daxfs.errors import UsageError, fail
 from daxfs.fuse.raw_ops import NoFileSystem, RawOperations
 from daxfs.fuse.session import Session
 
@@ -21,6 +21,9 @@ class RawSession(Session):
         self.fs = NoFileSystem(self.region, readonly)
         if self.region.emulated:
             log.info("%s: emulated: not power-fail safe", self.config.fsname)
+
+    def check_tracker(self, policy: str) -> None:
+        raise UsageError("track= means nothing for a raw region")
 
     def make_operations(self) -> RawOperations:
         return RawOperations(self.fs, self.config)

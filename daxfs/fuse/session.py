@@ -24,7 +24,7 @@ from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
 from daxfs.errors import DaxfsError, SourceError, UsageError, fail
 from daxfs.fuse import calls, control, handshake, mountinfo, transports, wire
 from daxfs.fuse.ops_base import BaseOperations
-from daxfs.fuse.options import MountConfig, fuse_arguments
+from daxfs.fuse.options import MountConfig, choice, fuse_arguments
 from daxfs.fuse.passthrough import Passthrough, why_not
 from daxfs.fuse.relay import Relay
 from daxfs.fuse.streak import Streak
@@ -267,9 +267,34 @@ class Session:
             return self.describe() | self.operations.stats.snapshot()
         if request.get("get") == "info":
             return self.describe() | self.info()
+        if "track" in request:
+            return self.set_tracker(str(request["track"]))
         if isinstance(request.get("set"), dict):
             return self.remount(request["set"])
         raise fail(errno.EINVAL, "unknown request")
+
+    def set_tracker(self, policy: str) -> dict:
+        """`daxfs set DIR track=`: what fsync goes by from now on. UsageError for a policy that is unknown."""
+        config = self.config
+        policy, was = choice("track", policy), config.track
+        self.check_tracker(policy)
+        try:
+            files = self.operations.set_tracker(policy)
+        except MemoryError as exc:
+            raise fail(errno.ENOMEM, f"{exc}; some files still have track={was}") from None
+        config.track = policy
+        log.info("%s: track=%s, was %s; %d files", self.mountpoint, policy, was, files)
+        self.warn_of_tracker()
+        return {"ok": True, "track": policy, "was": was, "files": files, "warning": config.warning(),
+                "options": config.describe()}
+
+    def check_tracker(self, policy: str) -> None:
+        """UsageError where *policy* can't be had."""
+
+    def warn_of_tracker(self) -> None:
+        """Say in the log what track=none means."""
+        if self.config.warning():
+            log.warning("%s: %s", self.config.fsname, self.config.warning())
 
     def describe(self) -> dict:
         """What every report names at its top."""
@@ -282,6 +307,7 @@ class Session:
             "granularity": region["granularity"],
             "emulated": region["emulated"],
             "safety": region["safety"],
+            "warning": self.config.warning(),
             "readonly": self.fs.readonly,
             "shut_down": self.fs.shut,
             "init": handshake.names(self.link.flags) if self.link else [],

@@ -265,10 +265,7 @@ def clear(tx, edit, node, metadata: bool = False) -> None:
 
 def forget_dirty(node, first: int, pages: int) -> None:
     """Pages that hold no data any more are not dirty."""
-    if node.map.dirty is None or not pages:
-        return
-    with node.map:
-        node.map.dirty.clear(first, pages)
+    node.map.unmark(first, pages)
 
 
 def holes(node, first: int, last: int):

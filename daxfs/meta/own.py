@@ -198,7 +198,7 @@ def mark_stored(node, first: int, last: int) -> int:
         for pgoff, pages, *_ in fmap.extents():
             low, high = max(pgoff, first), min(pgoff + pages, last)
             if low < high:
-                fmap.dirty.set(low, high - low)
+                fmap.mark(low, high - low)
                 marked += high - low
     return marked
 

@@ -83,7 +83,7 @@ def take(fs, owner: tuple[int, int]) -> None:
         return
     with node.map:
         _replace(pool, owner, node.map.own.fd, node.map)
-        if not pool.syncs and node.map.dirty is not None:
+        if not pool.syncs and node.map.policy is not None:
             # The copy is not flushed, and what page tables and faults knew of stores went with the mappings.
             own.mark_stored(node, 0, node.map.own.pages)
 

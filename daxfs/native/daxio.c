@@ -5,11 +5,12 @@
  */
 #include "daxfs/native/daxio.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#include "daxfs/native/dirty.h"
 #include "daxfs/native/own.h"
+#include "daxfs/native/tracker.h"
 
 #define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
 #ifndef MADV_POPULATE_WRITE
@@ -19,6 +20,7 @@
 #define WINDOW UINT64_C(65536)		/* a read fault maps the pages of so many aligned bytes that are there */
 #define PREMAP_FROM WINDOW		/* shorter copies meet one or two windows: nothing to be won */
 #define RESIDENT_PAGES 1024		/* looked at with one mincore */
+#define GATHERED 1024			/* pieces of a write-back that are shared at once */
 
 static const char zeros[PAGE_SIZE] __attribute__((aligned(64)));
 
@@ -218,14 +220,13 @@ int dax_covered(const struct filemap *f, uint64_t pos, uint64_t size)
 static int store_marked(struct daxio *io, struct filemap *f, const struct iomap *m, uint64_t pos, char *p,
 			const char *source, uint64_t n)
 {
-	uint64_t pages = (IN_PAGE(pos) + n + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT;
-	int err = io->tracker->mark(io->tracker, f, m->pgoff, pages, m->pfn);
+	int err = tracker_mark(f, pos, n, m->pfn);
 
 	if (err)
 		return err;
 	/* Marked before the store: a flush between the two may find it clean, never the other way round. */
 	io->ops->store(io->ops, p, source, n);
-	DAXFS_COUNT(io->dirtied_pages, pages);
+	DAXFS_COUNT(io->dirtied_bytes, tracker_span(f->tracker, pos, n));
 	return 0;
 }
 
@@ -325,24 +326,66 @@ int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn,
 	return range_leave(io->table, err);
 }
 
-/* Queue the pages [at, at + run) where they have blocks: a mark may be older than a hole. */
-static int flush_run(struct daxio *io, const struct filemap *f, uint64_t at, uint64_t run)
+/* What a write-back has to flush: gathered for helpers to have a share, or, without any, flushed at once. */
+struct gather {
+	struct daxio *io;
+	uint64_t bytes;
+	uint32_t n;
+	struct flush_piece piece[GATHERED];
+};
+
+static void hand_out(struct gather *g)
 {
+	struct daxfs_flush *ops = g->io->ops;
+
+	/* A recording has one order of events, that of the caller. */
+	if (g->bytes >= FLUSHERS_FROM && !ops->recorder) {
+		flushers_run(g->io->flushers, ops, g->piece, g->n);
+	} else {
+		for (uint32_t i = 0; i < g->n; i++)
+			ops->flush(ops, g->piece[i].p, g->piece[i].n);
+	}
+	g->n = 0;
+	g->bytes = 0;
+}
+
+static void put_flush(struct gather *g, const char *p, uint64_t n)
+{
+	uint64_t some;
+
+	if (!g->io->flushers) {
+		g->io->ops->flush(g->io->ops, p, n);
+		return;
+	}
+	for (; n; p += some, n -= some) {
+		some = smaller(n, FLUSH_PIECE);
+		if (g->n == GATHERED)
+			hand_out(g);
+		g->piece[g->n++] = (struct flush_piece){p, some};
+		g->bytes += some;
+	}
+}
+
+/* Queue [pos, pos + len) where it is mapped and inside the file, the rest of its last page with it: a mark
+ * may be older than a hole, or wider than what was stored. Bytes, or -errno. */
+static int64_t flush_run(struct gather *g, const struct filemap *f, uint64_t pos, uint64_t len)
+{
+	uint64_t size = (f->size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1), end, n;
 	struct iomap m;
 	const char *p;
-	uint64_t n;
+	int64_t total = 0;
 
-	for (; run; at += n, run -= n) {
-		filemap_lookup(f, at, &m);
-		n = smaller(run, m.len);
+	for (end = smaller(pos + len, size); pos < end; pos += n) {
+		n = piece_at(f, pos, end - pos, &m);
 		if (m.type != IOMAP_MAPPED)
 			continue;
-		p = address_of(io, &m);
+		p = address_of(g->io, &m);
 		if (!p)
 			return -EIO;
-		io->ops->flush(io->ops, p, n << DAXFS_PAGE_SHIFT);
+		put_flush(g, p + IN_PAGE(pos), n);
+		total += (int64_t)n;
 	}
-	return 0;
+	return total;
 }
 
 void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct filemap *f, uint64_t first,
@@ -359,27 +402,121 @@ void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct
 	trace_dax(r, what, f->ino, 0, ns, &body);
 }
 
-/* The number of dirty pages in [first, last), each run of them flushed or, with clean, marked clean. */
-static int64_t walk(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last, int clean,
+/* Queue the n bytes at p, which begin on a page and are all in one range, in pieces. What has no memory on a
+ * file system in memory has no line in a cache either, and would be given storage. */
+static int64_t flush_resident(struct gather *g, char *p, uint64_t n)
+{
+	unsigned char there[FLUSH_PIECE >> DAXFS_PAGE_SHIFT];
+	uint64_t some, i, from;
+	int64_t total = 0;
+
+	for (; n; p += some, n -= some) {
+		some = smaller(n, FLUSH_PIECE);
+		memset(there, 1, sizeof(there));
+		if (g->io->ram && mincore(p, some, there))
+			return -errno;
+		for (i = 0; i < some; i = from + PAGE_SIZE) {
+			while (i < some && !(there[i >> DAXFS_PAGE_SHIFT] & 1))
+				i += PAGE_SIZE;
+			for (from = i; from < some && there[from >> DAXFS_PAGE_SHIFT] & 1;)
+				from += PAGE_SIZE;
+			if (from > i)
+				put_flush(g, p + i, smaller(from, some) - i);
+			total += (int64_t)(from - i);
+		}
+	}
+	return total;
+}
+
+/* An extent of a file's own range: where it is MAPPED and inside the file. Bytes, or -errno. */
+static int64_t flush_own(struct gather *g, const struct filemap *f, uint64_t first, uint64_t last)
+{
+	uint64_t size = (f->size + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT, n;
+	struct iomap m;
+	int64_t total = 0, done;
+	char *p;
+
+	for (last = smaller(last, size); first < last; first += n) {
+		filemap_lookup(f, first, &m);
+		n = m.len = smaller(m.len, last - first);
+		if (m.type != IOMAP_MAPPED)
+			continue;
+		p = address_of(g->io, &m);
+		if (!p)
+			return -EIO;
+		done = flush_resident(g, p, n << DAXFS_PAGE_SHIFT);
+		if (done < 0)
+			return done;
+		total += done;
+	}
+	return total;
+}
+
+/* An extent of the region, whosever its pages are. Bytes, or -errno. */
+static int64_t flush_region(struct gather *g, uint64_t first, uint64_t last)
+{
+	uint64_t avail;
+	int64_t total = 0, done;
+	char *p;
+
+	/* The last extent may end behind the region. */
+	while (first < last && (p = range_address(g->io->table, first, &avail)) != NULL) {
+		avail = smaller(avail, last - first);
+		done = flush_resident(g, p, avail << DAXFS_PAGE_SHIFT);
+		if (done < 0)
+			return done;
+		total += done;
+		first += avail;
+	}
+	return total;
+}
+
+/* S15: every active extent. Bytes, or -errno. */
+static int64_t flush_extents(struct gather *g, struct filemap *f, struct trace_ring *trace)
+{
+	const struct extent_map *m = tracker_extents(f);
+	int64_t total = 0, done;
+
+	for (unsigned n = 0; m && n < EXTENTS; n++) {
+		if (!extent_is_active(m, n))
+			continue;
+		dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, n * m->pages, (n + 1) * m->pages, 0);
+		done = f->own ? flush_own(g, f, n * m->pages, (n + 1) * m->pages)
+			: flush_region(g, n * m->pages, (n + 1) * m->pages);
+		if (done < 0)
+			return done;
+		total += done;
+	}
+	return total;
+}
+
+/* A file that has none was never stored to through us. */
+static const struct dax_tracker *tracker_of(const struct filemap *f)
+{
+	return f->tracker ? f->tracker : &dax_tracker_none;
+}
+
+/* Flush what is dirty from pos to end, which are bounds of units; or, without g, mark it clean. Bytes that
+ * were flushed, or -errno. */
+static int64_t walk(struct gather *g, struct filemap *f, uint64_t pos, uint64_t end,
 		    struct trace_ring *trace)
 {
-	struct dax_tracker *t = io->tracker;
-	uint64_t at = first, run;
-	int64_t total = 0;
-	int err;
+	const struct dax_tracker *t = tracker_of(f);
+	int64_t total = 0, done;
+	uint64_t run;
 
-	while ((at = t->next_run(t, f, at, &run)) < last) {
-		run = smaller(run, last - at);
-		if (clean) {
-			t->clean(t, f, at, run);
-		} else {
-			dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, at, at + run, 0);
-			err = flush_run(io, f, at, run);
-			if (err)
-				return err;
+	for (; (pos = t->next_run(f, pos, &run)) < end; pos += run) {
+		run = smaller(run, end - pos);
+		if (!g) {
+			t->clean(f, pos, run);
+			continue;
 		}
-		total += (int64_t)run;
-		at += run;
+		dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, pos >> DAXFS_PAGE_SHIFT,
+				    (pos + run + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT, 0);
+		done = flush_run(g, f, pos, run);
+		if (done < 0)
+			return done;
+		total += done;
 	}
 	return total;
 }
@@ -387,25 +524,35 @@ static int64_t walk(struct daxio *io, struct filemap *f, uint64_t first, uint64_
 static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last,
 			  struct trace_ring *trace)
 {
+	uint64_t mask, pos = smaller(first, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT;
+	uint64_t end = smaller(last, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT;
+	struct gather g;
 	int64_t total;
 	int error = range_enter(io->table);
 
 	if (error)
 		return error;
-	total = walk(io, f, first, last, 0, trace);
+	/* A unit is cleaned as a whole, so it is flushed as a whole. */
+	mask = (UINT64_C(1) << tracker_of(f)->shift) - 1;
+	pos &= ~mask;
+	end = (end + mask) & ~mask;
+	g.io = io;	/* the rest as it is read: the pieces are too many to be cleared */
+	g.bytes = g.n = 0;
+	total = tracker_of(f)->extents ? flush_extents(&g, f, trace) : walk(&g, f, pos, end, trace);
+	hand_out(&g);
 	if (total >= 0) {
 		/* Orders the flushed data before the marks go, and before size, times and the reply to fsync. */
 		io->ops->drain(io->ops);
 		error = __atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE);
 		/* Never before flush and drain: what was stored in between would be lost. */
-		if (!error)
-			walk(io, f, first, last, 1, NULL);
+		if (!error && !tracker_of(f)->extents)
+			walk(NULL, f, pos, end, NULL);
 	}
 	error = leave(io, f, -error);
 	if (error)
 		return error;
 	if (total >= 0) {
-		DAXFS_COUNT(io->flushed_pages, total);
+		DAXFS_COUNT(io->flushed_bytes, total);
 		DAXFS_COUNT(io->writebacks, 1);
 	}
 	return total;
@@ -416,29 +563,35 @@ int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, 
 	return write_back(io, f, first, last, NULL);
 }
 
-int dax_persist(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
+int64_t dax_persist(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t len)
 {
+	struct gather g;
+	int64_t total;
 	int err = range_enter(io->table);
 
 	if (err)
 		return err;
-	err = flush_run(io, f, first, last - first);
-	/* Orders what was flushed before the caller says that it is durable. */
+	g.io = io;
+	g.bytes = g.n = 0;
+	total = flush_run(&g, f, pos, len);
+	hand_out(&g);
+	/* Orders what was flushed before what the caller stores next, and its reply. */
 	io->ops->drain(io->ops);
-	if (!err)
-		err = -__atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE);
-	return leave(io, f, err);
+	if (total >= 0)
+		DAXFS_COUNT(io->flushed_bytes, total);
+	err = leave(io, f, -__atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE));
+	return err ? err : total;
 }
 
 static int is_dirty(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
 {
-	uint64_t pages, at;
+	uint64_t len, at;
 
 	if (range_enter(io->table))
 		return 0;
-	at = io->tracker->next_run(io->tracker, f, first, &pages);
+	at = tracker_of(f)->next_run(f, smaller(first, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT, &len);
 	range_exit(io->table);
-	return at < last;
+	return at != UINT64_MAX && at >> DAXFS_PAGE_SHIFT < last;
 }
 
 int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
@@ -455,44 +608,7 @@ int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint6
 	dax_trace_writeback(trace, DAX_WRITEBACK_RANGE_DONE, f, first, last, took);
 	if (total > 0) {
 		latency_add(&io->writeback_ns, took);
-		latency_add(&io->writeback_pages, (uint64_t)total);
+		latency_add(&io->writeback_pages, ((uint64_t)total + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT);
 	}
 	return total;
 }
-
-/* -- trackers ------------------------------------------------------------------------------------ */
-
-static int none_mark(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages, uint64_t pfn)
-{
-	return 0;
-}
-
-static uint64_t none_next_run(struct dax_tracker *t, struct filemap *f, uint64_t start, uint64_t *pages)
-{
-	*pages = 0;
-	return UINT64_MAX;
-}
-
-static void none_clean(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages)
-{
-}
-
-struct dax_tracker dax_tracker_none = {none_mark, none_next_run, none_clean};
-
-static int pte_mark(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages, uint64_t pfn)
-{
-	return f->dirty ? dirty_set(f->dirty, pgoff, pages) : -EINVAL;
-}
-
-static uint64_t pte_next_run(struct dax_tracker *t, struct filemap *f, uint64_t start, uint64_t *pages)
-{
-	return f->dirty ? dirty_next_run(f->dirty, start, pages) : none_next_run(t, f, start, pages);
-}
-
-static void pte_clean(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages)
-{
-	if (f->dirty)
-		dirty_clear(f->dirty, pgoff, pages);
-}
-
-struct dax_tracker dax_tracker_pte = {pte_mark, pte_next_run, pte_clean};

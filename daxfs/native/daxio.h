@@ -17,30 +17,19 @@
 
 #include "daxfs/native/filemap.h"
 #include "daxfs/native/flush.h"
+#include "daxfs/native/flushers.h"
 #include "daxfs/native/latency.h"
 #include "daxfs/native/trace.h"
-
-/* What may be dirty (S14); the policy behind it is data/_tracker.pyx's. All under the exclusive lock and,
- * as a bitmap may stand in the region (dirty.h), between range_enter and range_exit. */
-struct dax_tracker {
-	/* Pages [pgoff, pgoff + pages) may be dirty from now on. 0, -ENOMEM, -EINVAL without attach. */
-	int (*mark)(struct dax_tracker *, struct filemap *, uint64_t pgoff, uint64_t pages, uint64_t pfn);
-	/* First dirty page at or after start and the length of its run; UINT64_MAX: none. */
-	uint64_t (*next_run)(struct dax_tracker *, struct filemap *, uint64_t start, uint64_t *pages);
-	/* Written back: flushed and drained already. */
-	void (*clean)(struct dax_tracker *, struct filemap *, uint64_t pgoff, uint64_t pages);
-};
-extern struct dax_tracker dax_tracker_none, dax_tracker_pte;	/* pte: filemap.dirty, a bit a page */
 
 struct daxio {
 	struct range_table *table;
 	struct daxfs_flush *ops;
-	struct dax_tracker *tracker;
 	int nt, drain_write, writable;
 	int ram;				/* all ranges are files on tmpfs, ramfs or hugetlbfs */
-	uint64_t dirtied_pages, flushed_pages, writebacks;	/* relaxed atomics */
+	uint64_t dirtied_bytes, flushed_bytes, writebacks;	/* relaxed atomics; dirtied: the units that were marked */
 	struct latency writeback_ns, writeback_pages;	/* of those that found something dirty */
 	struct trace_ring *trace;		/* NULL: nobody can watch */
+	struct flushers *flushers;		/* who help to write back; NULL: nobody */
 };
 
 /* Shared lock. [pos, pos + size) is inside the file. Holes and unwritten extents read as zeros; in an own
@@ -70,13 +59,15 @@ void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint6
 /* Zeros over the mapped pages of [pos, pos + size), past the cache; holes and unwritten pages stay. No
  * drain. */
 int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size);
-/* Flush the dirty pages of [first, last), drain, mark them clean; their number, or -errno. After a failed
- * msync the marks stay, and so does ops->error, for whoever takes it (daxfs_flush_take_error). */
+/* Flush what is dirty in the pages [first, last), and in the rest of the tracker's units there, where it is
+ * mapped and inside the file; drain, mark it clean. Bytes that were flushed, or -errno. After a failed msync
+ * the marks stay, and so does ops->error, for whoever takes it (daxfs_flush_take_error). */
 int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
-/* Flush what has blocks of [first, last), marked or not, and drain; marks stay. 0, or -errno as above. */
-int dax_persist(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
-/* dax_writeback as one part of a write-back that the caller tells about, and counts. */
+/* The same as one part of a write-back that the caller tells about, and counts. */
 int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
+/* Flush [pos, pos + len) where it is mapped and inside the file, and drain, whatever is marked: bytes, or
+ * -errno. The shared lock is enough. */
+int64_t dax_persist(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t len);
 /* For `daxfs trace`: DAX_WRITEBACK_* of the pages [first, last), which took ns until now; r may be NULL. */
 void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct filemap *f, uint64_t first,
 			 uint64_t last, uint64_t ns);

@@ -84,7 +84,9 @@ void filemap_init(struct filemap *m)
 void filemap_destroy(struct filemap *m)
 {
 	free(m->e);
+	free(m->active);
 	m->e = NULL;
+	m->active = NULL;
 	m->n = m->cap = 0;
 	file_lock_destroy(&m->lock);
 }

@@ -99,13 +99,23 @@ struct own_range {
 	struct own_watch *watch;	/* is told what happens to the file (own.h); NULL: nobody is */
 };
 
+/* 256 extents of pages in a row, each active or not (SEEDS.md S15; tracker.h). */
+#define EXTENTS 256
+struct extent_map {
+	uint64_t word[EXTENTS / 64];	/* a bit an extent; set and read with atomics */
+	uint64_t pages;			/* of an extent; 0: none is active yet */
+};
+
 struct filemap {
 	struct iomap *e;		/* extents sorted by pgoff, no overlap, no holes */
 	size_t n, cap;
 	uint64_t size;			/* bytes */
 	uint64_t pages;			/* allocated, the sum of the lengths */
 	uint64_t ino;			/* 0: not an inode of a mounted file system */
-	struct dirty_map *dirty;	/* dirty pages; NULL until a tracker is attached */
+	const struct dax_tracker *tracker;	/* tracker.h: who knows what is dirty; NULL until one is attached */
+	struct dirty_map *dirty;	/* its marks, in units of its own; NULL: it has none in the map */
+	struct extent_map *shared;	/* of the region, for all packed files of the mount (track=extent) */
+	struct extent_map *active;	/* of the file's own range (track=extent), malloc'ed at its first mark */
 	char *inode;			/* the inode's 256 bytes in the region; NULL: not an inode of a mounted file system */
 	struct own_range *own;		/* NULL: packed, every page stands where its extent says */
 	uint32_t state;			/* FILEMAP_*; changed with __atomic_fetch_or/and, under the lock where it says so */

@@ -10,6 +10,7 @@
 
 #include "daxfs/native/handler_clients.h"
 #include "daxfs/native/own.h"
+#include "daxfs/native/tracker.h"
 
 #define BATCH 64			/* entries that are flushed with one drain */
 
@@ -60,7 +61,6 @@ static int protect(struct handler *h, struct handler_file *file, const struct en
  * flushed. File lock held. 0 or -errno; -E2BIG: the file has grown behind what has addresses. */
 static int mark(struct handler *h, struct filemap *f, uint64_t first, uint64_t last)
 {
-	struct dax_tracker *t = h->io->tracker;
 	int err;
 
 	if (!f->own->pfn || last > f->own->room)
@@ -71,13 +71,17 @@ static int mark(struct handler *h, struct filemap *f, uint64_t first, uint64_t l
 	if (err < 0)
 		return err;
 	err = range_enter(h->io->table);
-	return err ? err : range_leave(h->io->table, t->mark(t, f, first, last - first, f->own->pfn + first));
+	if (err)
+		return err;
+	err = tracker_mark(f, first << DAXFS_PAGE_SHIFT, (last - first) << DAXFS_PAGE_SHIFT, f->own->pfn + first);
+	return range_leave(h->io->table, err);
 }
 
 /* Flush and drain what the entries name. File lock held, exclusive. Pages or -errno. */
 static int64_t flush(struct handler *h, struct filemap *f, const struct batch *b)
 {
 	uint64_t size = (f->size + (UINT64_C(1) << DAXFS_PAGE_SHIFT) - 1) >> DAXFS_PAGE_SHIFT, last;
+	int64_t done;
 	int i, err;
 
 	for (i = 0; i < b->n; i++) {
@@ -87,7 +91,8 @@ static int64_t flush(struct handler *h, struct filemap *f, const struct batch *b
 		if (err)
 			return err;
 	}
-	return dax_writeback_part(h->io, f, b->entry[0].pgoff, behind(&b->entry[b->n - 1]));
+	done = dax_writeback_part(h->io, f, b->entry[0].pgoff, behind(&b->entry[b->n - 1]));
+	return done < 0 ? done : (done + (1 << DAXFS_PAGE_SHIFT) - 1) >> DAXFS_PAGE_SHIFT;
 }
 
 /* The next dirty entries with a page in [*at, last), locked and protected; *at: behind them. 0 or -errno. */

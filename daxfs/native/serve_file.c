@@ -12,9 +12,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "daxfs/native/dirty.h"
 #include "daxfs/native/own.h"
 #include "daxfs/native/serve_file.h"
+#include "daxfs/native/tracker.h"
 
 #define PAGE_SIZE (UINT64_C(1) << DAXFS_PAGE_SHIFT)
 #define PAGES(bytes) (((bytes) + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT)
@@ -195,20 +195,15 @@ enum serve_verdict serve_read(struct server *s, struct serve_handle *h, const ch
 
 /* -- FSYNC ------------------------------------------------------------------------------ */
 
-static int is_dirty(const struct filemap *f)
-{
-	return f->dirty && f->dirty->count;
-}
-
 /* What is dirty written back, or else one drain. Lock held exclusively. 0 or -errno. */
 static int write_back(struct server *s, struct filemap *f)
 {
-	int64_t pages;
+	int64_t bytes;
 
-	if (is_dirty(f)) {
+	if (tracker_any(f)) {
 		/* Its drain orders times that were queued before as well. */
-		pages = dax_writeback(s->io, f, 0, UINT64_MAX);
-		return pages < 0 ? (int)pages : 0;
+		bytes = dax_writeback(s->io, f, 0, UINT64_MAX);
+		return bytes < 0 ? (int)bytes : 0;
 	}
 	/* Orders stores past the cache (drain=fsync) and queued times, this thread's and, by the lock that is
 	 * held, those of threads that had it before, before the reply to fsync. */
@@ -252,7 +247,7 @@ enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct 
 	 * ours to do. But then what is dirty has been written back, and nobody waits for that. */
 	settled = !(state_of(f) & FILEMAP_UNSETTLED);
 	queue_stale_times(s, f);
-	if (settled || is_dirty(f))
+	if (settled || tracker_any(f))
 		err = write_back(s, f);
 	err = leave(s, f, err);
 	if (err)
@@ -271,7 +266,7 @@ static void own_give_back(struct filemap *f)
 
 	/* As meta/own.py _keeping_marks, should somebody have begun to observe just now. */
 	if (state_of(f) & FILEMAP_OBSERVED && low < pages
-			&& (own_learn(f, low, pages, -1u) || dirty_set(f->dirty, low, pages - low)))
+			&& (own_learn(f, low, pages, -1u) || tracker_mark_pages(f, low, pages - low)))
 		__atomic_fetch_or(&f->state, FILEMAP_COARSE, __ATOMIC_SEQ_CST);
 
 	/* Asked for, since a file system may have made it longer and failed then; and not cut for nothing, which

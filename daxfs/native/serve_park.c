@@ -14,8 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "daxfs/native/dirty.h"
 #include "daxfs/native/serve_file.h"
+#include "daxfs/native/tracker.h"
 
 #define NSEC_PER_SEC INT64_C(1000000000)
 /* What open(2) does with these is done when OPEN arrives, or before it. */
@@ -58,7 +58,7 @@ static int may_wait(const struct filemap *f)
 {
 	if (!(__atomic_load_n(&f->state, __ATOMIC_RELAXED) & FILEMAP_PARKS))
 		return 0;
-	if (!f->own || __atomic_load_n(&f->own->torn, __ATOMIC_SEQ_CST) || (f->dirty && f->dirty->count))
+	if (!f->own || __atomic_load_n(&f->own->torn, __ATOMIC_SEQ_CST) || tracker_any(f))
 		return 0;
 	/* Only a record changes it, under the exclusive lock: an ordinary load. */
 	return *(const uint32_t *)(f->inode + INODE_NLINK_AT) > 0;

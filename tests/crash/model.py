@@ -57,7 +57,8 @@ class Model(Tree):
     def _last_close(self, number: int) -> None:
         if (self.policy.write == "cached" or self.policy.fault) and number not in self.held:
             node = self.edit(number)
-            node.content = node.content.durable()
+            if node.own or not self.policy.track.startswith("extent"):  # else it stays active, and dirty
+                node.content = node.content.durable()
 
     def _evict(self):
         pass

@@ -45,14 +45,14 @@ OBSERVED = (
     _mapped(
         "the marks of entries cleared before the flush",
         edit("crash.mapped:Observing.before_fsync", _WROTE,
-             "self.observer.handler.take(fmap)\n        node.map.dirty.clear(0, 1 << 32)\n"),
+             "self.observer.handler.take(fmap)\n        node.map.unmark(0, 1 << 32)\n"),
         FSYNC, WORDS, USER,
     ),
     _mapped(
         "an entry marked clean though a store came after",
         edit("crash.mapped:Observing.before_fsync", _WROTE,
              _WROTE + "        self.client.racing.result()\n        self.observer.handler.take(fmap)\n"
-             "        node.map.dirty.clear(0, 1 << 32)\n"),
+             "        node.map.unmark(0, 1 << 32)\n"),
         RACING, WORDS, USER,
     ),
     _mapped(

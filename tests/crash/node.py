@@ -21,6 +21,7 @@ class Policy(NamedTuple):
     pool: bool = False  # the source is a pool directory: files with the DAX flag have ranges of their own
     syncs: bool = False  # which lies on a file system that loses what is not synced
     fault: str = ""  # with observed mappings: kernel, user
+    track: str = "pte"
 
 
 class Node:

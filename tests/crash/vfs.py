@@ -105,7 +105,7 @@ pool.OwnRange = Range
 def open_io(fs, policy) -> FileIo:
     """The data path of a mounted *fs* under a `node.Policy`."""
     fs.lazytime = policy.lazytime
-    policies = {"write": policy.write, "drain": policy.drain}
+    policies = {"write": policy.write, "drain": policy.drain, "track": policy.track}
     if policy.fault:
         return (ObservingNative if policy.native else Observing)(fs, fault=policy.fault, **policies)
     return (NativeIo if policy.native else FileIo)(fs, **policies)

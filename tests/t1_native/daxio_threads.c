@@ -16,6 +16,7 @@
 
 #include "daxfs/native/daxio.h"
 #include "daxfs/native/dirty.h"
+#include "daxfs/native/tracker.h"
 #include "check.h"
 
 #define PAGE 4096ul
@@ -35,7 +36,7 @@ static struct dirty_arena arena;
 static struct filemap file[FILES];
 static struct dirty_map dirty[FILES];
 static struct dax_tracker tracker;	/* dax_tracker_pte, watched */
-static struct daxio io = {.table = &table, .ops = &ops, .tracker = &tracker, .writable = 1};
+static struct daxio io = {.table = &table, .ops = &ops, .writable = 1};
 static char *region, *media;
 static uint64_t pages_flushed;
 static int stop, done;			/* the threads shall end; how many have */
@@ -93,22 +94,22 @@ static void on_drain(struct daxfs_flush *t)
 	bound.drain(&bound);
 }
 
-static int on_mark(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages, uint64_t pfn)
+static int on_mark(struct filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
 {
 	is_entered();
-	return dax_tracker_pte.mark(&dax_tracker_pte, f, pgoff, pages, pfn);
+	return dax_tracker_pte.mark(f, pos, len, pfn);
 }
 
-static uint64_t on_next_run(struct dax_tracker *t, struct filemap *f, uint64_t start, uint64_t *pages)
+static uint64_t on_next_run(const struct filemap *f, uint64_t pos, uint64_t *len)
 {
 	is_entered();
-	return dax_tracker_pte.next_run(&dax_tracker_pte, f, start, pages);
+	return dax_tracker_pte.next_run(f, pos, len);
 }
 
-static void on_clean(struct dax_tracker *t, struct filemap *f, uint64_t pgoff, uint64_t pages)
+static void on_clean(struct filemap *f, uint64_t pos, uint64_t len)
 {
 	is_entered();
-	dax_tracker_pte.clean(&dax_tracker_pte, f, pgoff, pages);
+	dax_tracker_pte.clean(f, pos, len);
 }
 
 /* -- what the threads do --------------------------------------------------------------------------- */
@@ -181,7 +182,7 @@ static int sync_step(struct worker *w, struct filemap *f)
 	file_lock_take(&f->lock, 1);
 	n = draw(w, 2) ? dax_writeback(&io, f, 0, UINT64_MAX) : dax_writeback(&io, f, first, first + 40003);
 	file_lock_give(&f->lock);
-	CHECK(n <= (int64_t)(GROUPS * GROUP_PAGES));
+	CHECK(n <= (int64_t)(GROUPS * GROUP_PAGES * PAGE));
 	sched_yield();
 	return n < 0 ? (int)n : 0;
 }
@@ -241,7 +242,7 @@ static void make_region(const char *kind)
 	CHECK(plain || !strcmp(kind, "best"));
 	CHECK(!daxfs_flush_bind(&bound, plain ? DAXFS_BYTE : DAXFS_CACHE_LINE, plain ? DAXFS_FLUSH_NONE : -1,
 				plain ? DAXFS_NT_GENERIC : -1));
-	tracker = (struct dax_tracker){on_mark, on_next_run, on_clean};
+	tracker = (struct dax_tracker){"pte", 12, on_mark, on_next_run, on_clean, dax_tracker_pte.any, 0};
 	ops = (struct daxfs_flush){.store = on_store, .nt_store = on_nt_store, .flush = on_flush, .drain = on_drain};
 	region = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	media = calloc(PAGES, PAGE);
@@ -261,6 +262,7 @@ static void make_files(void)
 		filemap_init(&file[i]);
 		dirty_init(&dirty[i], &arena);
 		file[i].dirty = &dirty[i];
+		file[i].tracker = &tracker;
 		for (uint64_t g = 0; g < GROUPS; g++, pfn += GROUP_PAGES / 2) {
 			struct iomap e[2] = {
 				{GROUP_AT(g), GROUP_PAGES / 2, PAGES / 2 + pfn, IOMAP_MAPPED, 0},
@@ -350,7 +352,7 @@ int main(int argc, char **argv)
 	for (int i = 0; i < FILES; i++)
 		CHECK(dax_writeback(&io, &file[i], 0, UINT64_MAX) >= 0 && dirty[i].count == 0);
 	nothing_is_lost();
-	CHECK(io.flushed_pages == pages_flushed && io.flushed_pages <= io.dirtied_pages && io.flushed_pages);
+	CHECK(io.flushed_bytes == pages_flushed * PAGE && io.flushed_bytes <= io.dirtied_bytes && io.flushed_bytes);
 	CHECK(dirty_arena_used(&arena) == 0 && dirty_arena_fallbacks(&arena));
 
 	for (int i = 0; i < KILLS; i++) {
@@ -358,7 +360,7 @@ int main(int argc, char **argv)
 		run(1 + i % 7);
 		kill_region();
 	}
-	printf("dirtied %lu, flushed %lu, writebacks %lu\n", io.dirtied_pages, io.flushed_pages, io.writebacks);
+	printf("dirtied %lu, flushed %lu, writebacks %lu\n", io.dirtied_bytes, io.flushed_bytes, io.writebacks);
 	for (int i = 0; i < FILES; i++) {
 		dirty_destroy(&dirty[i]);	/* the region is gone */
 		filemap_destroy(&file[i]);

@@ -20,6 +20,7 @@
 #include "daxfs/native/daxio.h"
 #include "daxfs/native/lost.h"
 #include "daxfs/native/own.h"
+#include "daxfs/native/tracker.h"
 #include "check.h"
 
 #define PAGE 4096ul
@@ -32,7 +33,7 @@
 
 static struct range_table table;
 static struct daxfs_flush ops;
-static struct daxio io = {.table = &table, .ops = &ops, .tracker = &dax_tracker_none, .writable = 1, .ram = 1};
+static struct daxio io = {.table = &table, .ops = &ops, .writable = 1, .ram = 1};
 static struct filemap file[FILES];
 static struct own_range own[FILES];
 static struct own_range *at[PLACES];	/* as lost.h has it */
@@ -239,6 +240,7 @@ static void make_ranges(void)
 	CHECK(!lost_watch_own(window, PLACES * PAGES * PAGE, at, SHIFT));
 	for (int i = 0; i < FILES; i++) {
 		filemap_init(&file[i]);
+		file[i].tracker = &dax_tracker_none;
 		own[i].fd = memfd_create("own", MFD_CLOEXEC);
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", own[i].fd);
 		program_fd[i] = open(path, O_RDWR | O_CLOEXEC);

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ["daxio.c", "dirty.c", "file_lock.c", "filemap.c", "flush.c", "flush_x86.c", "own.c",
-           "trace.c"]
+SOURCES = ["daxio.c", "dirty.c", "file_lock.c", "filemap.c", "flush.c", "flush_x86.c", "flushers.c", "own.c",
+           "trace.c", "tracker.c"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-sign-compare"]
 BUILDS = {
     "as-built": (["-O2", *WARNINGS], "best", 2000),

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daxfs._flush import DirtyMap
 from daxfs._iomap import (
     HOLE,
     MAPPED,
@@ -29,6 +28,7 @@ from daxfs._iomap import (
     RegionView,
 )
 from daxfs._window import Window, map_sync_works
+from daxfs.data._tracker import PteTracker, Tracker
 from daxfs.errors import CorruptError
 from daxfs.pfn import PFN_DEV, PFN_MAP, PFN_MASK
 
@@ -162,7 +162,7 @@ def test_the_holder_of_the_lock_may_change_the_map():
         fm.splice(0, 9, [])
     with fm:  # nests, shared too, and in C
         fm.lock(exclusive=False)
-        fm.dirty = None
+        fm.size = 4096
         fm.unlock()
     entered = threading.Event()
 
@@ -210,18 +210,20 @@ def test_state_flags_of_several_threads():
 
 
 def test_native_code_sees_the_dirty_map_that_python_set():
-    """The pointer stands before `inode` in struct filemap."""
-    fm, bits = FileMap(), DirtyMap()
-    fm.dirty, fm.inode = bits, 0x1234000
+    """The pointer stands three before `inode` in struct filemap."""
+    fm = FileMap()
+    PteTracker().attach(fm)
+    bits, fm.inode = fm.dirty, 0x1234000
     # A FileMap begins with its object header and the table of its C methods.
-    words = (ctypes.c_uint64 * 12).from_address(id(fm))
+    words = (ctypes.c_uint64 * 15).from_address(id(fm))
     assert 0x1234000 in words
-    pointer = words[list(words).index(0x1234000) - 1]
+    place = list(words).index(0x1234000) - 3
+    pointer = words[place]
     assert id(bits) < pointer < id(bits) + sys.getsizeof(bits)
-    fm.dirty = None
-    assert words[list(words).index(0x1234000) - 1] == 0
-    with pytest.raises(TypeError):
-        fm.dirty = 5
+    Tracker().attach(fm)
+    assert words[place] == 0 and fm.dirty is None
+    with pytest.raises(AttributeError):
+        fm.dirty = bits
 
 
 def test_seq_is_odd_while_metadata_are_stored():

@@ -136,7 +136,7 @@ def test_needs_blocks_changes_nothing(kit, write, pos, length):
     before = rig.region.flush.counters()
     assert rig.dax.write(rig.f, pos, b"\xee" * length) == NEEDS_BLOCKS
     assert rig.region.flush.counters() == before
-    assert rig.dax.tracker.dirty_pages(rig.f) == 0 == rig.dax.dirtied_pages
+    assert rig.dax.tracker.dirty_pages(rig.f) == 0 == rig.dax.dirtied_bytes
     assert rig.f.size == SIZE
     rig.check()
 
@@ -362,12 +362,13 @@ def test_dirty_pages_are_written_back_once(kit):
     assert rig.dax.writeback(rig.f, 30, 31) == 1
     assert rig.dax.writeback(rig.f) == 3
     assert rig.dax.writeback(rig.f) == 0
-    assert (rig.dax.flushed_pages, rig.dax.writebacks, rig.dax.dirtied_pages) == (4, 3, 4)
+    assert (rig.dax.flushed_bytes, rig.dax.writebacks, rig.dax.dirtied_bytes) == (4 * PAGE, 3, 4 * PAGE)
 
 
 def test_tracker_none_flushes_nothing(kit):
     region, f = kit.sources(4 * MIB), mapped(4)
     dax = DaxIo(region, Tracker(), "cached")
+    dax.tracker.attach(f)
     assert dax.write(f, 0, noise(PAGE)) == 0 == dax.writeback(f)
 
 

@@ -71,7 +71,5 @@ def test_every_mount_option_and_value():
         assert re.search(rf"\b{name}\b", text), name
     for name, values in options.CHOICES.items():
         line = next(line for line in text.splitlines() if line.startswith(f".It Cm {name}="))
-        assert all(re.search(rf"\b{value}\b", line) for value in values), line
+        assert all(re.search(rf"\b{re.escape(value)}\b", line) for value in values), line
     assert all(re.search(rf"^\.Cm {name}\b", text, re.MULTILINE) for name in emulate.known())
-    for name, values in options.LATER.items():
-        assert all(re.search(rf"\b{value}\b", text) for value in values), name

@@ -75,7 +75,7 @@ def test_several_sources(region_factory, tmp_path):
 @pytest.mark.parametrize(
     ("options", "status", "word"),
     [
-        ("bogus", 1, "'bogus'"), ("track=pmd", 1, "not in this version"), ("write=x", 1, "write=x"),
+        ("bogus", 1, "'bogus'"), ("track=xfs", 1, "extent+clear, none"), ("write=x", 1, "write=x"),
         ("granularity=page,flush=clwb", 1, ""), ("uid=1,ro", 32, "uid="),
     ],
 )  # fmt: skip

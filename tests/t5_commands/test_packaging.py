@@ -19,7 +19,7 @@ LIBRARIES = {"daxfs/client/libdaxfs.so", "daxfs/client/libdaxfs_preload.so"}
 HEADERS = {"daxfs/client/daxfs.h"}
 MEDIA = {"daxfs/media.toml"}
 EXTENSIONS = ("daxfs._emulate", "daxfs._flush", "daxfs._iomap", "daxfs._own", "daxfs._record",
-              "daxfs._window", "daxfs.client._client",
+              "daxfs._stores", "daxfs._window", "daxfs.client._client",
               "daxfs.data._dax_io", "daxfs.data._serve", "daxfs.data._trace", "daxfs.data._tracker",
               "daxfs.data._transport",
               "daxfs.fault._decision", "daxfs.fault._entry", "daxfs.fault._handler",

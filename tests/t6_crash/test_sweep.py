@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from crash import judge, mapped, observed, owned, sweep, workloads
 from crash.engine import Engine
+from crash.node import Policy
+
+from daxfs.data import _tracker as tracker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,6 +67,34 @@ def good_images(sequences, setups: dict) -> int:
             assert outcome.violations == [], sequence.name
             images += outcome.images
     return images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("track", [name for name in tracker.POLICIES if name not in ("pte", "none")])
+def test_each_policy_of_track(track):
+    """Some operations with write=cached, on packed files and on a pool directory, open and closed before."""
+    rng, images = random.Random(track), 0
+    packed = [s for s in workloads.length_one() if s.policy == Policy("cached", "write")]
+    own = [s for s in owned.single() if s.policy == owned.POLICIES["cached"]]
+    for setups, found, count in ((None, packed, 30), (owned.SETUPS, own, 10)):
+        with Engine(limit=4, nested=2, **({"setups": setups} if setups else {})) as engine:
+            for sequence in rng.sample(found, count):
+                outcome = engine.run(sequence._replace(policy=sequence.policy._replace(track=track)), "last")
+                assert outcome.violations == [], sequence.name
+                images += outcome.images
+    assert images > 40
+
+
+@pytest.mark.slow
+def test_none_does_lose_what_fsync_promises_elsewhere():
+    """The same engine sees it: what `test_each_policy_of_track` passes is no matter of course."""
+    ops = (("open", "a"), ("write", "a", 4000, 96, 31), ("fsync", "a"))
+    found = next(s for s in workloads.length_one() if s.policy == Policy("cached", "write"))
+    with Engine(limit=24, nested=0) as engine:
+        for track in ("none", "extent"):
+            policy = found.policy._replace(track=track)
+            outcome = engine.run(found._replace(setup="tree", ops=ops, policy=policy), "last")
+            assert bool(outcome.violations) == (track == "none"), outcome.violations
 
 
 @pytest.mark.slow

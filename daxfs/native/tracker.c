@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The policies of tracker.h: a bitmap for each file (dirty.h), of lines, pages or PMDs; 256 extents; nothing.
+ */
+#include "daxfs/native/tracker.h"
+
+#include <stdlib.h>
+
+#include "daxfs/native/dirty.h"
+
+static int none_mark(struct filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
+{
+	return 0;
+}
+
+static uint64_t none_next_run(const struct filemap *f, uint64_t pos, uint64_t *len)
+{
+	*len = 0;
+	return UINT64_MAX;
+}
+
+static void none_clean(struct filemap *f, uint64_t pos, uint64_t len)
+{
+}
+
+static int none_any(const struct filemap *f)
+{
+	return 0;
+}
+
+static int map_mark(struct filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
+{
+	unsigned shift = f->tracker->shift;
+	uint64_t first = pos >> shift;
+
+	if (!f->dirty)
+		return -EINVAL;
+	return len ? dirty_set(f->dirty, first, ((pos + len - 1) >> shift) - first + 1) : 0;
+}
+
+static uint64_t map_next_run(const struct filemap *f, uint64_t pos, uint64_t *len)
+{
+	unsigned shift = f->tracker->shift;
+	uint64_t first = f->dirty ? dirty_next_run(f->dirty, pos >> shift, len) : DIRTY_NONE;
+
+	if (first == DIRTY_NONE)
+		return none_next_run(f, pos, len);
+	*len <<= shift;
+	return first << shift;
+}
+
+static void map_clean(struct filemap *f, uint64_t pos, uint64_t len)
+{
+	unsigned shift = f->tracker->shift;
+	uint64_t mask = (UINT64_C(1) << shift) - 1, first = (pos + mask) >> shift, last = (pos + len) >> shift;
+
+	if (f->dirty && first < last)
+		dirty_clear(f->dirty, first, last - first);
+}
+
+static int map_any(const struct filemap *f)
+{
+	return f->dirty && f->dirty->count;
+}
+
+/* -- extents (S15) ------------------------------------------------------------------------------- */
+
+static void activate(struct extent_map *m, unsigned n)
+{
+	uint64_t bit = UINT64_C(1) << n % 64;
+
+	/* Most marks find it active: no line is written, which other CPUs have to fetch. */
+	if (!extent_is_active(m, n))
+		__atomic_fetch_or(&m->word[n / 64], bit, __ATOMIC_SEQ_CST);
+}
+
+/* Extents of twice the length: one of two neighbours was active, so the pair is. Own ranges alone. */
+static void merge(struct extent_map *m)
+{
+	struct extent_map twice = {.pages = m->pages * 2};
+
+	for (unsigned n = 0; n < EXTENTS; n++)
+		if (extent_is_active(m, n))
+			activate(&twice, n / 2);
+	*m = twice;
+}
+
+/* The pages of an own range up to `last` have extents. 0 or -ENOMEM. */
+static int reach(struct filemap *f, uint64_t last)
+{
+	if (!f->active) {
+		f->active = calloc(1, sizeof(*f->active));
+		if (!f->active)
+			return -ENOMEM;
+		f->active->pages = 1;
+	}
+	if (last < f->own->pages)
+		last = f->own->pages;
+	while (last > f->active->pages * EXTENTS)
+		merge(f->active);
+	return 0;
+}
+
+static int extent_mark(struct filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
+{
+	struct extent_map *m;
+	uint64_t first = pos >> DAXFS_PAGE_SHIFT, last = (pos + len - 1) >> DAXFS_PAGE_SHIFT, n;
+
+	if (!len)
+		return 0;
+	if (f->own) {
+		if (reach(f, last + 1))
+			return -ENOMEM;
+	} else {
+		n = last - first;
+		first = pfn & DAXFS_PFN_MASK;
+		last = first + n;
+	}
+	m = tracker_extents(f);
+	if (!m || last / m->pages >= EXTENTS)
+		return -EINVAL;
+	for (n = first / m->pages; n <= last / m->pages; n++)
+		activate(m, (unsigned)n);
+	return 0;
+}
+
+/* Where the file is MAPPED and its extent active. A run may end where the next one begins. */
+static uint64_t extent_next_run(const struct filemap *f, uint64_t pos, uint64_t *len)
+{
+	const struct extent_map *m = tracker_extents(f);
+	uint64_t page = pos >> DAXFS_PAGE_SHIFT, at, n;
+	size_t i = m ? filemap_find(f, page) : f->n;
+	const struct iomap *e;
+
+	for (; i < f->n; i++) {
+		e = &f->e[i];
+		if (page < e->pgoff)
+			page = e->pgoff;
+		for (; e->type == IOMAP_MAPPED && page < e->pgoff + e->len; page += n) {
+			at = f->own ? page : (e->pfn & DAXFS_PFN_MASK) + (page - e->pgoff);
+			n = m->pages - at % m->pages;
+			if (n > e->pgoff + e->len - page)
+				n = e->pgoff + e->len - page;
+			if (at / m->pages < EXTENTS && extent_is_active(m, (unsigned)(at / m->pages))) {
+				*len = n << DAXFS_PAGE_SHIFT;
+				return page << DAXFS_PAGE_SHIFT;
+			}
+		}
+	}
+	return none_next_run(f, pos, len);
+}
+
+static int extent_any(const struct filemap *f)
+{
+	const struct extent_map *m = tracker_extents(f);
+	uint64_t any = 0;
+
+	for (unsigned n = 0; m && n < EXTENTS / 64; n++)
+		any |= __atomic_load_n(&m->word[n], __ATOMIC_RELAXED);
+	return any != 0;
+}
+
+unsigned extent_count(const struct extent_map *m)
+{
+	unsigned count = 0;
+
+	for (unsigned n = 0; n < EXTENTS; n++)
+		count += (unsigned)extent_is_active(m, n);
+	return count;
+}
+
+/* -- tables -------------------------------------------------------------------------------------- */
+
+const struct dax_tracker dax_tracker_none = {"none", 0, none_mark, none_next_run, none_clean, none_any, 0};
+const struct dax_tracker dax_tracker_line = {"line", 6, map_mark, map_next_run, map_clean, map_any, 0};
+const struct dax_tracker dax_tracker_pte = {"pte", 12, map_mark, map_next_run, map_clean, map_any, 0};
+const struct dax_tracker dax_tracker_pmd = {"pmd", 21, map_mark, map_next_run, map_clean, map_any, 0};
+const struct dax_tracker dax_tracker_extent = {
+	"extent", 12, extent_mark, extent_next_run, none_clean, extent_any, 1};
+const struct dax_tracker dax_tracker_extent_clear = {
+	"extent+clear", 12, extent_mark, extent_next_run, none_clean, extent_any, 1};
+
+int tracker_mark(struct filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
+{
+	return f->tracker ? f->tracker->mark(f, pos, len, pfn) : -EINVAL;
+}
+
+int tracker_mark_pages(struct filemap *f, uint64_t first, uint64_t pages)
+{
+	uint64_t last = first + pages, n;
+	struct iomap m;
+	int err = 0;
+
+	for (; first < last && !err; first += n) {
+		filemap_lookup(f, first, &m);
+		n = m.len < last - first ? m.len : last - first;
+		if (m.type == IOMAP_MAPPED)
+			err = tracker_mark(f, first << DAXFS_PAGE_SHIFT, n << DAXFS_PAGE_SHIFT, m.pfn);
+	}
+	return err;
+}
+
+uint64_t tracker_bytes(const struct filemap *f)
+{
+	uint64_t at = 0, len, sum = 0;
+
+	if (!f->tracker || !f->tracker->extents)
+		return f->tracker && f->dirty ? f->dirty->count << f->tracker->shift : 0;
+	for (; (at = f->tracker->next_run(f, at, &len)) != UINT64_MAX; at += len)
+		sum += len;
+	return sum;
+}
+
+/* What f's tracker has, or all that is MAPPED, goes to `copy`, which has another. */
+static int hand_over(const struct filemap *f, struct filemap *copy, int all)
+{
+	uint64_t at = 0, len;
+	int err = 0;
+
+	if (all)
+		return tracker_mark_pages(copy, 0, DAXFS_MAX_PGOFF);
+	while (!err && (at = f->tracker->next_run(f, at, &len)) != UINT64_MAX) {
+		err = tracker_mark_pages(copy, at >> DAXFS_PAGE_SHIFT,
+					 ((at + len - 1) >> DAXFS_PAGE_SHIFT) - (at >> DAXFS_PAGE_SHIFT) + 1);
+		at += len;
+	}
+	return err;
+}
+
+int tracker_switch(struct filemap *f, const struct dax_tracker *to, struct dirty_map *dirty,
+		   struct extent_map *shared, int all)
+{
+	struct filemap copy = *f;	/* its extents, for the time of this call; its lock is not used */
+	int err;
+
+	copy.tracker = to;
+	copy.dirty = dirty;
+	copy.shared = shared;
+	copy.active = NULL;
+	err = f->tracker ? hand_over(f, &copy, all) : 0;
+	if (err) {
+		free(copy.active);
+		return err;
+	}
+	free(f->active);
+	f->tracker = to;
+	f->dirty = dirty;
+	f->shared = shared;
+	f->active = copy.active;
+	return 0;
+}

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""flushers=: a large write-back is shared, a small one never; each line is flushed once, whoever does it."""
+
+import threading
+
+import pytest
+from datakit import MIB, PAGE, calls, create, filemap, noise
+
+from daxfs._iomap import MAPPED
+from daxfs._record import Recorder
+from daxfs.data._dax_io import DaxIo
+from daxfs.data._tracker import TRACKERS
+from daxfs.errors import DaxfsError
+
+PAGES = 24 * 256  # 24 MiB
+
+
+def rig(kit, flushers, policy="pte", files=1):
+    region = kit.sources(64 * MIB)
+    region.nt_fill(0, 7, 64 * MIB)
+    dax = DaxIo(region, TRACKERS[policy](None, region.npages), "cached", flushers=flushers)
+    out = [filemap(PAGES // files * PAGE, [(0, PAGES // files, 512 + n * PAGES // files, MAPPED)])
+           for n in range(files)]
+    for f in out:
+        dax.tracker.attach(f)
+    return region, dax, out
+
+
+def spent(region, call) -> dict:
+    before = region.flush.counters()
+    call()
+    return {name: value - before[name] for name, value in region.flush.counters().items()}
+
+
+@pytest.mark.parametrize("policy", ["pte", "pmd", "line", "extent"])
+@pytest.mark.parametrize("flushers", [1, 2, 5])
+def test_counters_are_exact(kit, flushers, policy):
+    region, dax, (f,) = rig(kit, flushers, policy)
+    for _ in range(20):
+        f.mark(0, PAGES)
+        seen = spent(region, lambda: dax.writeback(f))
+        assert seen["flush_lines"] == PAGES * 64
+        assert seen["flush"] == (1 if flushers == 1 and policy != "extent" else
+                                 PAGES // 256 if policy != "extent" else 96)
+        assert 1 <= seen["drain"] <= flushers
+    shown = dax.snapshot()
+    assert dax.flushed_bytes == 20 * PAGES * PAGE and shown["flushers"] == flushers
+    assert shown["shared_flushes"] == (20 if flushers > 1 else 0)
+    assert shown["helped_pieces"] <= 20 * 96
+
+
+def test_a_small_flush_asks_nobody(kit):
+    region, dax, (f,) = rig(kit, 2)
+    f.mark(0, 767)
+    assert spent(region, lambda: dax.writeback(f)) | {"drain": 1} == spent(region, lambda: None) | {
+        "flush": 3, "flush_lines": 767 * 64, "drain": 1}
+    assert dax.snapshot()["shared_flushes"] == 0
+    f.mark(0, 768)
+    dax.writeback(f)
+    assert dax.snapshot()["shared_flushes"] == 1
+
+
+def test_helpers_do_take_part(kit):
+    _, dax, (f,) = rig(kit, 2)
+    for _ in range(500):
+        f.mark(0, PAGES)
+        dax.writeback(f)
+        if dax.snapshot()["helped_pieces"] > 20:
+            return
+    pytest.fail("no helper ever took a piece")
+
+
+def test_many_small_pieces(kit):
+    """More than are gathered at once, each of a page."""
+    region, dax, (f,) = rig(kit, 3)
+    for page in range(0, PAGES, 2):
+        f.mark(page, 1)
+    assert spent(region, lambda: dax.writeback(f))["flush"] == PAGES // 2
+    assert not f.marked
+
+
+def test_a_recording_has_one_order(kit):
+    region, dax, (f,) = rig(kit, 3)
+    f.mark(0, PAGES)
+    with Recorder(region, sites=False) as table:
+        dax.writeback(f)
+        log = calls(table)
+    assert log == [*(("flush", (512 + 256 * n) * PAGE, MIB) for n in range(PAGES // 256)), ("drain", 0, 0)]
+    assert dax.snapshot()["shared_flushes"] == 0
+
+
+def test_several_at_once(kit):
+    """One job has the helpers, the others go on alone; nothing is flushed twice or left out."""
+    region, dax, files = rig(kit, 3, files=3)
+    before = region.flush.counters()["flush_lines"]
+
+    def work(f):
+        for _ in range(60):
+            f.mark(0, PAGES // 3)
+            assert dax.writeback(f) == PAGES // 3
+
+    threads = [threading.Thread(target=work, args=(f,)) for f in files]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert region.flush.counters()["flush_lines"] - before == 60 * PAGES * 64
+
+
+def test_how_many_there_can_be(kit):
+    region = kit.sources(4 * MIB)
+    with pytest.raises(DaxfsError):
+        DaxIo(region, TRACKERS["pte"](), flushers=17)
+
+
+def test_a_mount_has_them(kit):
+    io = kit.io(write="cached")
+    assert io.snapshot()["flushers"] == 1
+    node = create(io, b"one")
+    io.write(node, 0, noise(PAGE))
+    assert io.fsync(node) == 0
