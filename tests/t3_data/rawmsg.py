@@ -33,8 +33,8 @@ def message(op, nodeid: int, body: bytes = b"", *, unique: int = 2, extra: int =
     return HEADER.pack(size, number, unique, nodeid, *caller, extra // 8, 0) + body
 
 
-def read(ino, fh, pos, size, flags=READ_LOCKOWNER, op="read") -> bytes:
-    return message(op, ino, struct.pack("<QQIIQII", fh, pos, size, flags, 1, 0, 0))
+def read(ino, fh, pos, size, flags=READ_LOCKOWNER, op="read", unique=2) -> bytes:
+    return message(op, ino, struct.pack("<QQIIQII", fh, pos, size, flags, 1, 0, 0), unique=unique)
 
 
 def write(ino, fh, pos, data, flags=0, size=None) -> bytes:

@@ -65,7 +65,7 @@ def spoil(one, page: int, pages: int = 1):
 
 def watched(one) -> None:
     """As the observer does it for files with fault=user."""
-    one.node.faults = File(one.node)
+    one.node.faults = File(one.node, one.io.dax.persist)
     one.node.faults.handler = one.handler
 
 

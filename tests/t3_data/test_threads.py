@@ -7,6 +7,7 @@ of file, drains, stores the size in place. All that native/serve.c relies on is 
 
 import struct
 import threading
+import time
 
 import pytest
 from datakit import PAGE, content, create, noise
@@ -144,14 +145,17 @@ def test_appends_and_changes_from_two_threads(kit):
     file.truncate(io.fs, node, 1, 5)
     append = Appender(io, node, b"ab")
     until = threading.Event()
+    changes = 0
 
     def run():
         while not until.is_set():
-            append.once()
+            if append.appended < 16 * (changes + 1):  # the file shall not be full before there were changes
+                append.once()
+            else:
+                time.sleep(0)
 
     thread = threading.Thread(target=run)
     thread.start()
-    changes = 0
     try:
         while append.appended < 1000 and node.map.size < PAGE - 2 and changes < 20_000:
             attr.setattr(io.fs, node.ino, {"mode": 0o600 | changes & 0o77})
