@@ -87,22 +87,6 @@ static inline void daxfs_persist(struct daxfs_flush *t, const void *addr, size_t
 	t->drain(t);
 }
 
-/* The same by a bound table (no recorder) with `lines`: counted before the first line. A locked
- * add behind the lines would wait until they are written back; the fence alone just orders. */
-static inline void daxfs_persist_counted_first(struct daxfs_flush *t, const void *addr, size_t len)
-{
-	size_t n = daxfs_lines(addr, len);
-
-	if (n) {
-		DAXFS_COUNT(t->n_flush, 1);
-		DAXFS_COUNT(t->flush_lines, n);
-	}
-	DAXFS_COUNT(t->n_drain, 1);
-	t->lines((uintptr_t)addr & ~(uintptr_t)(DAXFS_LINE - 1), n);
-	/* Orders the stores to [addr, addr+len) before whatever the caller stores next. */
-	t->fence();
-}
-
 /* The kept errno of the first failure (0: none), which is forgotten by this call. */
 static inline int daxfs_flush_take_error(struct daxfs_flush *t)
 {

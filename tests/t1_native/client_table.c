@@ -297,6 +297,39 @@ static void case_turns(void)
 	CHECK(!pthread_join(thread, NULL) && written() == TURNS * PAGES / 2);
 }
 
+#define PERSISTERS 300			/* more than have a place of their own (flushing.c) */
+static pthread_barrier_t all_here;
+
+static void *persister(void *line)
+{
+	for (int i = 0; i < TURNS; i++) {
+		flushing_persist(0, (uintptr_t)line + 60, (uintptr_t)line + 68);
+		if (!i)
+			pthread_barrier_wait(&all_here);
+	}
+	return NULL;
+}
+
+/* None is lost where threads count at once, nor when they end and others take their places. */
+static void case_counts(void)
+{
+	static char lines[4096] __attribute__((aligned(64)));
+	uint64_t calls[2], all[2], drains[2];
+	pthread_t thread[PERSISTERS];
+
+	CHECK(!pthread_barrier_init(&all_here, NULL, PERSISTERS));
+	flushing_counts(&calls[0], &all[0], &drains[0]);
+	for (int turn = 0; turn < 2; turn++) {
+		for (int i = 0; i < PERSISTERS; i++)
+			CHECK(!pthread_create(&thread[i], NULL, persister, lines));
+		for (int i = 0; i < PERSISTERS; i++)
+			CHECK(!pthread_join(thread[i], NULL));
+	}
+	flushing_counts(&calls[1], &all[1], &drains[1]);
+	CHECK(calls[1] - calls[0] == 2ul * PERSISTERS * TURNS && all[1] - all[0] == 4ul * PERSISTERS * TURNS);
+	CHECK(drains[1] - drains[0] == 2ul * PERSISTERS * TURNS);
+}
+
 static void case_descriptors(void)
 {
 	int fd = new_file();
@@ -449,7 +482,7 @@ static const struct client_case CASES[] = {
 	{"msync", case_msync}, {"errors", case_errors}, {"plain", case_plain}, {"partial_munmap", case_partial_munmap},
 	{"mmap_fixed", case_mmap_fixed}, {"mremap", case_mremap}, {"madvise", case_madvise}, {"fork", case_fork},
 	{"signal", case_signal}, {"threads", case_threads}, {"descriptors", case_descriptors}, {"exec", case_exec},
-	{"many", case_many}, {"mprotect", case_mprotect}, {"turns", case_turns}, {"huge", case_huge},
+	{"many", case_many}, {"counts", case_counts}, {"mprotect", case_mprotect}, {"turns", case_turns}, {"huge", case_huge},
 	{"taken", case_taken},
 };
 
