@@ -283,7 +283,7 @@ class Look:
                     if not self._scan(maps.fd, pagemap.fd, piece):
                         self.gone.append((mapping, piece))
             self._wait_for_clients()
-        except Exception:
+        except Exception:  # whatever it is, fsync takes everything for dirty then
             log.exception("inode %d: what programs stored through their mappings is not known", self.ino)
             self.failed = True
         finally:

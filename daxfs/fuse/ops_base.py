@@ -98,5 +98,5 @@ class BaseOperations(ParkingOperations, pyfuse3.Operations):
                 continue
             try:
                 self.forget_one(ino, count)
-            except Exception:
+            except Exception:  # FORGET has no answer, and the others are to be forgotten all the same
                 log.exception("forget: inode %d", ino)

@@ -31,7 +31,7 @@ class ParkingOperations:
                 self.release_now(fh)
             except OSError as error:  # close(2) has returned long ago: nobody else is left to be told
                 log.error("a file that was closed a while ago: %s", error)
-            except Exception:
+            except Exception:  # the others have to go, too
                 log.exception("a file that was closed a while ago: unexpected")
 
     def reap_unused(self, ino: int) -> None:

@@ -18,8 +18,9 @@
 
 #define FLUSHERS_MOST 16
 #define FLUSH_PIECE (UINT64_C(1) << 20)	/* S15 */
-/* Measured by tools/bench/flushers.py, on 2 CPUs that others used too, so the best eighth: a write-back of
- * 2 MiB takes 81 us with one and 85 us with two, 3 MiB 118 and 97, 4 MiB 156 and 110, 64 MiB 2459 and 1304 */
+/* Chosen on a busy machine, where two began to gain there. tools/bench/flushers.py on a quiet one (2 CPUs,
+ * Intel, acce427), medians in us of one and of two: 4 MiB 165 and 218, 16 MiB 607 and 642, 64 MiB 2436 and
+ * 1256. */
 #define FLUSHERS_FROM (UINT64_C(3) << 20)
 #define FLUSHERS_SPIN_NS 50000
 

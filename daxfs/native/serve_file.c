@@ -258,7 +258,7 @@ enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct 
 /* -- WRITE ------------------------------------------------------------------------------ */
 
 /* The range ends where the file does: there a mapping's SIGBUS begins. If that fails it stays longer, which
- * the next change of the size mends, and the next mount. Lock held exclusively. */
+ * the next change of the size mends, or fsck.daxfs. Lock held exclusively. */
 static void own_give_back(struct filemap *f)
 {
 	uint64_t pages = PAGES(f->size), low = pages & ~(PMD_PAGES - 1);
