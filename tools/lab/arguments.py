@@ -25,8 +25,10 @@ def parser(doc: str, name: str, rounds: int) -> argparse.ArgumentParser:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
     add("--output", type=Path, metavar="DIR",
-        help=f"where samples go (default build/lab/{name}, with --quick {name}-quick); a run that was stopped goes on")
-    add("--quick", action="store_true", help="fewer cells and samples, in at most two minutes: a look, no evidence")
+        help=f"where samples go (default build/lab/{name}, with --quick {name}-quick); "
+             "a run that was stopped goes on there")
+    add("--quick", action="store_true",
+        help="fewer cells and samples, in at most two minutes: a look, no evidence")
     add("--rounds", type=int, metavar="N", help=f"visits to each cell (default {rounds}; with --quick 3)")
     add("--seconds", type=float, metavar="S", help="end each part after its share of S seconds, whole rounds "
                                                    f"(default: no limit; with --quick {QUICK_S:.0f})")
@@ -45,7 +47,8 @@ def settle(args: argparse.Namespace, name: str) -> argparse.Namespace:
     return args
 
 
-def carry_out(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace], Plan], emulate: str = "none") -> int:
+def carry_out(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace], Plan],
+              emulate: str = "none") -> int:
     """Run the experiment, print its tables. Exit status: 0; 1 daxfs failed; 2 can't be; 130 interrupted."""
     err = Console(stderr=True, highlight=False)
     if reason := mounts.why_no_mounts():
@@ -61,7 +64,8 @@ def carry_out(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace]
             err.print(f"goes on in {args.output}: {len(run.done)} visits are there", markup=False)
         complete = False
         try:
-            complete = schedule.run(run, plan, args.seed, QUICK_VISIT_S if args.quick else VISIT_S, args.seconds)
+            visit_s = QUICK_VISIT_S if args.quick else VISIT_S
+            complete = schedule.run(run, plan, args.seed, visit_s, args.seconds)
         finally:
             run.close(complete)
     except RunError as exc:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What is measured: axes, measures, families of cells, and the visits that make samples.
 
-A *cell* is one point of the experiment: a value for each axis that matters there. A *family* is a set of cells
-that one figure shows; its cells are visited in turns. A *visit* to a cell gives samples. Limits: plain data,
-nothing is mounted or written here.
+A *cell* is one point of the experiment: a value for each axis that matters there. A *family* is a set of
+cells that one figure shows; its cells are visited in turns. A *visit* to a cell gives samples. Limits: plain
+data, nothing is mounted or written here.
 """
 
 from collections.abc import Callable

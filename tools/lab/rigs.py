@@ -18,7 +18,7 @@ ROOM = 6 << 30  # of a rig's tmpfs, which is sparse
 
 
 class Rig:
-    """A region that is mounted with *options* (``transport=uring,write=cached``), files in ``packed`` and ``own``.
+    """A region that is mounted with *options*, such as ``transport=uring,write=cached``.
 
     *size*: bytes of the region, which hold packed files.
     """
@@ -31,7 +31,8 @@ class Rig:
         self.track = named.get("track", "pte")
         self.tmpfs = mounts.Tmpfs(size + ROOM, "always")
         try:
-            self.region = mounts.MountedRegion(size, kind="pool", source=self.tmpfs.path / "pool", options=options)
+            self.region = mounts.MountedRegion(size, kind="pool", source=self.tmpfs.path / "pool",
+                                               options=options)
             # By a mount of its own: not every transport has the ioctl.
             self.region.mount("transport=dev")
             for name in ("packed", "own"):
@@ -104,5 +105,6 @@ def spent(before: dict, after: dict, calls: int) -> tuple[dict[str, float], dict
         return ((b or 0) - (a or 0)) / calls
     counts = {name: delta("flush", name) for name in ("flush", "flush_lines", "drain", "nt_bytes")}
     counts |= {name: delta("tracker", name) for name in ("flushed_bytes", "dirtied_bytes", "shared_flushes")}
-    phases = {name: delta("fsync", "phases", name, "total_ns") for name in after.get("fsync", {}).get("phases", {})}
+    phases = {name: delta("fsync", "phases", name, "total_ns")
+              for name in after.get("fsync", {}).get("phases", {})}
     return counts, phases

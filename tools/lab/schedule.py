@@ -20,10 +20,6 @@ COLUMNS = (TextColumn("{task.description}", table_column=None), BarColumn(bar_wi
            TimeElapsedColumn())
 
 
-class Stopped(Exception):
-    """The time is over, or somebody wants an end."""
-
-
 def turns(cells: list[Cell], seed: int, family: str, turn: int) -> list[Cell]:
     """The order in which a round visits *cells*."""
     rng = random.Random(f"{seed} {family} {turn}")
@@ -54,7 +50,8 @@ def run(run: Run, plan: Plan, seed: int, visit_s: float, limit_s: float | None =
     return True
 
 
-def _family(run: Run, plan: Plan, family: Family, seed: int, visit_s: float, until: float | None, tell) -> None:
+def _family(run: Run, plan: Plan, family: Family, seed: int, visit_s: float, until: float | None,
+            tell) -> None:
     began = time.monotonic()
     for turn in range(plan.rounds):
         # The first round is always made: each cell has samples.

@@ -33,7 +33,8 @@ class Run:
         self.done: set[tuple] = set()
         self.began = time.monotonic()
         self.seq = 0
-        mine = {"format": FORMAT, **plan.facts(), "command": " ".join(["tools/" + plan.name + ".py", *sys.argv[1:]]),
+        mine = {"format": FORMAT, **plan.facts(),
+                "command": " ".join([f"tools/{plan.name}.py", *sys.argv[1:]]),
                 "host": facts.host(), "options": options, "seed": seed, "emulate": emulate,
                 "started": now(), "ended": None, "sittings": []}
         mine = json.loads(json.dumps(mine))  # as it will be read again
@@ -62,8 +63,8 @@ class Run:
             raise RunError(f"{path} is damaged ({exc}): take another --output") from None
         other = [name for name in SAME if there.get(name) != mine[name]]
         if other:
-            raise RunError(f"{self.directory} holds another run ({', '.join(other)} differ): take another --output, "
-                           "or remove it")
+            raise RunError(f"{self.directory} holds another run ({', '.join(other)} differ): "
+                           "take another --output, or remove it")
         return there
 
     def _read(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Starts worker.c and talks to it: the process whose stores and fsyncs are timed, compiled, on a CPU of its own.
+"""Starts worker.c and talks to it: the process whose stores and fsyncs are timed, compiled.
 
 Limits: needs cc; one command at a time, from one thread.
 """
@@ -38,8 +38,8 @@ def program() -> Path:
     if cc is None:
         raise SystemExit("no C compiler (cc): install gcc")
     made = Path(_folder().name) / "worker"
-    subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", made, SOURCE, "-I", client.get_include(), client.LIBRARY,
-                    f"-Wl,-rpath,{client.LIBRARY.parent}"], check=True)
+    subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", made, SOURCE, "-I", client.get_include(),
+                    client.LIBRARY, f"-Wl,-rpath,{client.LIBRARY.parent}"], check=True)
     return made
 
 
@@ -47,11 +47,10 @@ class Worker:
     """One worker process, on *cpu* (None: on any). A context manager."""
 
     def __init__(self, cpu: int | None = 0):
-        def place():
-            if cpu is not None and cpu in os.sched_getaffinity(0):
-                os.sched_setaffinity(0, {cpu})
-        self._process = subprocess.Popen([program()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                         preexec_fn=place)
+        self._process = subprocess.Popen([program()], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         text=True)
+        if cpu is not None and cpu in os.sched_getaffinity(0):
+            os.sched_setaffinity(self._process.pid, {cpu})
 
     def ask(self, *words) -> dict:
         """The answer to a command. WorkerError where it failed, or the worker died."""
@@ -68,7 +67,8 @@ class Worker:
             raise WorkerError(found["error"], found["errno"])
         return found
 
-    def run(self, call: str, pattern: str, dirty: int, count: int, seconds: float, seed: int) -> dict[str, list[int]]:
+    def run(self, call: str, pattern: str, dirty: int, count: int, seconds: float,
+            seed: int) -> dict[str, list[int]]:
         """``store_ns`` and ``ns`` of each turn: worker.c `run`."""
         return self.ask("run", call, pattern, dirty, count, int(seconds * 1e9), seed)
 
