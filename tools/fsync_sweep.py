@@ -7,11 +7,9 @@ Trial version.
 import sys
 from functools import partial
 
-from lab import (
-    arguments,
-    start,  # noqa: F401
-)
-from lab.plan import *
+import lab.start  # noqa: F401
+from lab import arguments
+from lab.plan import Axis, Cell, Family, Measure, Plan, Visit
 from lab.rigs import Rigs, spent
 from lab.worker import Worker
 
