@@ -481,14 +481,6 @@ static enum serve_verdict decide(struct server *s, struct serve_counts *c, const
 
 /* -- counters --------------------------------------------------------------------------- */
 
-static int64_t monotonic(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * NSEC_PER_SEC + now.tv_nsec;
-}
-
 /* Written by one thread, read by others. */
 static void bump(uint64_t *counter, uint64_t n)
 {
@@ -520,18 +512,28 @@ enum serve_verdict serve(struct server *s, struct serve_counts *c, const struct 
 			 struct serve_reply *r)
 {
 	uint32_t op = m->head->opcode < WIRE_OPCODES ? m->head->opcode : 0;
-	int64_t start = monotonic();
+	uint64_t start = r->start ? r->start : latency_now(), end;
 	enum serve_verdict verdict;
 
 	r->error = 0;
 	r->len = 0;
 	r->npieces = 0;
 	r->handle = NULL;
+	r->fsyncs = NULL;
+	r->fsync.began = 0;
+	if (op == WIRE_FSYNC)
+		fsync_begin(&r->fsync, start);
 	verdict = decide(s, c, m, r);
-	if (verdict == SERVE_DONE)
-		count(c, op, r->error, (uint64_t)(monotonic() - start));
-	else if (verdict != SERVE_INTERRUPT && verdict != SERVE_DROP)
+	if (verdict == SERVE_DONE) {
+		end = latency_now();
+		count(c, op, r->error, end - start);
+		if (op == WIRE_FSYNC) {
+			fsync_lap_at(&r->fsync, FSYNC_OTHER, end);
+			r->fsyncs = &c->fsync;
+		}
+	} else if (verdict != SERVE_INTERRUPT && verdict != SERVE_DROP) {
 		bump(&c->relayed[op], 1);
+	}
 	return verdict;
 }
 
@@ -539,6 +541,11 @@ void serve_done(struct server *s, struct serve_reply *r)
 {
 	struct serve_handle *h = r->handle;
 
+	if (r->fsyncs) {
+		fsync_lap(&r->fsync, FSYNC_REPLY);
+		fsync_count(r->fsyncs, &r->fsync);
+		r->fsyncs = NULL;
+	}
 	if (!h)
 		return;
 	r->handle = NULL;
