@@ -6,6 +6,7 @@ from daxfs._flush cimport DirtyMap, dirty_map
 from daxfs._fsync cimport fsync_run
 
 cdef extern from "daxfs/native/file_lock.h" nogil:
+    enum: FILE_LOCK_QUEUE
     struct file_lock:
         uint32_t word
     int file_lock_try(file_lock *l, int exclusive)

@@ -444,6 +444,11 @@ cdef class FileMap:
         return self.bits
 
     @property
+    def waited_for(self):
+        """Whether some thread waits for the lock."""
+        return bool(load_state(&self.m.lock.word) & FILE_LOCK_QUEUE)
+
+    @property
     def policy(self):
         """Name of the tracker, as track= has it; None before one is attached."""
         return self.m.tracker.name.decode() if self.m.tracker != NULL else None

@@ -20,6 +20,7 @@
 #include "daxfs/native/serve_park.h"
 
 #define NSEC_PER_SEC INT64_C(1000000000)
+#define SENDING_TRIES 10000
 
 /* -- handles ---------------------------------------------------------------------------- */
 
@@ -504,6 +505,8 @@ void serve_counts_add(struct serve_counts *sum, const struct serve_counts *c)
 	uint64_t *to = (uint64_t *)sum;
 	size_t i;
 
+	for (i = 0; i < SENDING_TRIES && __atomic_load_n(&c->sending, __ATOMIC_ACQUIRE); i++)
+		sched_yield();
 	for (i = 0; i < sizeof(*c) / sizeof(*from); i++)
 		to[i] += __atomic_load_n(&from[i], __ATOMIC_RELAXED);
 }
@@ -519,7 +522,7 @@ enum serve_verdict serve(struct server *s, struct serve_counts *c, const struct 
 	r->len = 0;
 	r->npieces = 0;
 	r->handle = NULL;
-	r->fsyncs = NULL;
+	r->counts = NULL;
 	r->fsync.began = 0;
 	if (op == WIRE_FSYNC)
 		fsync_begin(&r->fsync, start);
@@ -529,7 +532,8 @@ enum serve_verdict serve(struct server *s, struct serve_counts *c, const struct 
 		count(c, op, r->error, end - start);
 		if (op == WIRE_FSYNC) {
 			fsync_lap_at(&r->fsync, FSYNC_OTHER, end);
-			r->fsyncs = &c->fsync;
+			r->counts = c;
+			__atomic_store_n(&c->sending, 1, __ATOMIC_RELAXED);
 		}
 	} else if (verdict != SERVE_INTERRUPT && verdict != SERVE_DROP) {
 		bump(&c->relayed[op], 1);
@@ -541,10 +545,12 @@ void serve_done(struct server *s, struct serve_reply *r)
 {
 	struct serve_handle *h = r->handle;
 
-	if (r->fsyncs) {
+	if (r->counts) {
 		fsync_lap(&r->fsync, FSYNC_REPLY);
-		fsync_count(r->fsyncs, &r->fsync);
-		r->fsyncs = NULL;
+		fsync_count(&r->counts->fsync, &r->fsync);
+		/* After what was counted: who sees this sees that. */
+		__atomic_store_n(&r->counts->sending, 0, __ATOMIC_RELEASE);
+		r->counts = NULL;
 	}
 	if (!h)
 		return;

@@ -288,7 +288,7 @@ enum serve_verdict transport_handle(struct transport *t, struct channel *ch, voi
 	r->len = 0;
 	r->npieces = 0;
 	r->handle = NULL;
-	r->fsyncs = r->fsync.began ? &ch->counts.fsync : NULL;
+	r->counts = r->fsync.began ? &ch->counts : NULL;
 	return SERVE_DONE;
 }
 
