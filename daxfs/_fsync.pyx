@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""L1: where the time of an fsync goes (native/fsync.h, docs/fsync.md): one that is timed, and what is counted.
+"""L1: where the time of an fsync goes (native/fsync.h, docs/fsync.md): one of them, and counters of many.
 
-`FsyncRun` is handed through the Python half of an fsync; what measures it are laps in the compiled units that it
-passes. Limits: one thread at a time has a run; nothing here locks.
+`FsyncRun` is handed through the Python half of an fsync; what measures it are laps in the compiled units that
+it passes. Limits: one thread at a time has a run; nothing here locks.
 """
 from libc.stdint cimport uint64_t
 from libc.string cimport memset

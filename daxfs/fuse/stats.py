@@ -50,7 +50,7 @@ def merged(handlers: dict[str, Operation], native: dict, called: set[str]) -> di
 
 
 def fsyncs(handlers: FsyncCounts, native: dict | None) -> dict:
-    """One snapshot of all fsyncs. *handlers*: those that pyfuse3 brought; *native*: as Transport.counts has it.
+    """One snapshot of all fsyncs. *handlers*: of those that pyfuse3 brought; *native*: of Transport.counts.
 
     ``served``: how many of them native threads answered. The rest was Python's, in part.
     """

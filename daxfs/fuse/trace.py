@@ -240,7 +240,7 @@ class Decoder:
             phases = _PHASES.unpack_from(body) if len(body) >= _PHASES.size else ()
             return {"kind": "fsync", "time_ns": ns, "unique": unique, "op": "fsync_done", "ino": nodeid,
                     **({"pid": pid} if pid else {}), "how": HOW[how] if how < len(HOW) else "",
-                    "error": errno.errorcode.get(-error, str(-error)) if error else None, "latency_ns": latency,
+                    "error": _code(error), "latency_ns": latency,
                     "args": dict(zip(PHASES, phases, strict=False))}
         op = OPCODES.get(opcode, f"opcode {opcode}" if opcode else "")
         base = {"kind": "", "time_ns": ns, "unique": unique, "op": op, "bytes": size,
@@ -267,11 +267,15 @@ class Decoder:
         if ino:
             event["ino"] = ino
         event["latency_ns"] = latency or (max(event["time_ns"] - start, 0) if start else 0)
-        event["error"] = errno.errorcode.get(-error, str(-error)) if error else None
+        event["error"] = _code(error)
         if not error:
             size = max(event["bytes"] - OUT_HEADER, len(body))
             event["result"] = reply_fields(event["op"], body, size, args)
         return event
+
+
+def _code(error: int) -> str | None:
+    return errno.errorcode.get(-error, str(-error)) if error else None
 
 
 def _note(code: int, body: bytes, size: int) -> dict:

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Where the time of one fsync goes (docs/fsync.md): a run is timed by laps, each of which gives the time since
- * the lap before to one phase. So the phases add up to the whole, whatever is measured.
+ * Where the time of one fsync goes (docs/fsync.md): a run is timed by laps, each of which gives the time
+ * since the lap before to one phase. So the phases add up to the whole, whatever is measured.
  *
  * A clock is read between two phases, never for each dirty unit. It is CLOCK_MONOTONIC: the TSC would save
  * some 10 ns at each of the eight readings, and need a rate that is measured at each mount.
@@ -55,7 +55,8 @@ static inline void fsync_lap(struct fsync_run *r, enum fsync_phase phase)
 		fsync_lap_at(r, phase, latency_now());
 }
 
-/* Take the file's lock, exclusively. Only who has to wait looks at the clock; `before`: what it did until now. */
+/* Take the file's lock, exclusively. Only who has to wait looks at the clock; `before`: what it did until
+ * now. */
 static inline void fsync_take_lock(struct fsync_run *r, struct file_lock *l, enum fsync_phase before)
 {
 	if (file_lock_try(l, 1))

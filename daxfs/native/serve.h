@@ -163,8 +163,8 @@ enum serve_verdict serve(struct server *s, struct serve_counts *c, const struct 
 void serve_done(struct server *s, struct serve_reply *r);
 /* Bytes of an opcode's fixed struct (what io_uring has in op_in); 0: it has none, or is not known. */
 size_t serve_arg_size(uint32_t opcode);
-/* Add c, another thread's perhaps, to sum. An FSYNC whose reply is on its way is waited for, a moment, so that
- * who got it finds it counted. */
+/* Add c, another thread's perhaps, to sum. An FSYNC whose reply is on its way is waited for, a moment, so
+ * that who got it finds it counted. */
 void serve_counts_add(struct serve_counts *sum, const struct serve_counts *c);
 
 #endif

@@ -19,9 +19,9 @@
 #define TRACE_REQUESTS 1
 #define TRACE_FAULTS 2
 #define TRACE_WRITEBACK 4
-#define TRACE_FSYNCS 8
+#define TRACE_FSYNC 8
 
-enum trace_kind { TRACE_REQUEST, TRACE_REPLY, TRACE_LOST, TRACE_NOTIFICATION, TRACE_DAX, TRACE_FSYNC };
+enum trace_kind { TRACE_REQUEST, TRACE_REPLY, TRACE_LOST, TRACE_NOTIFICATION, TRACE_DAX, TRACE_FSYNC_DONE };
 
 /* One line (daxfs/fuse/trace.py takes it apart). */
 struct trace_event {

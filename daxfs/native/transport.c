@@ -110,10 +110,10 @@ static void trace_fsync(struct transport *t, const struct wire_in *head, int how
 	struct trace_event e;
 	struct iovec body = {(void *)run->ns, sizeof(run->ns)};
 
-	if (!trace_of(t->server->io->trace, TRACE_FSYNCS) || !run->began)
+	if (!trace_of(t->server->io->trace, TRACE_FSYNC) || !run->began)
 		return;
 	trace_head(&e, head);
-	e.kind = TRACE_FSYNC;
+	e.kind = TRACE_FSYNC_DONE;
 	e.how = how;
 	e.error = error;
 	e.latency_ns = run->last - run->began;

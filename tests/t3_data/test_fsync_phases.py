@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Where the time of an fsync goes: phases add up, and each cost shows in its phase (docs/fsync.md).
 
-What a phase must have is asserted of each fsync; what it must not have, of the least of many, so that a thread
-that was held up makes no difference.
+What a phase must have is asserted of each fsync; what it must not have, of the least of many, so that a
+thread that was held up makes no difference.
 """
 
 import ctypes
@@ -332,15 +332,15 @@ def test_who_has_the_reply_finds_it_counted(kit):
 
 def test_an_event_in_words():
     phases = dict(zip(PHASES, (0, 0, 1500, 48, 2_000_000, 0, 40, 0, 12), strict=True))
-    body = struct.pack("<9Q", *phases.values())
+    body, whole = struct.pack("<9Q", *phases.values()), sum(phases.values())
 
     def event(error=0, how=0, pid=7, unique=48):
         return trace.Decoder().event(trace.RECORD.pack(
-            10**18, trace.FSYNC, 20, unique, 5, 0, 0, pid, error, 0, how, sum(phases.values()), len(body), body))
+            10**18, trace.FSYNC, 20, unique, 5, 0, 0, pid, error, 0, how, whole, len(body), body))
 
     shown = trace.line(event()).split(" ", 1)[1]
-    assert shown == ("#48 fsync_done: ino 0x5 walk 1.5 µs, flush 48 ns, drain 2.0 ms, reply 40 ns, other 12 ns "
-                     "<2.0 ms, served> pid 7")
+    assert shown == ("#48 fsync_done: ino 0x5 walk 1.5 µs, flush 48 ns, drain 2.0 ms, reply 40 ns, "
+                     "other 12 ns <2.0 ms, served> pid 7")
     assert event()["args"] == phases and event()["error"] is None
     assert trace.line(event(-5, 1, 0, 0)).endswith("other 12 ns <2.0 ms, relayed, EIO>")
     short = trace.RECORD.pack(10**18, trace.FSYNC, 20, 1, 5, 0, 0, 0, 0, 0, 3, 9, 8, b"12345678")
