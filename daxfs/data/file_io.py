@@ -13,6 +13,7 @@ import logging
 
 from .. import layout as L
 from .._flush import StateArena
+from .._fsync import LOOK, META, PYTHON, FsyncRun
 from .._iomap import COARSE, PLAIN, POISONED, UNSETTLED
 from ..errors import fail
 from ..meta import attr, extent, fallocate, file, own, placement, prealloc
@@ -216,30 +217,36 @@ class FileIo:
         """
         fallocate.fallocate(self.fs, node, mode, pos, length, self.fs.clock())
 
-    def fsync(self, node) -> int:
+    def fsync(self, node, times: FsyncRun | None = None) -> int:
         """Make data, size and times of *node* durable; returns the pages that had to be flushed.
 
         Where nothing is dirty one drain does for all: it orders non-temporal stores
         that no drain followed yet (drain=fsync) and the time words before the reply.
+        *times*: where its phases are noted.
         """
+        times = times or FsyncRun()
         if node.map.own is not None:
-            self._before_fsync(node)
-        pages = self.dax.writeback(node.map) if node.map.marked else 0
-        self.fs.sync_inode(node.ino)
+            self._before_fsync(node, times)
+        pages = self.dax.writeback(node.map, times=times) if node.map.marked else 0
+        self.fs.sync_inode(node.ino, times)
         return pages
 
-    def _before_fsync(self, node) -> None:
+    def _before_fsync(self, node, times: FsyncRun) -> None:
         """What programs stored through mappings of the range: all of it, or what was found (observer.py)."""
         self._mend(node)
         fmap = node.map
         if fmap.state & COARSE and not self.fs.readonly and fmap.policy != "none":
             # Nobody tracks those stores, so every page counts as dirty (S15).
+            times.lap(PYTHON)
             self.coarse_pages += own.mark_stored(node, 0, fmap.own.pages)
+            times.lap(LOOK)
             self.coarse_fsyncs += 1
+        times.lap(PYTHON)
         # Orders stores that the kernel below tracks, and the range's length, before size and times.
         fmap.own.sync()
         if not self.fs.readonly:
             own.fold_times(self.fs, node)
+        times.lap(META)
 
     def release(self, node) -> None:
         """A handle closes. Dirty pages stay dirty in the FileMap; the last close writes them back.

@@ -348,8 +348,10 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
         self.files.release(node)
 
     @handler
-    def fsync(self, fh, datasync):
-        self.files.fsync(self.handles[fh].node)
+    def fsync(self, fh, datasync, times=None):
+        """*times*: a FsyncRun, where who counts it has begun it."""
+        with self.timed(fh, times) as times:
+            self.files.fsync(self.handles[fh].node, times)
 
     # -- directories -----------------------------------------------------------------------
 
