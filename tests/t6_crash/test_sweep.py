@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A tenth of the length-one set of the crash sweep, and what its engine tells of a violation."""
 
-import functools
 import json
 import random
 import re
@@ -95,8 +94,10 @@ def test_none_does_lose_what_fsync_promises_elsewhere(monkeypatch):
     found = next(s for s in workloads.length_one() if s.policy == Policy("cached", "write"))
     with Engine(limit=24, nested=0) as engine:
         for track in ("none", "extent"):
-            plain = functools.partial(lambda name, fs, policy: open_io(fs, policy._replace(track=name)), track)
-            monkeypatch.setattr(vfs, "open_io", plain)
+            def tracking(fs, policy, track=track):
+                return open_io(fs, policy._replace(track=track))
+
+            monkeypatch.setattr(vfs, "open_io", tracking)
             outcome = engine.run(found._replace(setup="tree", ops=ops), "last")
             assert bool(outcome.violations) == (track == "none"), outcome.violations
 
