@@ -459,8 +459,9 @@ static int64_t flush_region(struct gather *g, uint64_t first, uint64_t last)
 	int64_t total = 0, done;
 	char *p;
 
-	/* The last extent may end behind the region. */
-	while (first < last && (p = range_address(g->io->table, first, &avail)) != NULL) {
+	/* Sources that don't end on 2 MiB have a gap behind them; the last extent may end behind the region. */
+	while ((first = range_next(g->io->table, first)) < last) {
+		p = range_address(g->io->table, first, &avail);
 		avail = smaller(avail, last - first);
 		done = flush_resident(g, p, avail << DAXFS_PAGE_SHIFT);
 		if (done < 0)
