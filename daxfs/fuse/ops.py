@@ -92,6 +92,10 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
         """track= is *policy* from now on; how many files have it. MemoryError, OSError."""
         return self.files.set_tracker(policy)
 
+    def set_flushers(self, count: int) -> None:
+        """flushers= is *count* from now on. UsageError, OSError."""
+        self.files.dax.set_flushers(count)
+
     def tell_ranges(self) -> None:
         self.server.ranges = -1 if self.fs.pool is None else self.fs.pool.dir_fd
 

@@ -340,7 +340,7 @@ static void hand_out(struct gather *g)
 
 	/* A recording has one order of events, that of the caller. */
 	if (g->bytes >= FLUSHERS_FROM && !ops->recorder) {
-		flushers_run(g->io->flushers, ops, g->piece, g->n);
+		flushers_run(__atomic_load_n(&g->io->flushers, __ATOMIC_ACQUIRE), ops, g->piece, g->n);
 	} else {
 		for (uint32_t i = 0; i < g->n; i++)
 			ops->flush(ops, g->piece[i].p, g->piece[i].n);
@@ -353,7 +353,7 @@ static void put_flush(struct gather *g, const char *p, uint64_t n)
 {
 	uint64_t some;
 
-	if (!g->io->flushers) {
+	if (!__atomic_load_n(&g->io->flushers, __ATOMIC_ACQUIRE)) {
 		g->io->ops->flush(g->io->ops, p, n);
 		return;
 	}
