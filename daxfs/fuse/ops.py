@@ -97,6 +97,10 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
         """What a file that is opened now has for track=."""
         return self.files.tracker.name
 
+    def set_flushers(self, count: int) -> None:
+        """flushers= is *count* from now on. UsageError, OSError."""
+        self.files.dax.set_flushers(count)
+
     def tell_ranges(self) -> None:
         self.server.ranges = -1 if self.fs.pool is None else self.fs.pool.dir_fd
 
