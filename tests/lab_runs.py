@@ -25,7 +25,8 @@ DIRTY = {"name": "dirty", "title": "fsync against what is dirty", "measure": "ns
          "draw": ["lines", "cdf", "phases"], "x": "dirty", "line": ["track"], "panel": ["via"],
          "words": "Each policy flushes what it holds for dirty. Look at where the lines leave the floor."}
 MAPPED = {"name": "mapped", "title": "fsync of one page against what is mapped", "measure": "ns",
-          "draw": ["lines"], "x": "mapped", "line": ["track"], "panel": [], "words": "A flat line costs what is dirty."}
+          "draw": ["lines"], "x": "mapped", "line": ["track"], "panel": [],
+          "words": "A flat line costs what is dirty."}  # fmt: skip
 BARS = {"name": "s17", "title": "A large file written anew", "measure": "mib_s", "draw": ["bars"], "x": None,
         "line": ["target"], "panel": [], "words": "Higher is better."}
 UNIT = {"pte": 4 * KIB, "pmd": 2 * MIB, "line": 64, "extent": 64 * MIB, "extent+clear": 48 * MIB, "none": 0}
@@ -43,7 +44,8 @@ def write(folder: Path, families: list, visits: list, torn: str = "", **more) ->
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"format": 1, "experiment": "fsync_sweep", "title": "fsync under six policies",
              "command": "tools/fsync_sweep.py --quick", "host": HOST,
-             "options": {"quick": False, "rounds": 3}, "seed": 1, "started": "2026-11-22T03:00:00+00:00", "ended": "2026-11-22T03:04:10+00:00",
+             "options": {"quick": False, "rounds": 3}, "seed": 1,
+             "started": "2026-11-22T03:00:00+00:00", "ended": "2026-11-22T03:04:10+00:00",
              "emulate": "none", "axes": AXES, "measures": MEASURES, "families": families} | more
     (folder / "run.json").write_text(json.dumps(facts, indent=1))
     lines = [json.dumps(visit) for visit in visits]
@@ -100,5 +102,5 @@ if __name__ == "__main__":
     large = tuple(64 * 4**power for power in range(11))
     visits = sweep(sizes=(0, *large), vias=("write", "mmap", "daxfs.client"), rounds=3, count=60)
     write(where / "large", [DIRTY, MAPPED, BARS], visits + targets() + skips)
-    write(where / "small", [DIRTY, MAPPED], sweep(rounds=1), torn='{"family": "dir', ended=None, emulate="cxl",
-          options={"quick": True})  # fmt: skip
+    write(where / "small", [DIRTY, MAPPED], sweep(rounds=1), torn='{"family": "dir', ended=None,
+          emulate="cxl", options={"quick": True})  # fmt: skip

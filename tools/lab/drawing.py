@@ -6,6 +6,7 @@ and no layout has to be tried. matplotlib is imported by the first figure. A fig
 panels and a panel at most ``LINES`` lines; what is more goes to further panels and figures.
 """
 
+import io
 import itertools
 import re
 import textwrap
@@ -127,10 +128,14 @@ class Sheet:
         """Both files; the text of the SVG."""
         folder.mkdir(parents=True, exist_ok=True)
         svg = folder / f"{stem}.svg"
-        self.figure.savefig(svg, metadata={"Date": None, "Creator": None})
+        made = io.StringIO()
+        self.figure.savefig(made, format="svg", metadata={"Date": None, "Creator": None})
+        # Text stays text, so a viewer without this font needs to know what kind it is.
+        text = made.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+        svg.write_text(text, "utf-8")
         self.figure.savefig(folder / f"{stem}.png", dpi=DPI, metadata={"Software": None})
         self.plt.close(self.figure)
-        return svg.read_text("utf-8")
+        return text
 
 
 def warning(run: Run) -> str:
@@ -202,12 +207,15 @@ def pages(panels: list, most: int = PANELS) -> list:
 
 def headings(texts: list, width: float) -> tuple[list, int]:
     """The headings of panels, in at most three lines, and the lines of the longest one."""
-    made = [wrapped(text, width + 0.2, HEAD)[:3] for text in texts]
+    made = [wrapped(text, width + 0.55, HEAD)[:3] for text in texts]
     return ["\n".join(lines) for lines in made], max(map(len, made))
 
 
 def place_text(view: View, panel: tuple, x) -> str:
-    return ", ".join(text for text in (view.panel_text(panel), view.x_said(x)) if text)
+    """Where a panel is, with breaks between its parts alone."""
+    said = [view.said(axis, value) for axis, value in zip(view.family.panel, panel, strict=True)]
+    said += [view.x_said(x)] if x is not None else []
+    return ", ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in said)
 
 
 def value_label(view: View) -> str:
@@ -307,9 +315,10 @@ def lines(view: View, others: dict):
         across = grid(len(page))
         wide = WIDE.get(across, NARROW)
         shown = [line for line in view.lines if any(line in found for _, found, _ in page)]
-        heads, high = headings([view.panel_text(panel) + part for (panel, _), _, part in page], wide)
+        heads, high = headings([place_text(view, *place) + part for place, _, part in page], wide)
         size = (wide, wide * 0.74 if across > 1 else 4.4)
-        sheet = Sheet(view, "lines", [size] * len(page), across, (1.15, 0.45), legend_of(view, shown, styles), high)
+        sheet = Sheet(view, "lines", [size] * len(page), across, (1.15, 0.45),
+                      legend_of(view, shown, styles), high)  # fmt: skip
         for at, (axis, ((panel, _), found, _)) in enumerate(zip(sheet.axes, page, strict=True)):
             for line in found:
                 _line(view, axis, abscissa, panel, line, styles[line])
@@ -431,7 +440,7 @@ def bars(view: View, others: dict):
         rows = rows_of(view, panel, view.xs_of(panel) if view.family.x else [None])
         panels += [(panel, part) for part in pages(rows, 26)]
     for page in pages(panels, 8):
-        sheet, wide = bar_sheet(view, "bars", page, [view.panel_text(panel) for panel, _ in page], [])
+        sheet, wide = bar_sheet(view, "bars", page, [place_text(view, panel, None) for panel, _ in page], [])
         for at, (axis, (panel, rows)) in enumerate(zip(sheet.axes, page, strict=True)):
             found = [(place, row[1], view.points[panel, row[1], row[2]].numbers)
                      for place, row in enumerate(rows) if row[0] == "bar"]  # fmt: skip
@@ -478,7 +487,7 @@ def phases(view: View, others: dict):
 
 
 def alike(view: View, panel, rows: list) -> list:
-    """The rows in groups whose lengths can be seen side by side: the longest at most 12 times the shortest."""
+    """The rows in groups that can be seen side by side: the longest at most 12 times the shortest."""
     def length(row) -> float:
         point = view.points[panel, row[1], row[2]]
         caller = point.numbers.median if view.measure["unit"] == "ns" else 0
