@@ -88,11 +88,11 @@ def sweep(tracks=tuple(UNIT), sizes=(0, 64, 4 * KIB, 64 * KIB, MIB, 16 * MIB), v
     return made
 
 
-def targets(seed: int = 2, count: int = 5) -> list:
-    chance = random.Random(seed)
-    return [visit("s17", {"target": name}, {"mib_s": noisy(chance, middle, count)})
-            for name, middle in (("uring", 4990), ("dev", 4012), ("pyfuse3", 858), ("ext4", 2422),
-                                 ("xfs", 2611), ("tmpfs", 5290))]  # fmt: skip
+def targets(seed: int = 2, count: int = 5, rounds: int = 2) -> list:
+    chance, speeds = random.Random(seed), {"uring": 4990, "dev": 4012, "pyfuse3": 858, "ext4": 2422,
+                                           "xfs": 2611, "tmpfs": 5290}  # fmt: skip
+    return [visit("s17", {"target": name}, {"mib_s": noisy(chance, middle, count)}, number)
+            for number in range(rounds) for name, middle in speeds.items()]  # fmt: skip
 
 
 if __name__ == "__main__":

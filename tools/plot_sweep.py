@@ -57,8 +57,9 @@ def progress(total: int):
     return bar, bar.add_task("drawing", total=total)
 
 
-def draw(runs: list, output: Path) -> list[Path]:
-    """All figures and the report; the report's path."""
+def draw(runs: list, output: Path) -> tuple[Path, int]:
+    """All figures and the report; the report's path, and how many figures."""
+    drawing.pyplot()  # before anything is made: it may be missing
     folder, others, sections = output / "plots", {}, []
     views = [cells.views(run) for run in runs]
     bar, task = progress(sum(len(view.family.draw) for found in views for view in found))

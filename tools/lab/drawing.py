@@ -540,7 +540,7 @@ def possible(view: View, draw: str) -> str | None:
 
 def stem(*words: str) -> str:
     """A file's name of what run.json names, which may be anything."""
-    return "-".join(re.sub(r"[^A-Za-z0-9._+]+", "_", word).strip("._") or "x" for word in words)
+    return "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "_", word).strip("._") or "x" for word in words)
 
 
 def figures(view: View, name: str, folder: Path, others: dict):

@@ -40,8 +40,8 @@ class Section:
 
 def write(path: Path, sections: list, comparison: str = "", folder: str = "plots") -> None:
     """The report of *sections* to *path*; *comparison*: more HTML; *folder*: where the figures' files are."""
-    titles = [str(section.run.facts.get("title") or section.run.experiment) for section in sections]
-    title = titles[0] if len(titles) == 1 else "daxfs laboratory: " + ", ".join(titles)
+    titles = _titles(sections)
+    title = titles[0] if len(titles) == 1 else "daxfs laboratory: " + "; ".join(titles)
     body = [f"<h1>{escape(title)}</h1>"]
     if len(sections) > 1:
         links = [f'<li><a href="#{section.name}">{escape(text)}</a></li>'
@@ -63,14 +63,22 @@ def write(path: Path, sections: list, comparison: str = "", folder: str = "plots
     path.write_text(page, "utf-8")
 
 
+def _titles(sections: list) -> list[str]:
+    """A title for each run, with its directory and commit where several have the same."""
+    plain = [str(section.run.facts.get("title") or section.run.experiment) for section in sections]
+    return [title if plain.count(title) == 1 else
+            f"{title} ({section.run.path.name}, {section.run.host.get('commit', '?')})"
+            for title, section in zip(plain, sections, strict=True)]  # fmt: skip
+
+
 # What was run.
 
 
 def warnings(run: Run) -> list[str]:
     """What a reader has to know before believing a number, a sentence each."""
     found = [] if run.host.get("power_fail_safe") else [
-        "Nothing in this run says that its regions survive a power failure. The laboratory's are files on tmpfs: "
-        "emulated regions, not power-fail safe."]  # fmt: skip
+        "Nothing in this run says that its regions survive a power failure. The laboratory's are files on "
+        "tmpfs: emulated regions, not power-fail safe."]  # fmt: skip
     emulate = run.facts.get("emulate") or "none"
     if emulate != "none":
         found.append(f"emulate={emulate}: the times of stores and flushes are those of a model of that "
@@ -142,6 +150,7 @@ def _argument(sections: list) -> list[str]:
     made = ['<h2 id="argument">The argument, and where to look</h2>', f"<p>{escape(ARGUMENT)}</p>"]
     for question, sides, shows in QUESTIONS:
         links = [f'<a href="#{section.anchor(view.family.name)}">{escape(view.family.title)}</a>'
+                 + (f" ({escape(section.name)})" if len(sections) > 1 else "")
                  for section in sections for view in section.views
                  if view.points and shows(view)]  # fmt: skip
         nothing = '<span class="soft">Nothing here shows it.</span>'
@@ -227,9 +236,9 @@ def _pivot(view: View, panel: tuple) -> str:
         rows.append(f"<tr>{''.join(row)}</tr>")
     title = escape(place_text(view, panel, None) or view.line_title())
     first = escape(view.line_text(view.first(panel)))
-    return (f'<div class="scroll"><table><caption>{title} · each: median, quartiles, p99, n, {TIMES} ratio '
-            f"to {first}</caption><thead><tr><th>{x_label}</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-            "</table></div>")
+    each = f"each: median, quartiles, p99, n, {TIMES} ratio to {first}"
+    return (f'<div class="scroll"><table><caption>{title} · {each}</caption><thead><tr><th>{x_label}</th>'
+            f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
 
 
 def _flat(view: View, panel: tuple) -> str:

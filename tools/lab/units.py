@@ -15,6 +15,7 @@ def digits(value: float) -> str:
     """Three significant digits, without exponent, thousands with a thin space."""
     if value == 0:
         return "0"
+    value = float(f"{value:.3g}") if abs(value) < 1000 else value
     places = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
     return f"{value:,.{places}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
