@@ -72,17 +72,17 @@ def kernel_rows(report: Report, args, faults: Path, files: dict[str, Path], ext4
         args.rounds, kernel=run("kernel", "touch", args.size * MIB, 1, big),
         plain=run("plain", "touch", args.size * MIB, 1, big)), 1.3)
     add(report, "first store after a flush, 4 KiB, µs: kernel / plain", in_turns(
-        args.rounds, kernel=run("kernel-pages", "again", 4 * MIB, args.count, small),
+        args.rounds, kernel=run("kernel-pte", "again", 4 * MIB, args.count, small),
         plain=run("plain", "again", 4 * MIB, args.count, small)), 4.0, absolute=True)
     sizes = {"4 KiB": 4 * KIB, "2 MiB": HUGE, f"{args.size} MiB": args.size * MIB}
     for name, size in sizes.items():
-        got = in_turns(args.rounds, kernel=run("kernel-pages", "msync", size, args.count, small),
-                       least=run("kernel-pages", "msync", 4 * KIB, args.count, small))
+        got = in_turns(args.rounds, kernel=run("kernel-pte", "msync", size, args.count, small),
+                       least=run("kernel-pte", "msync", 4 * KIB, args.count, small))
         add(report, f"msync of one page of {name}, µs: kernel / of 4 KiB", got, 1.5)
     add(report, f"msync of one page of {name}, µs: kernel", got, 10.0, absolute=True)
     if ext4 is not None:
         add(report, f"msync of one page of {args.size} MiB, µs: kernel / ext4 on a loop device", in_turns(
-            args.rounds, kernel=run("kernel-pages", "msync", args.size * MIB, args.count, small),
+            args.rounds, kernel=run("kernel-pte", "msync", args.size * MIB, args.count, small),
             ext4=run("plain", "msync", args.size * MIB, 50, ext4)), 1 / 3)
 
 
@@ -112,7 +112,7 @@ def user_rows(report: Report, args, programs: dict[str, Path], file: Path, pid: 
             args.rounds, user=lambda: number(programs["faults"], how, "fault", 256 * MIB, 4000, file),
             least=lambda: number(programs["faults_min"], step, 4000, file)), limit)
 
-    for what, how, step, limit in (("4 KiB", "user-pages", 4 * KIB, 1.2), ("2 MiB", "user", HUGE, 1.5)):
+    for what, how, step, limit in (("4 KiB", "user-pte", 4 * KIB, 1.2), ("2 MiB", "user", HUGE, 1.5)):
         row(what, "", how, step, limit)
         if len(cpus) > 1:
             with held(pid, {cpus[0]}, {cpus[1]}):

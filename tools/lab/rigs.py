@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Mounted regions for experiments: one for each set of mount options, kept until a family is done.
 
-A rig is a pool directory on a tmpfs of its own with huge pages: ``packed`` has files in the shared range,
-``own`` files with the DAX flag, which programs map directly. ``track=`` is switched on the live mount. What
+A rig is a pool directory on a tmpfs of its own, with huge pages unless it is asked otherwise: ``packed`` has files in the
+shared range, ``own`` files with the DAX flag, which programs map directly. ``track=`` is switched on the live mount. What
 can't be had on this host is a CellError. Limits: needs root and /dev/fuse; one thread.
 """
 
@@ -20,16 +20,16 @@ ROOM = 6 << 30  # of a rig's tmpfs, which is sparse
 class Rig:
     """A region that is mounted with *options*, such as ``transport=uring,write=cached``.
 
-    *size*: bytes of the region, which hold packed files.
+    *size*: bytes of the region, which hold packed files. *huge*: the tmpfs's option.
     """
 
-    def __init__(self, options: str, size: int):
+    def __init__(self, options: str, size: int, huge: str = "always"):
         named = dict(word.partition("=")[::2] for word in options.split(",") if word)
         transport = named.get("transport", "")
         if transport and (reason := mounts.why_no_transport(transport)):
             raise CellError(reason)
         self.track = named.get("track", "pte")
-        self.tmpfs = mounts.Tmpfs(size + ROOM, "always")
+        self.tmpfs = mounts.Tmpfs(size + ROOM, huge)
         try:
             self.region = mounts.MountedRegion(size, kind="pool", source=self.tmpfs.path / "pool",
                                                options=options)
@@ -72,15 +72,15 @@ class Rig:
 class Rigs:
     """Rigs by their options, made when they are first asked for."""
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, size: int, huge: str = "always"):
+        self.size, self.huge = size, huge
         self._rigs: dict[str, Rig | CellError] = {}
 
     def get(self, options: str) -> Rig:
         """The rig that is mounted with *options*; CellError where there can be none."""
         if options not in self._rigs:
             try:
-                self._rigs[options] = Rig(options, self.size)
+                self._rigs[options] = Rig(options, self.size, self.huge)
             except CellError as exc:
                 self._rigs[options] = exc
         found = self._rigs[options]
