@@ -87,21 +87,15 @@ def kernel_rows(report: Report, args, faults: Path, files: dict[str, Path], ext4
 
 
 @contextlib.contextmanager
-def held(pid: int, client: set[int], handler: set[int]):
-    """What is started meanwhile runs on *client*, the threads of the daemon *pid* on *handler*."""
-    before, tasks = os.sched_getaffinity(0), [int(task) for task in os.listdir(f"/proc/{pid}/task")]
-    for task in tasks:
-        os.sched_setaffinity(task, handler)
-    os.sched_setaffinity(0, client)
+def both_held(pid: int, client: set[int], handler: set[int]):
+    """The client on *client*; the threads of the daemon *pid*, or the smallest handler, on *handler*."""
+    from lab.pinned import held
     os.environ["HANDLER_CPU"] = str(min(handler))
     try:
-        yield
+        with held(pid, client, handler):
+            yield
     finally:
         del os.environ["HANDLER_CPU"]
-        os.sched_setaffinity(0, before)
-        for task in tasks:
-            with contextlib.suppress(ProcessLookupError):  # it has ended since
-                os.sched_setaffinity(task, before)
 
 
 def user_rows(report: Report, args, programs: dict[str, Path], file: Path, pid: int) -> None:
@@ -115,9 +109,9 @@ def user_rows(report: Report, args, programs: dict[str, Path], file: Path, pid: 
     for what, how, step, limit in (("4 KiB", "user-pte", 4 * KIB, 1.2), ("2 MiB", "user", HUGE, 1.5)):
         row(what, "", how, step, limit)
         if len(cpus) > 1:
-            with held(pid, {cpus[0]}, {cpus[1]}):
+            with both_held(pid, {cpus[0]}, {cpus[1]}):
                 row(what, ", on two CPUs", how, step, limit)
-        with held(pid, {cpus[0]}, {cpus[0]}):
+        with both_held(pid, {cpus[0]}, {cpus[0]}):
             row(what, ", on one CPU", how, step, None)
 
 

@@ -14,7 +14,7 @@
  *       COUNT loads at random places of what is mapped already, each waiting for the one before, all together
  *   toucher shape SHAPE FILE UNITS ACCESS
  *       each page of UNITS times 2 MiB of the file by mmap(2), each unit for itself (under `daxfs run`: observed).
- *       SHAPE says how they are mapped: whole, nohugepage, colour, before, after, eof, pte-entry, private
+ *       SHAPE says how they are mapped: whole, colour, before, after, eof, pte-entry, private
  *
  * {"ns": [...], "touches": N, "minor": N, "major": N, "pmd_bytes": N}: touches that were timed, this thread's page
  * faults meanwhile as getrusage(2) counts them (what another process answers, too), and how much of the mapping
@@ -161,15 +161,15 @@ static void unit(const char *shape, int fd, size_t n, int store, char *at)
 	char *other = NULL, *base;
 	uint64_t t;
 
-	if (!strcmp(shape, "pte-entry")) {	/* of another mapping, which stays */
-		other = mmap(free_place(HUGE, 0), HUGE, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED, fd,
+	if (!strcmp(shape, "pte-entry")) {	/* of another mapping, whose colour allows no PMD, and which stays */
+		other = mmap(free_place(HUGE, PAGE), HUGE, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED, fd,
 			     (off_t)(n * HUGE));
-		if (other == MAP_FAILED || madvise(other, HUGE, MADV_NOHUGEPAGE))
+		if (other == MAP_FAILED)
 			die(shape);
 		touch(other, 1);
 	}
 	base = mmap(at + skip, mapped, PROT_READ | PROT_WRITE, flags, fd, (off_t)(n * HUGE + skip));
-	if (base == MAP_FAILED || (!strcmp(shape, "nohugepage") && madvise(base, mapped, MADV_NOHUGEPAGE)))
+	if (base == MAP_FAILED)
 		die(shape);
 	t = now();
 	for (i = 0; i < HUGE - skip - cut; i += PAGE)
@@ -181,16 +181,16 @@ static void unit(const char *shape, int fd, size_t n, int store, char *at)
 static size_t pmd_bytes(const char *base, size_t length)
 {
 	FILE *file = fopen("/proc/self/smaps", "re");
-	unsigned long start = 0, end = 0, kib;
+	unsigned long start = 0, end = 0, a, b, kib;
 	char line[512];
 	size_t found = 0;
 
 	if (!file)
 		die("/proc/self/smaps");
 	while (fgets(line, sizeof(line), file)) {
-		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
-			continue;
-		if (start >= (uintptr_t)base && end <= (uintptr_t)base + length
+		if (sscanf(line, "%lx-%lx ", &a, &b) == 2)
+			start = a, end = b;
+		else if (start >= (uintptr_t)base && end <= (uintptr_t)base + length
 		    && (sscanf(line, "ShmemPmdMapped: %lu", &kib) == 1 || sscanf(line, "FilePmdMapped: %lu", &kib) == 1))
 			found += kib * 1024;
 	}
@@ -229,7 +229,9 @@ int main(int argc, char **argv)
 {
 	struct mapped m = {0};
 
-	memset(ns, 1, sizeof(ns));	/* so that its pages are no faults later */
+	memset(ns, 1, sizeof(ns));	/* so that nothing of ours is a fault later */
+	usage(&after);
+	now();
 	if (argc == 6 && !strcmp(argv[1], "shape"))
 		return shapes(argv[2], argv[3], strtoul(argv[4], NULL, 10), !strcmp(argv[5], "store"));
 	if (argc < 7) {

@@ -15,9 +15,6 @@ from pathlib import Path
 from daxfs import client
 from lab.plan import CellError
 
-SOURCE = Path(__file__).with_name("worker.c")
-
-
 class WorkerError(CellError):
     """The worker's call failed: its words, and ``errno``."""
 
@@ -32,13 +29,14 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 
 @functools.cache
-def program() -> Path:
-    """The compiled worker, which goes with this process. SystemExit where there is no compiler."""
+def program(name: str = "worker") -> Path:
+    """*name*.c of this folder, compiled; it goes with this process. SystemExit where there is no compiler."""
     cc = shutil.which("cc")
     if cc is None:
         raise SystemExit("no C compiler (cc): install gcc")
-    made = Path(_folder().name) / "worker"
-    subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", made, SOURCE, "-I", client.get_include(),
+    made = Path(_folder().name) / name
+    source = Path(__file__).with_name(f"{name}.c")
+    subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", made, source, "-I", client.get_include(),
                     client.LIBRARY, f"-Wl,-rpath,{client.LIBRARY.parent}"], check=True)
     return made
 
