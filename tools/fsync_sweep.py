@@ -39,7 +39,8 @@ def plan(args):
                 cell = {"dirty": dirty, "track": track, "via": via}
                 cells.append(Cell(cell, partial(visit, rigs, worker, cell)))
     return Plan("fsync_sweep", "t", AXES, {"ns": Measure("fsync", "ns"), "store_ns": Measure("store", "ns")},
-       [Family("dirty", "fsync against dirty bytes", "words", "ns", ("lines",), ("track",), cells, "dirty", ("via",), rigs.close)], args.rounds)
+                [Family("dirty", "fsync against dirty bytes", "words", "ns", ("lines",), ("track",), cells,
+                        "dirty", ("via",), rigs.close)], args.rounds, worker.close)
 
 def main():
     p = arguments.parser(__doc__, "fsync_sweep", 10)
