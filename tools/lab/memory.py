@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""How much of this machine's memory an experiment may take, and memory that costs alike for all that is compared.
+"""How much of this machine's memory an experiment may take, and memory that costs alike for all compared.
 
-In a virtual machine a page that the guest has not used for a while may have gone back to the host (free page
-reporting): its next use waits for the host, 8 ms for 2 MiB where this was seen. So what takes memory while it is
+In a virtual machine a page that the guest has not used for a while may have gone back to the host (free
+page reporting): its next use waits for the host, 8 ms for 2 MiB where this was seen. So what takes memory while it is
 timed gets pages that were in use a moment ago. Limits: one thread.
 """
 

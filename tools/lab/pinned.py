@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def held(pid: int, client: set[int], daemon: set[int]) -> Iterator[None]:
-    """What this thread starts meanwhile runs on *client*, the threads of process *pid* on *daemon*."""
-    before, tasks = os.sched_getaffinity(0), [int(task) for task in os.listdir(f"/proc/{pid}/task")]
+def held(pid: int | None, client: set[int], daemon: set[int]) -> Iterator[None]:
+    """What this thread starts meanwhile runs on *client*, the threads of process *pid*, if any, on *daemon*."""
+    before = os.sched_getaffinity(0)
+    tasks = [int(task) for task in os.listdir(f"/proc/{pid}/task")] if pid else []
     _place(tasks, daemon)
     os.sched_setaffinity(0, client)
     try:

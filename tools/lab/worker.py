@@ -32,7 +32,7 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 @functools.cache
 def program(name: str = "worker") -> Path:
-    """*name*.c of this folder, compiled, which goes with this process. HostError where it can't be compiled."""
+    """*name*.c of this folder, compiled, which goes with this process. HostError where it can't be."""
     cc = shutil.which("cc")
     if cc is None:
         raise HostError("no C compiler (cc), which makes the program that is timed: apt install gcc")
