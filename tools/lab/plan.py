@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What is measured: axes, measures, families of cells, and the visits that make samples.
 
-A *cell* is one point of the experiment: a value for each axis that matters there. A *family* is a set of cells
-that one figure shows; its cells are visited in turns. A *visit* to a cell gives samples. Limits: plain data,
-nothing is mounted or written here.
+A *cell* is one point of the experiment: a value for each axis that matters there. A *family* is a set of
+cells that one figure shows; its cells are visited in turns. A *visit* to a cell gives samples. Limits: plain
+data, nothing is mounted or written here.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,10 @@ DRAWINGS = ("lines", "cdf", "bars", "phases")
 
 class CellError(Exception):
     """A visit can't be made on this host, now or ever: the cell is skipped, with this text as reason."""
+
+
+class HostError(Exception):
+    """Nothing of the experiment can be had on this host; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,17 @@ class Plan:
     measures: dict[str, Measure]
     families: list[Family]
     rounds: int
+    close: Callable[[], None] = lambda: None  # called at the end, however it comes
+
+    def values(self, axis: str) -> list:
+        """What cells have for *axis*, in the order of the plan, which is how people want to see names."""
+        return list(dict.fromkeys(cell.axes[axis] for family in self.families for cell in family.cells
+                                  if axis in cell.axes))
 
     def facts(self) -> dict:
         """For run.json."""
         return {"experiment": self.name, "title": self.title,
-                "axes": {name: asdict(axis) for name, axis in self.axes.items()},
+                "axes": {name: {**asdict(axis), "values": self.values(name)}
+                         for name, axis in self.axes.items()},
                 "measures": {name: asdict(one) for name, one in self.measures.items()},
                 "families": [family.facts() for family in self.families], "rounds": self.rounds}

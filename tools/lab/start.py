@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""To be imported first: paths, and the interpreter that has daxfs.
+"""To be imported first, as ``import lab.start``: paths, and the interpreter that has daxfs.
 
 So `tools/fsync_sweep.py` works as it is typed, with whatever python3 the PATH names. Limits: the standard
 library alone.
@@ -16,7 +16,7 @@ VENV = ROOT / ".venv" / "bin" / "python"
 if importlib.util.find_spec("daxfs") is None or importlib.util.find_spec("rich") is None:
     if not VENV.exists() or Path(sys.executable) == VENV:
         raise SystemExit(f"{Path(sys.argv[0]).name}: daxfs is not installed for {sys.executable}: make build")
-    os.execv(VENV, [str(VENV), "-P", *sys.argv])
+    os.execv(VENV, [str(VENV), *sys.argv])
 
 # Tests first: tools/ has modules of the same names as tests/ (races).
 for _folder in (ROOT / "tools", ROOT / "tests"):

@@ -9,6 +9,7 @@ has a directory (flock). Limits: knows nothing of mounts or of what is measured.
 import fcntl
 import json
 import os
+import shlex
 import sys
 import time
 from datetime import UTC, datetime
@@ -28,12 +29,17 @@ class RunError(Exception):
 class Run:
     """The run of *plan* with *options* and *seed* in *directory*, new or gone on with."""
 
-    def __init__(self, directory: Path, plan: Plan, options: dict, seed: int, emulate: str = "none"):
+    def __init__(self, directory: Path, plan: Plan, options: dict, seed: int, emulate: str = "none",
+                 anew: bool = False):
+        """*anew*: what the directory has of an earlier run is removed first.
+
+        ``complete``: all of it is there already; nothing was changed then. ``resumed``: a part of it is.
+        """
         self.directory, self.plan = directory, plan
         self.done: set[tuple] = set()
-        self.began = time.monotonic()
         self.seq = 0
-        mine = {"format": FORMAT, **plan.facts(), "command": " ".join(["tools/" + plan.name + ".py", *sys.argv[1:]]),
+        mine = {"format": FORMAT, **plan.facts(),
+                "command": shlex.join([f"tools/{plan.name}.py", *sys.argv[1:]]),
                 "host": facts.host(), "options": options, "seed": seed, "emulate": emulate,
                 "started": now(), "ended": None, "sittings": []}
         mine = json.loads(json.dumps(mine))  # as it will be read again
@@ -45,12 +51,23 @@ class Run:
             raise RunError(f"{directory}: another run uses it") from None
         except OSError as exc:
             raise RunError(f"{directory}: {exc.strerror}") from None
+        if anew:
+            # In this order: samples without run.json are refused, never taken for another run's.
+            (directory / "run.json").unlink(missing_ok=True)
+            self._samples.truncate(0)
         self.facts = self._same(mine) if (directory / "run.json").exists() else mine
         self.resumed = self.facts is not mine
+        if not self.resumed and os.fstat(self._samples.fileno()).st_size:
+            raise RunError(f"{directory} has samples and no run.json: take another --output, or --anew")
+        self.complete = self.facts["ended"] is not None
+        # Seconds in samples count from the start of the run's first sitting.
+        age = datetime.now(UTC) - datetime.fromisoformat(self.facts["started"])
+        self.began = time.monotonic() - age.total_seconds()
+        self._read()
+        if self.complete:
+            return
         self._sitting = {"started": now(), "load": facts.load(), "ended": None}
         self.facts["sittings"].append(self._sitting)
-        self.facts["ended"] = None
-        self._read()
         self._write_facts()
 
     def _same(self, mine: dict) -> dict:
@@ -59,11 +76,11 @@ class Run:
         try:
             there = json.loads(path.read_text())
         except ValueError as exc:
-            raise RunError(f"{path} is damaged ({exc}): take another --output") from None
+            raise RunError(f"{path} is damaged ({exc}): take another --output, or --anew") from None
         other = [name for name in SAME if there.get(name) != mine[name]]
         if other:
-            raise RunError(f"{self.directory} holds another run ({', '.join(other)} differ): take another --output, "
-                           "or remove it")
+            raise RunError(f"{self.directory} holds another run ({', '.join(other)} differ): "
+                           "take another --output, or --anew to begin again there")
         return there
 
     def _read(self) -> None:
@@ -79,7 +96,7 @@ class Run:
                 self.seq = max(self.seq, row.get("seq", 0) + 1)
             except (ValueError, KeyError, AttributeError):
                 raise RunError(f"{self.directory}/samples.jsonl is damaged after {good} bytes: "
-                               "take another --output") from None
+                               "take another --output, or --anew") from None
             good += len(line)
         self._samples.truncate(good)
         self._samples.seek(0, os.SEEK_END)
@@ -120,6 +137,10 @@ class Run:
         self._sitting["ended"] = now()
         self.facts["ended"] = self._sitting["ended"] if complete else None
         self._write_facts()
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the directory; nothing is written."""
         self._samples.close()
 
 

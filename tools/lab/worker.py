@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Starts worker.c and talks to it: the process whose stores and fsyncs are timed, compiled, on a CPU of its own.
+"""Starts worker.c and talks to it: the process whose stores and fsyncs are timed, compiled, on one CPU.
 
 Limits: needs cc; one command at a time, from one thread.
 """
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from daxfs import client
-from lab.plan import CellError
+from lab.plan import CellError, HostError
 
 SOURCE = Path(__file__).with_name("worker.c")
 
@@ -28,55 +28,79 @@ class WorkerError(CellError):
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="daxfs-lab-")
+    # With the pid, so that what a killed run left can be told (rigs.py).
+    return tempfile.TemporaryDirectory(prefix=f"daxfs-lab-{os.getpid()}-")
 
 
 @functools.cache
 def program() -> Path:
-    """The compiled worker, which goes with this process. SystemExit where there is no compiler."""
+    """The compiled worker, which goes with this process. HostError where it can't be compiled."""
     cc = shutil.which("cc")
     if cc is None:
-        raise SystemExit("no C compiler (cc): install gcc")
+        raise HostError("no C compiler (cc), which makes the program that is timed: apt install gcc")
     made = Path(_folder().name) / "worker"
-    subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", made, SOURCE, "-I", client.get_include(), client.LIBRARY,
-                    f"-Wl,-rpath,{client.LIBRARY.parent}"], check=True)
+    done = subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", made, SOURCE, "-I", client.get_include(),
+                           client.LIBRARY, f"-Wl,-rpath,{client.LIBRARY.parent}"],
+                          check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise HostError(f"cc can't compile {SOURCE.name}: {done.stderr.strip()[:300]}")
     return made
 
 
 class Worker:
-    """One worker process, on *cpu* (None: on any). A context manager."""
+    """One worker process, on *cpu* (None: on any), started at the first command. A context manager.
+
+    One that died, of SIGBUS for example, is followed by another.
+    """
 
     def __init__(self, cpu: int | None = 0):
-        def place():
-            if cpu is not None and cpu in os.sched_getaffinity(0):
-                os.sched_setaffinity(0, {cpu})
-        self._process = subprocess.Popen([program()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                         preexec_fn=place)
+        self.cpu = cpu
+        self._process: subprocess.Popen | None = None
+
+    def _start(self) -> subprocess.Popen:
+        # A session of its own: Ctrl-C is for us, who end it by closing its stdin.
+        made = subprocess.Popen([program()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                start_new_session=True)
+        if self.cpu is not None:
+            os.sched_setaffinity(made.pid, {self.cpu})
+        return made
 
     def ask(self, *words) -> dict:
         """The answer to a command. WorkerError where it failed, or the worker died."""
+        self._process = self._process or self._start()
         try:
             self._process.stdin.write(" ".join(map(str, words)) + "\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         except BrokenPipeError:
             answer = ""
-        if not answer:
-            raise WorkerError(f"the worker ended with status {self._process.wait()} at {words[0]}", 0)
+        if not answer.endswith("\n"):
+            status = self._end()
+            raise WorkerError(f"the worker ended with status {status} at {words[0]}", 0)
         found = json.loads(answer)
         if "error" in found:
             raise WorkerError(found["error"], found["errno"])
         return found
 
-    def run(self, call: str, pattern: str, dirty: int, count: int, seconds: float, seed: int) -> dict[str, list[int]]:
-        """``store_ns`` and ``ns`` of each turn: worker.c `run`."""
-        return self.ask("run", call, pattern, dirty, count, int(seconds * 1e9), seed)
+    def run(self, call: str, pattern: str, dirty: int, count: int, seconds: float, seed: int,
+            places: str = "new") -> dict:
+        """``store_ns`` and ``ns`` of each turn, ``lines`` and ``drains``: worker.c `run`."""
+        return self.ask("run", call, pattern, dirty, count, int(seconds * 1e9), seed, places)
+
+    def _end(self) -> int:
+        process, self._process = self._process, None
+        try:
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has died with a command unread
+        status = process.wait()
+        process.stdout.close()
+        return status
 
     def close(self) -> None:
-        """End it. Its files are closed then."""
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        """End it. Its files are closed then. May be called twice."""
+        if self._process is not None:
+            self._end()
 
     def __enter__(self) -> "Worker":
         return self
