@@ -338,12 +338,13 @@ struct gather {
 
 static void hand_out(struct gather *g)
 {
+	struct flushers *helpers = __atomic_load_n(&g->io->flushers, __ATOMIC_ACQUIRE);
 	struct daxfs_flush *ops = g->io->ops;
 
 	fsync_lap(g->run, FSYNC_WALK);
 	/* A recording has one order of events, that of the caller. */
-	if (g->io->flushers && g->bytes >= FLUSHERS_FROM && !ops->recorder) {
-		flushers_run(g->io->flushers, ops, g->piece, g->n);
+	if (helpers && g->bytes >= FLUSHERS_FROM && !ops->recorder) {
+		flushers_run(helpers, ops, g->piece, g->n);
 	} else {
 		for (uint32_t i = 0; i < g->n; i++)
 			ops->flush(ops, g->piece[i].p, g->piece[i].n);
@@ -358,7 +359,7 @@ static void put_flush(struct gather *g, const char *p, uint64_t n)
 	uint64_t some;
 
 	for (; n; p += some, n -= some) {
-		some = g->io->flushers ? smaller(n, FLUSH_PIECE) : n;
+		some = __atomic_load_n(&g->io->flushers, __ATOMIC_ACQUIRE) ? smaller(n, FLUSH_PIECE) : n;
 		if (g->n == GATHERED)
 			hand_out(g);
 		g->piece[g->n++] = (struct flush_piece){p, some};

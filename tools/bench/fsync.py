@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""fsync of one dirty 4 KiB block: what its caller waits, and what of that daxfs itself takes. Targets of issue 7.
+"""fsync of one dirty 4 KiB block: what its caller waits, and what daxfs itself takes. Targets of issue 7.
 
-On mounts with write=cached and transport=uring, the client (fsync.c) on one CPU, for track=pte and track=line:
-files of 1 MiB to 4 GiB, of which 64 blocks spread over all of it are there, and 0 to 256 MiB that are dirty in
-other files. In turns, the order turned round each time; medians of all turns. "inside" is what the counters
-of `daxfs stat` say of the same fsyncs.
+On mounts with write=cached and transport=uring, the client (fsync.c) on one CPU, for track=pte and
+track=line: files of 1 MiB to 4 GiB, of which 64 blocks spread over all of it are there, and 0 to 256 MiB
+that are dirty in other files. In turns, the order turned round each time; medians of all turns. "inside" is
+what the counters of `daxfs stat` say of the same fsyncs.
 
-Then in this process, without FUSE: native service of the same fsync (its phase `total`) and, in turns with it,
-a plain flush and drain of 4 KiB of dirty lines. Needs root, /dev/fuse, cc.
+Then in this process, without FUSE: native service of the same fsync (its `total`) and, in turns with it, a
+plain flush and drain of 4 KiB of dirty lines. Needs root, /dev/fuse, cc.
 """
 
 import contextlib
