@@ -85,6 +85,7 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/emulate.py
 	$(SUDO) $(VENV)/bin/python tools/bench/transport.py
 	$(SUDO) $(VENV)/bin/python tools/bench/direct.py
+	$(SUDO) $(VENV)/bin/python tools/bench/fsync.py
 	$(SUDO) $(VENV)/bin/python tools/bench/state.py
 	$(SUDO) $(VENV)/bin/python tools/bench/flushers.py
 	$(SUDO) $(VENV)/bin/python tools/bench/faults.py

@@ -499,8 +499,7 @@ static const struct dax_tracker *tracker_of(const struct filemap *f)
 	return f->tracker ? f->tracker : &dax_tracker_none;
 }
 
-/* Flush what is dirty from pos to end, which are bounds of units; or, without g, mark it clean. Bytes that
- * were flushed, or -errno. */
+/* Flush what is dirty from pos to end, which are bounds of units. Bytes, or -errno. */
 static int64_t walk(struct gather *g, struct filemap *f, uint64_t pos, uint64_t end,
 		    struct trace_ring *trace)
 {
@@ -510,10 +509,6 @@ static int64_t walk(struct gather *g, struct filemap *f, uint64_t pos, uint64_t 
 
 	for (; (pos = t->next_run(f, pos, &run)) < end; pos += run) {
 		run = smaller(run, end - pos);
-		if (!g) {
-			t->clean(f, pos, run);
-			continue;
-		}
 		dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, pos >> DAXFS_PAGE_SHIFT,
 				    (pos + run + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT, 0);
 		done = flush_run(g, f, pos, run);
@@ -551,7 +546,7 @@ static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, u
 		fsync_lap(run, FSYNC_DRAIN);
 		/* Never before flush and drain: what was stored in between would be lost. */
 		if (!error && !tracker_of(f)->extents)
-			walk(NULL, f, pos, end, NULL);
+			tracker_of(f)->clean(f, pos, end - pos);
 	}
 	error = leave(io, f, -error);
 	fsync_lap(run, FSYNC_WALK);
