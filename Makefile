@@ -88,6 +88,7 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/fsync.py
 	$(SUDO) $(VENV)/bin/python tools/bench/state.py
 	$(SUDO) $(VENV)/bin/python tools/bench/flushers.py
+	$(SUDO) $(VENV)/bin/python tools/bench/tracker.py
 	$(SUDO) $(VENV)/bin/python tools/bench/faults.py
 	$(SUDO) $(VENV)/bin/python tools/bench/persist.py
 	$(SUDO) $(VENV)/bin/python tools/bench/s17.py
