@@ -346,6 +346,12 @@ def test_order_and_chosen_places(drawn):
     assert sorted(names, key=cells.order) == [3, 20, "pte", "extent", "ext4", "tmpfs", "v9", "v10"]
 
 
+def test_names_stand_as_run_json_has_them(tmp_path):
+    axes = lab_runs.AXES | {"track": lab_runs.AXES["track"] | {"values": ["none", "pmd", "pte"]}}
+    _, views = load(few(tmp_path, axes=axes))
+    assert views["dirty"].lines == [("none",), ("pte",)] and views["dirty"].first(("write",)) == ("none",)
+
+
 def test_counts_are_means_by_samples(tmp_path):
     where = {"dirty": 64, "track": "pte", "via": "write"}
     made = [lab_runs.visit("dirty", where, {"ns": [5] * 30}, counts={"drains": 1}),
@@ -367,5 +373,7 @@ def test_numbers(value, unit, text):
 def test_ticks():
     assert units.log_ticks(900, 1.1e6) == [1e3, 1e4, 1e5, 1e6]
     assert units.log_ticks(2.5, 90) == [5, 10, 20, 50]
+    assert units.log_ticks(2.5, 90, 0.35) == [5, 20]
+    assert units.log_ticks(480, 7500, 0.25) == [500, 1000, 2000, 5000]
     assert units.binary_ticks(64, 1 << 26, 5) == [64, 1 << 11, 1 << 16, 1 << 21, 1 << 26]
     assert units.show(1 << 16, "B", units.short) == "64 KiB" and units.show(1e4, "ns", units.short) == "10 µs"

@@ -19,6 +19,8 @@ from lab.cells import View
 from lab.reading import NUMBER, Run, RunError
 
 PANELS, LINES, ACROSS = 9, 8, 3
+ROWS = 44  # of bars in a figure
+NBSP = "\N{NO-BREAK SPACE}"
 LETTER = 0.0078  # inches that a letter takes, for each point of size: DejaVu Sans on the average
 TITLE_STEP, WARN_STEP, PRINT_STEP, HEAD_STEP, LEGEND_STEP = 0.3, 0.24, 0.19, 0.25, 0.29  # inches a line
 WIDE = {1: 7.4, 2: 4.7}  # inches of a panel, by panels side by side
@@ -78,7 +80,8 @@ class Sheet:
         self.width = max(self.width, 7.2)
         title = wrapped(view.family.title + KINDS_TEXT.get(draw, ""), self.width - 0.3, TITLE * 1.1)
         warn = wrapped(warning(view.run), self.width - 0.3, LABEL)
-        print_ = wrapped(small_print(view, draw), self.width - 0.3, SMALL)
+        print_ = [line.replace(NBSP, " ").rstrip("· ")
+                  for line in wrapped(small_print(view, draw), self.width - 0.3, SMALL)]  # fmt: skip
         columns, legend_rows = self._columns([text for _, text in legend])
         top = 0.3 + TITLE_STEP * len(title) + WARN_STEP * len(warn) + HEAD_STEP * heads
         between = 0.55 + HEAD_STEP * heads
@@ -161,11 +164,11 @@ def small_print(view: View, draw: str) -> str:
     facts += [view.said(axis, value) for axis, value in view.steady().items()]
     for name, text in (("cpu", "{}"), ("cpus", "{} CPUs"), ("kernel", "Linux {}"), ("commit", "commit {}"),
                        ("flush", "flush={}")):  # fmt: skip
-        if host.get(name) not in (None, ""):
+        if host.get(name) not in (None, "") and name not in run.axes:
             facts.append(text.format(host[name]))
     if run.facts.get("started"):
         facts.append(str(run.facts["started"])[:10])
-    return " · ".join(facts)
+    return f"{NBSP}· ".join(fact.replace(" ", NBSP) for fact in facts)
 
 
 def wrapped(text: str, width: float, size: float) -> list[str]:
@@ -183,10 +186,10 @@ def legend_of(view: View, lines: list, styles: dict, marks: bool = True) -> list
     from matplotlib.lines import Line2D
     if not view.line_axes:
         return []
-    title = view.line_title()
-    prefix = title if len(view.line_axes) == 1 and title.endswith("=") else ""
-    return [(Line2D([], [], **(styles[line] if marks else styles[line] | {"marker": ""})),
-             prefix + view.line_text(line)) for line in lines]  # fmt: skip
+    title, name = view.line_title(), view.run.axes[view.line_axes[0]]["kind"] != NUMBER
+    prefix = title if len(view.line_axes) == 1 and title.endswith("=") and name else ""
+    plain = {} if marks else {"marker": ""}
+    return [(Line2D([], [], **(styles[line] | plain)), prefix + view.line_text(line)) for line in lines]
 
 
 def split(view: View, places: list) -> list:
@@ -215,7 +218,7 @@ def place_text(view: View, panel: tuple, x) -> str:
     """Where a panel is, with breaks between its parts alone."""
     said = [view.said(axis, value) for axis, value in zip(view.family.panel, panel, strict=True)]
     said += [view.x_said(x)] if x is not None else []
-    return ", ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in said)
+    return ", ".join(text.replace(" ", NBSP) for text in said)
 
 
 def value_label(view: View) -> str:
@@ -224,15 +227,23 @@ def value_label(view: View) -> str:
     return label + ("" if units.carried(unit) or not unit else f", {unit}") + better
 
 
-def value_axis(view: View, axis, which: str, low: float, high: float, named: bool = True) -> None:
-    """The measure on the x or y axis: logarithmic with its own ticks, linear where a value is not above 0."""
+def value_axis(view: View, axis, which: str, low: float, high: float, named: bool = True,
+               wide: float = 0.0) -> None:  # fmt: skip
+    """The measure on the x or y axis: logarithmic with its own ticks, linear where a value is not above 0.
+
+    *wide*: the inches of an x axis, on which texts of ticks must have room beside each other.
+    """
     unit = view.measure["unit"]
     if low > 0:
         pad = max((high / low) ** 0.06, 1.08)
         low, high = low / pad, high * pad
         getattr(axis, f"set_{which}scale")("log")
         getattr(axis, f"set_{which}lim")(low, high)
-        set_ticks(axis, which, units.log_ticks(low, high), unit)
+        apart = 0.0
+        if wide:
+            letters = max(len(units.show(end, unit, units.short)) for end in (low, high))
+            apart = min(letters + 1, 8) * LETTER * TICK / wide * np.log10(high / low)
+        set_ticks(axis, which, units.log_ticks(low, high, apart), unit)
     if named:
         getattr(axis, f"set_{which}label")(value_label(view))
 
@@ -306,9 +317,10 @@ class Abscissa:
 
 
 def lines(view: View, others: dict):
-    """Median with quartiles against x, a line each."""
-    styles = looks.styles(view.lines, others)
-    abscissa = Abscissa(view)
+    """Median with quartiles against x, a line each; names have nothing between them, so only marks."""
+    styles, abscissa = looks.styles(view.lines, others), Abscissa(view)
+    if not abscissa.number:
+        styles = {line: style | {"linestyle": "none"} for line, style in styles.items()}
     numbers = [point.numbers for point in view.points.values()]
     least, most = min(one.q1 for one in numbers), max(one.q3 for one in numbers)
     for page in pages(split(view, [(panel, None) for panel in view.panels])):
@@ -333,7 +345,8 @@ def lines(view: View, others: dict):
 def _line(view: View, axis, abscissa: Abscissa, panel, line, style: dict) -> None:
     found = [(abscissa.at(x), view.points[panel, line, x].numbers) for x in view.xs
              if (panel, line, x) in view.points]  # fmt: skip
-    at = [place for place, _ in found]
+    shift = 0.0 if abscissa.number else 0.6 * ((view.lines.index(line) + 0.5) / len(view.lines) - 0.5)
+    at = [place + shift for place, _ in found]
     q1, median, q3 = (np.array([getattr(one, name) for _, one in found]) for name in ("q1", "median", "q3"))
     if len(found) > 1 and abscissa.number:
         axis.fill_between(at, q1, q3, color=style["color"], alpha=0.17, linewidth=0)
@@ -360,7 +373,7 @@ def cdf(view: View, others: dict):
         sheet = Sheet(view, "cdf", [size] * len(page), across, (1.05, 0.6),
                       legend_of(view, shown, styles, marks=False), high)  # fmt: skip
         for at, (axis, ((panel, x), found, _)) in enumerate(zip(sheet.axes, page, strict=True)):
-            _distributions(view, axis, panel, x, found, styles, at >= sheet.lowest)
+            _distributions(view, axis, (panel, x), found, styles, wide, at >= sheet.lowest)
             axis.set_title(heads[at], loc="left")
             axis.set_ylim(-0.02, 1.02)
             axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
@@ -369,20 +382,22 @@ def cdf(view: View, others: dict):
         yield sheet
 
 
-def _distributions(view: View, axis, panel, x, found: list, styles: dict, named: bool) -> None:
+def _distributions(view: View, axis, place: tuple, found: list, styles: dict, wide: float,
+                   named: bool) -> None:  # fmt: skip
     low, high = np.inf, 0.0
     for line in found:
-        point = view.points.get((panel, line, x))
+        point = view.points.get((place[0], line, place[1]))
         if point is None:
             continue
-        ranks = np.linspace(0, 1, max(2, min(CDF_POINTS, point.numbers.n)))
-        values = np.quantile(point.samples, ranks, method="inverted_cdf")
-        style = styles[line]
-        axis.step(values, ranks, where="post", color=style["color"], linestyle=style["linestyle"])
+        n, style = point.numbers.n, styles[line]
+        ranks = np.unique(np.linspace(0, n - 1, min(CDF_POINTS, n)).round().astype(int))
+        values = np.sort(point.samples)[ranks]
+        axis.step([values[0], *values], [0, *((ranks + 1) / n)], where="post",
+                  color=style["color"], linestyle=style["linestyle"])
         # A few stragglers would press the rest together: they are in the table, as p99 and beyond.
         low, high = min(low, point.numbers.low), max(high, np.percentile(point.samples, 99.5))
     if np.isfinite(low):
-        value_axis(view, axis, "x", low, max(high, low), named)
+        value_axis(view, axis, "x", low, max(high, low), named, wide)
 
 
 def rows_of(view: View, panel: tuple, xs: list) -> list:
@@ -396,6 +411,18 @@ def rows_of(view: View, panel: tuple, xs: list) -> list:
 
 
 BAR = 0.36
+
+
+def by_rows(panels: list) -> list:
+    """Panels of bars in pages: as many as have ROWS rows, beside each other two by two."""
+    made, rows = [[]], 0
+    for panel in panels:
+        if made[-1] and rows + len(panel[1]) > ROWS:
+            made.append([])
+            rows = 0
+        made[-1].append(panel)
+        rows += len(panel[1])
+    return made
 
 
 def bar_sheet(view: View, draw: str, panels: list, heads: list, legend: list):
@@ -435,13 +462,17 @@ def linear_axis(view: View, axis, most: float, unit: str, wide: float) -> None:
 def bars(view: View, others: dict):
     """Medians as bars with quartiles as whiskers and the number beside."""
     styles = looks.styles(view.lines, others)
+    apart = view.family.x is not None and view.run.axes[view.family.x]["kind"] == NUMBER
     panels = []
     for panel in view.panels:
-        rows = rows_of(view, panel, view.xs_of(panel) if view.family.x else [None])
-        panels += [(panel, part) for part in pages(rows, 26)]
-    for page in pages(panels, 8):
-        sheet, wide = bar_sheet(view, "bars", page, [place_text(view, panel, None) for panel, _ in page], [])
-        for at, (axis, (panel, rows)) in enumerate(zip(sheet.axes, page, strict=True)):
+        if apart:  # by the size of what is done, values lie far apart: each gets a scale of its own
+            groups = [(x, rows_of(view, panel, [x])[1:]) for x in view.xs_of(panel)]
+        else:
+            groups = [(None, rows_of(view, panel, view.xs_of(panel)))]
+        panels += [((panel, x), part) for x, rows in groups for part in pages(rows, 30)]
+    for page in by_rows(panels):
+        sheet, wide = bar_sheet(view, "bars", page, [place_text(view, *place) for place, _ in page], [])
+        for at, (axis, ((panel, _), rows)) in enumerate(zip(sheet.axes, page, strict=True)):
             found = [(place, row[1], view.points[panel, row[1], row[2]].numbers)
                      for place, row in enumerate(rows) if row[0] == "bar"]  # fmt: skip
             most = max((one.q3 for _, _, one in found), default=1.0) or 1.0
@@ -476,13 +507,13 @@ def phases(view: View, others: dict):
             rows = [("bar", line, x) for line in view.lines
                     if (panel, line, x) in view.points and view.points[panel, line, x].cell.phases]
             panels += [((panel, x), part) for part in alike(view, panel, rows)]
-    for page in pages(panels, 8):
+    for page in by_rows(panels):
         heads = [place_text(view, *place) for place, _ in page]
         sheet, wide = bar_sheet(view, "phases", page, heads, legend)
         for at, (axis, ((panel, _), rows)) in enumerate(zip(sheet.axes, page, strict=True)):
             _stacks(view, axis, panel, rows, names, colours, wide)
             if at >= sheet.lowest:
-                axis.set_xlabel("time of one call in the daemon")
+                axis.set_xlabel("time of one call")
         yield sheet
 
 

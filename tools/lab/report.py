@@ -83,6 +83,7 @@ def warnings(run: Run) -> list[str]:
     if emulate != "none":
         found.append(f"emulate={emulate}: the times of stores and flushes are those of a model of that "
                      "medium (docs/emulation.md), not of a real one.")
+    found += _emulated(run)
     if run.options.get("quick"):
         found.append("A --quick run: few cells and samples, to have a look. No evidence.")
     found += _unfinished(run)
@@ -95,6 +96,14 @@ def warnings(run: Run) -> list[str]:
     if str(run.host.get("commit", "")).endswith("-dirty"):
         found.append("The code had changes that are in no commit.")
     return found
+
+
+def _emulated(run: Run) -> list[str]:
+    """Where single cells have a medium."""
+    families = {family.title: {str(cell.where.get("emulate", "none")) for cell in run.cells[family.name].values()}
+                for family in run.families}  # fmt: skip
+    return [f"Some of \"{title}\" has emulate={', '.join(sorted(media - {'none'}))}: times of a model."
+            for title, media in families.items() if media - {"none"}]
 
 
 def _unfinished(run: Run) -> list[str]:
