@@ -277,6 +277,28 @@ def test_one_sample_and_several_runs_of_one_experiment(tmp_path):
     assert '<i class="faint">0 ns</i>' in (tmp_path / "both" / "report.html").read_text()
 
 
+def test_two_runs_are_compared(tmp_path):
+    """The second has twice the times; one cell of it overlaps with the first, one is missing."""
+    places = [{"dirty": dirty, "track": "pte", "via": "write"} for dirty in (64, 128, 256, 512)]
+    family = lab_runs.DIRTY | {"draw": ["lines"]}
+    first = [lab_runs.visit("dirty", where, {"ns": [90, 100, 110]}) for where in places]
+    second = [lab_runs.visit("dirty", where, {"ns": values}) for where, values in
+              zip(places[:3], ([190, 200, 210], [50, 200, 300], [45, 50, 55]), strict=True)]  # fmt: skip
+    before = lab_runs.write(tmp_path / "before", [family], first)
+    after = lab_runs.write(tmp_path / "after", [family], second)
+    (found,) = json.loads(plot("--compare", before, after, "--json"))["comparison"]
+    assert [cell["ratio"] for cell in found["cells"]] == [2, 2, 0.5]
+    assert [cell["apart"] for cell in found["cells"]] == [True, False, True]
+    assert found["left_out"] == 1 and found["mean"] == pytest.approx(2 ** (1 / 3))
+    plot("--compare", before, after, "--output", tmp_path / "both")
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "of 3 ratios: 1.26. Clearly above 1: 1; clearly below: 1. 1 cells are in one" in page
+    assert '<i class="faint">2.00</i><span>100 ns \N{RIGHTWARDS ARROW} 200 ns' in page
+    other = few(tmp_path / "other", experiment="s17")
+    assert "is of fsync_sweep" in plot("--compare", before, other, "--json", status=2)
+    assert "takes two runs" in plot("--compare", before, status=2)
+
+
 BAD = {
     "json": ("run.json", lambda text: text[:100], "damaged, not JSON"),
     "no object": ("run.json", lambda text: "[]", "not the run.json"),

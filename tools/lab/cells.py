@@ -54,8 +54,8 @@ class Numbers:
 
     @classmethod
     def of(cls, samples: np.ndarray) -> "Numbers":
-        q1, median, q3, p99 = np.percentile(samples, [25, 50, 75, 99])
-        return cls(samples.size, samples.min(), q1, median, q3, p99, samples.max(), samples.mean())
+        low, q1, median, q3, p99, high = map(float, np.percentile(samples, [0, 25, 50, 75, 99, 100]))
+        return cls(samples.size, low, q1, median, q3, p99, high, float(samples.mean()))
 
 
 @dataclass

@@ -49,14 +49,14 @@ def write(path: Path, sections: list, comparison: str = "", folder: str = "plots
         body.append(f"<ul>{''.join(links)}</ul>")
     else:
         body += _head(sections[0])
-    body += _argument(sections)
+    body += [comparison, *_argument(sections)]
     for section, text in zip(sections, titles, strict=True):
         if len(sections) > 1:
             body += [f'<h2 id="{section.name}">{escape(text)}</h2>', *_head(section)]
         for view in section.views:
             body += _family(section, view, folder)
         body += _skipped(section)
-    body += [comparison, *_again(sections), *_glossary()]
+    body += [*_again(sections, bool(comparison)), *_glossary()]
     page = Template(TEMPLATE.read_text("utf-8")).substitute(
         title=escape(title), colours=looks.style_sheet(), body="\n".join(part for part in body if part))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,8 @@ def warnings(run: Run) -> list[str]:
 
 def _emulated(run: Run) -> list[str]:
     """Where single cells have a medium."""
-    families = {family.title: {str(cell.where.get("emulate", "none")) for cell in run.cells[family.name].values()}
+    families = {family.title: {str(cell.where.get("emulate", "none"))
+                               for cell in run.cells[family.name].values()}
                 for family in run.families}  # fmt: skip
     return [f"Some of \"{title}\" has emulate={', '.join(sorted(media - {'none'}))}: times of a model."
             for title, media in families.items() if media - {"none"}]
@@ -270,7 +271,9 @@ def _flat(view: View, panel: tuple) -> str:
 
 def _per_call(view: View) -> str:
     """Counts and phases of each cell, by the daemon's own counters."""
-    counts, phases = view.counts(), view.phases()
+    phases = view.phases()
+    counts = [name for name in view.counts()
+              if any(point.cell.counts.get(name) for point in view.points.values())]  # fmt: skip
     if not counts and not phases:
         return ""
     points = [(key, point) for key, point in _in_order(view) if point.cell.counts or point.cell.phases]
@@ -324,7 +327,7 @@ def _skipped(section: Section) -> list[str]:
     return [*made, "</ul>"]
 
 
-def _again(sections: list) -> list[str]:
+def _again(sections: list, compared: bool) -> list[str]:
     """How to measure it again, and to draw it again."""
     made = ["<h2>To do it again</h2>"]
     for commit, group in groupby(sections, key=lambda section: str(section.run.host.get("commit") or "?")):
@@ -332,7 +335,7 @@ def _again(sections: list) -> list[str]:
         made.append(f"<p>At commit <code>{escape(commit)}</code>, after <code>make build</code>:</p>"
                     f"<pre>{escape(chr(10).join(lines))}</pre>")
     dirs = " ".join(str(section.run.path) for section in sections)
-    draw = escape(f"tools/plot_sweep.py {dirs}")
+    draw = escape(f"tools/plot_sweep.py {'--compare ' if compared else ''}{dirs}")
     made.append(f"<p>The figures, from the files alone:</p><pre>{draw}</pre>")
     return made
 
