@@ -283,7 +283,7 @@ def test_two_runs_are_compared(tmp_path):
     family = lab_runs.DIRTY | {"draw": ["lines"]}
     first = [lab_runs.visit("dirty", where, {"ns": [90, 100, 110]}) for where in places]
     second = [lab_runs.visit("dirty", where, {"ns": values}) for where, values in
-              zip(places[:3], ([190, 200, 210], [50, 200, 300], [45, 50, 55]), strict=True)]  # fmt: skip
+              zip(places[:3], ([190, 200, 210], [1, 200, 300], [45, 50, 55]), strict=True)]  # fmt: skip
     before = lab_runs.write(tmp_path / "before", [family], first)
     after = lab_runs.write(tmp_path / "after", [family], second)
     (found,) = json.loads(plot("--compare", before, after, "--json"))["comparison"]

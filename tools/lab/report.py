@@ -41,7 +41,8 @@ class Section:
 def write(path: Path, sections: list, comparison: str = "", folder: str = "plots") -> None:
     """The report of *sections* to *path*; *comparison*: more HTML; *folder*: where the figures' files are."""
     titles = _titles(sections)
-    title = titles[0] if len(titles) == 1 else "daxfs laboratory: " + "; ".join(titles)
+    plain = dict.fromkeys(_title(section) for section in sections)
+    title = "; ".join(plain) if len(plain) <= 2 else f"daxfs: {len(titles)} experiments"
     body = [f"<h1>{escape(title)}</h1>"]
     if len(sections) > 1:
         links = [f'<li><a href="#{section.name}">{escape(text)}</a></li>'
@@ -63,9 +64,13 @@ def write(path: Path, sections: list, comparison: str = "", folder: str = "plots
     path.write_text(page, "utf-8")
 
 
+def _title(section: Section) -> str:
+    return str(section.run.facts.get("title") or section.run.experiment)
+
+
 def _titles(sections: list) -> list[str]:
     """A title for each run, with its directory and commit where several have the same."""
-    plain = [str(section.run.facts.get("title") or section.run.experiment) for section in sections]
+    plain = [_title(section) for section in sections]
     return [title if plain.count(title) == 1 else
             f"{title} ({section.run.path.name}, {section.run.host.get('commit', '?')})"
             for title, section in zip(plain, sections, strict=True)]  # fmt: skip
