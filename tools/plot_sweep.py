@@ -13,12 +13,15 @@ Exit status: 0; 2 if a directory holds no run, a damaged one, or one without sam
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+if None in map(importlib.util.find_spec, ("numpy", "matplotlib", "rich")):
+    import lab.start  # noqa: F401  goes on with the checkout's interpreter
 
 from lab import cells, compare, drawing, reading, report
 
