@@ -130,7 +130,7 @@ def test_every_figure_is_there_twice(drawn):
                      "track=pmd", "track=extent", "stores by: write", "stores by: mmap", "0", "64 B"]),
     ("mapped-lines", ["mapped bytes", "fsync (lower is better)", "track=extent", "1 GiB"]),
     ("dirty-cdf", ["share of the samples", "stores by: write, dirty bytes: 1 MiB", "50 %", "track=pte"]),
-    ("dirty-phases", ["flush", "drain", "fsync: caller's median", "pte"]),
+    ("dirty-phases", ["flush", "drain", "fsync: caller's median", "fsync: caller's mean", "pte"]),
     ("s17-bars", ["throughput, MiB/s (higher is better)", "uring", "ext4", "tmpfs"]),
 ])  # fmt: skip
 def test_axes_and_lines_have_names(drawn, name, wanted):

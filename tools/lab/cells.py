@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+
 from lab import units
 from lab.reading import NUMBER, Cell, Family, Run
 
@@ -128,8 +129,9 @@ class View:
                           units.short)
 
     def line_text(self, line: tuple) -> str:
-        """Names by themselves, numbers with their axes; what has no value there is not said."""
-        said = [self.value_text(axis, value) if isinstance(value, str) else self.said(axis, value)
+        """Names and what has a unit by themselves, other numbers with their axes; no value, no word."""
+        said = [self.value_text(axis, value) if isinstance(value, str) or self.run.axes[axis]["unit"]
+                else self.said(axis, value)
                 for axis, value in zip(self.line_axes, line, strict=True) if value != ""]  # fmt: skip
         return ", ".join(said) or self.measure["label"]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from lab import looks, units
 from lab.cells import View
 from lab.reading import NUMBER, Run, RunError
@@ -159,7 +160,7 @@ def small_print(view: View, draw: str) -> str:
     numbers = [point.numbers.n for point in view.points.values()]
     count = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
     what = {"lines": "medians with quartiles", "bars": "medians, whiskers are quartiles",
-            "cdf": "each sample counts", "phases": "means in the daemon, medians of the caller"}[draw]
+            "cdf": "each sample counts", "phases": "numbers: the daemon's of the caller's mean"}[draw]
     facts = [f"{what}, n = {count} each"]
     facts += [view.said(axis, value) for axis, value in view.steady().items()]
     for name, text in (("cpu", "{}"), ("cpus", "{} CPUs"), ("kernel", "Linux {}"), ("commit", "commit {}"),
@@ -411,6 +412,7 @@ def rows_of(view: View, panel: tuple, xs: list) -> list:
 
 
 BAR = 0.36
+APART = 60  # times the smallest: bars of so different length can't be seen on one scale
 
 
 def by_rows(panels: list) -> list:
@@ -472,35 +474,62 @@ def bars(view: View, others: dict):
         panels += [((panel, x), part) for x, rows in groups for part in pages(rows, 30)]
     for page in by_rows(panels):
         sheet, wide = bar_sheet(view, "bars", page, [place_text(view, *place) for place, _ in page], [])
+        tinted = by_place(view, others)
         for at, (axis, ((panel, _), rows)) in enumerate(zip(sheet.axes, page, strict=True)):
-            found = [(place, row[1], view.points[panel, row[1], row[2]].numbers)
+            found = [(place, tinted.get(row[2]) or styles[row[1]]["color"],
+                      view.points[panel, row[1], row[2]].numbers)
                      for place, row in enumerate(rows) if row[0] == "bar"]  # fmt: skip
-            most = max((one.q3 for _, _, one in found), default=1.0) or 1.0
-            unit = view.measure["unit"] if units.carried(view.measure["unit"]) else ""
-            texts = [units.show(one.median, unit) for _, _, one in found]
-            room = max(map(len, texts), default=0) * 0.0092 * TICK + 0.25
-            linear_axis(view, axis, most * wide / max(wide - room, 1), view.measure["unit"], wide)
-            for (place, line, one), text in zip(found, texts, strict=True):
-                axis.barh(place, one.median, height=0.72, color=styles[line]["color"])
-                spread = [[one.median - one.q1], [one.q3 - one.median]]
-                axis.errorbar(one.median, place, xerr=spread, fmt="none", color=looks.INK, capsize=3,
-                              linewidth=1.3)  # fmt: skip
-                axis.annotate(text, (one.q3, place), xytext=(6, 0), textcoords="offset points", va="center",
-                              size=TICK)  # fmt: skip
+            _bars(view, axis, found, wide)
             if at >= sheet.lowest:
                 axis.set_xlabel(value_label(view))
         yield sheet
 
 
+def by_place(view: View, others: dict) -> dict:
+    """x -> colour, where what stands at the abscissa is a policy or a target, and the lines are not."""
+    if not view.family.x or any(looks.known(line) for line in view.lines):
+        return {}
+    styles = looks.styles([(x,) for x in view.xs if looks.known((x,))], others)
+    return {x: style["color"] for (x,), style in styles.items()}
+
+
+def _bars(view: View, axis, found: list, wide: float) -> None:
+    """(place, colour, numbers) as bars; where they are too far apart, as dots on a logarithmic axis."""
+    unit = view.measure["unit"]
+    texts = [units.show(one.median, unit if units.carried(unit) else "") for _, _, one in found]
+    room = max(map(len, texts)) * 0.0092 * TICK + 0.25
+    least, most = min(one.q1 for _, _, one in found), max(one.q3 for _, _, one in found)
+    dots = least > 0 and most > APART * least
+    if dots:
+        start = least / (most / least) ** 0.1
+        end = start * (most / start) ** (wide / max(wide - room, 1))
+        value_axis(view, axis, "x", start, end, named=False, wide=wide)
+        axis.set_xlim(start, end)
+    else:
+        linear_axis(view, axis, (most or 1.0) * wide / max(wide - room, 1), unit, wide)
+    for (place, colour, one), text in zip(found, texts, strict=True):
+        if dots:
+            axis.plot([start, one.median], [place, place], color=colour, linewidth=1.2, linestyle=(0, (1, 2)))
+            axis.plot([one.median], [place], color=colour, marker="o", markersize=9, linestyle="none")
+        else:
+            axis.barh(place, one.median, height=0.72, color=colour)
+        spread = [[one.median - one.q1], [one.q3 - one.median]]
+        axis.errorbar(one.median, place, xerr=spread, fmt="none", color=looks.INK, capsize=3, linewidth=1.3)
+        axis.annotate(text, (one.q3, place), xytext=(7, 0), textcoords="offset points", va="center",
+                      size=TICK)  # fmt: skip
+
+
 def phases(view: View, others: dict):
-    """Means of the daemon's phases, stacked; the caller's median as a line: the rest is outside."""
+    """Means of the daemon's phases, stacked; the caller's median and mean as lines: the rest is outside."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     names = view.phases()
     colours = looks.phase_colours(names)
     legend = [(Patch(color=colours[name]), name) for name in names]
-    caller = Line2D([], [], color=looks.CALLER, linewidth=2.6)
-    legend.append((caller, f"{view.measure['label']}: caller's median"))
+    if view.measure["unit"] == "ns":
+        label = view.measure["label"]
+        legend += [(Line2D([], [], color=looks.CALLER, linewidth=width), f"{label}: caller's {name}")
+                   for width, name in ((2.8, "median"), (1.0, "mean"))]  # fmt: skip
     panels = []
     for panel in view.panels:
         for x in view.chosen(panel) if view.family.x else [None]:
@@ -521,7 +550,7 @@ def alike(view: View, panel, rows: list) -> list:
     """The rows in groups that can be seen side by side: the longest at most 12 times the shortest."""
     def length(row) -> float:
         point = view.points[panel, row[1], row[2]]
-        caller = point.numbers.median if view.measure["unit"] == "ns" else 0
+        caller = max(point.numbers.median, point.numbers.mean) if view.measure["unit"] == "ns" else 0
         return max(sum(point.cell.phases.values()), caller)
 
     groups: list[list] = []
@@ -542,12 +571,13 @@ def _stacks(view: View, axis, panel, rows: list, names: list, colours: dict, wid
             length = max(point.cell.phases.get(name, 0.0), 0.0)
             axis.barh(place, length, left=start, height=0.66, color=colours[name])
             start += length
-        end = max(start, point.numbers.median) if unit == "ns" else start
-        text = units.show(start, "ns")
+        end, text = start, units.show(start, "ns")
         if unit == "ns":
-            axis.plot([point.numbers.median] * 2, [place - 0.43, place + 0.43], color=looks.CALLER,
-                      linewidth=2.6, solid_capstyle="butt")  # fmt: skip
-            text += f" of {units.show(point.numbers.median, 'ns')}"
+            for at, width in ((point.numbers.median, 2.8), (point.numbers.mean, 1.0)):
+                axis.plot([at, at], [place - 0.43, place + 0.43], color=looks.CALLER, linewidth=width,
+                          solid_capstyle="butt")  # fmt: skip
+                end = max(end, at)
+            text += f" of {units.show(point.numbers.mean, 'ns')}"
         axis.annotate(text, (end, place), xytext=(6, 0), textcoords="offset points", va="center",
                       size=TICK - 0.5)  # fmt: skip
         most = max(most, end)

@@ -26,10 +26,10 @@ MORE_MARKS = ("o", "s", "^", "D", "v", "X", "P", "<", "*", ">", "h", "p")
 MORE_DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.2)), (0, (4, 1.5, 1, 1.5)), (0, (8, 2, 2, 2)), (0, (2.5, 2.5)))
 
 PHASES = {
-    "look": "#88ccee", "walk": "#0072b2", "flush": "#d55e01", "drain": "#e69f01", "meta": "#009e74",
-    "reply": "#cc79a8", "other": "#b5b5b7",
+    "lock": "#117734", "look": "#88ccee", "walk": "#0072b3", "flush": "#d55e01", "drain": "#e69f01",
+    "meta": "#009e74", "reply": "#cc79a8", "python": "#999934", "other": "#b5b5b7",
 }  # fmt: skip
-MORE_PHASES = ("#44aa9a", "#999934", "#aa449a", "#661101", "#332289")
+MORE_PHASES = ("#44aa9a", "#aa449a", "#661101", "#332289")
 CALLER = "#1a1a1c"
 
 DARK = {
@@ -54,27 +54,30 @@ def known(line: tuple) -> str | None:
 
 
 def styles(lines: list, others: dict) -> dict:
-    """Line -> {color, marker, linestyle}. Lines of one colour get marks and dashes of their own.
+    """Line -> {color, marker, linestyle}. The first value gives the colour, marks and dashes tell the rest.
 
-    *others*: numbers of the lines that have no colour of their own, kept by the caller over all figures.
+    *others*: numbers of the values that have no colour of their own, kept by the caller over all figures.
     """
     made: dict[tuple, dict] = {}
     used: dict[str, int] = {}
     for line in lines:
         name = known(line)
         shared = ALIASES.get(name, name)
-        # A second line of a policy's has its colour; of a transport's, one of its own.
+        # A second line of a transport's has a colour of its own; of all others, that of the first.
         if name is None or (name in ALIASES and shared in used):
-            at = others.setdefault(line, len(others))
-            made[line] = {"color": OTHERS[at % len(OTHERS)], "marker": MORE_MARKS[at % len(MORE_MARKS)],
-                          "linestyle": MORE_DASHES[at % len(MORE_DASHES)]}  # fmt: skip
-            continue
+            shared = line if name else line[:1]
+            at = others.setdefault(shared, len(others))
+            style = {"color": OTHERS[at % len(OTHERS)], "marker": MORE_MARKS[at % len(MORE_MARKS)],
+                     "linestyle": MORE_DASHES[at % len(MORE_DASHES)]}  # fmt: skip
+        else:
+            style = {"color": SERIES[shared], "marker": MARKS[shared], "linestyle": DASHES[shared]}
         again = used.get(shared, 0)
         used[shared] = again + 1
-        style = {"color": SERIES[shared], "marker": MARKS[shared], "linestyle": DASHES[shared]}
         if again:
-            at = (MORE_MARKS.index(MARKS[shared]) + again) % len(MORE_MARKS)
-            style |= {"marker": MORE_MARKS[at], "linestyle": MORE_DASHES[again % len(MORE_DASHES)]}
+            mark, dash = MORE_MARKS.index(style["marker"]) + again, style["linestyle"]
+            rest = [other for other in MORE_DASHES if other != dash]
+            style["marker"] = MORE_MARKS[mark % len(MORE_MARKS)]
+            style["linestyle"] = rest[(again - 1) % len(rest)]
         made[line] = style
     return made
 

@@ -284,7 +284,8 @@ def _per_call(view: View) -> str:
     points = [(key, point) for key, point in _in_order(view) if point.cell.counts or point.cell.phases]
     lead = (["where"] if view.family.panel else []) + ([_x_label(view)] if view.family.x else [])
     lead.append(view.line_title())
-    totals = ["all phases", f"{view.measure['label']}, median"] if phases else []
+    label = view.measure["label"]
+    totals = ["all phases", f"{label}, mean", f"{label}, median"] if phases else []
     head = "".join(f"<th>{escape(name)}</th>" for name in [*lead, *counts, *phases, *totals])
     rows = []
     for (panel, line, x), point in points:
@@ -295,7 +296,8 @@ def _per_call(view: View) -> str:
         made += "".join(f"<td>{_ns(point.cell.phases.get(name))}</td>" for name in phases)
         if phases:
             made += f"<td>{_ns(sum(point.cell.phases.values()) or None)}</td>"
-            made += f"<td>{view.show(point.numbers.median)}</td>"
+            caller = (point.numbers.mean, point.numbers.median)
+            made += "".join(f"<td>{view.show(value)}</td>" for value in caller)
         rows.append(f"<tr>{made}</tr>")
     return _details("Of one call, by the daemon's counters",
                     f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
