@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 if None in map(importlib.util.find_spec, ("numpy", "matplotlib", "rich")):
     import lab.start  # noqa: F401  goes on with the checkout's interpreter
 
-from lab import cells, compare, drawing, reading, report
+from lab import cells, compare, drawing, reading, report, sheet
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -66,7 +66,7 @@ def progress(total: int):
 
 def draw(runs: list, output: Path, comparison: str) -> tuple[Path, int]:
     """All figures and the report; the report's path, and how many figures."""
-    drawing.pyplot()  # before anything is made: it may be missing
+    sheet.pyplot()  # before anything is made: it may be missing
     folder, others, sections = output / "plots", {}, []
     views = [cells.views(run) for run in runs]
     bar, task = progress(sum(len(view.family.draw) for found in views for view in found))

@@ -277,6 +277,34 @@ def test_one_sample_and_several_runs_of_one_experiment(tmp_path):
     assert '<i class="faint">0 ns</i>' in (tmp_path / "both" / "report.html").read_text()
 
 
+def test_bars_of_names_and_of_numbers_far_apart(tmp_path):
+    """A policy at the abscissa gives the colour; sizes have a panel each; far apart, it is logarithmic."""
+    axes = lab_runs.AXES | {"how": {"label": "how", "kind": "name"}}
+    family = lab_runs.DIRTY | {"draw": ["bars"], "line": ["how"], "panel": []}
+    made = [lab_runs.visit("policies", {"track": track, "how": "a"}, {"ns": [ns]})
+            for track, ns in (("pte", 100), ("pmd", 20_000))]  # fmt: skip
+    made += [lab_runs.visit("sizes", {"dirty": size, "how": "a"}, {"ns": [size]}) for size in (64, 1 << 20)]
+    lab_runs.write(tmp_path, [family | {"name": "policies", "x": "track"}, family | {"name": "sizes"}], made,
+                   axes=axes)  # fmt: skip
+    plot(tmp_path)
+    found = {name: tmp_path / "plots" / f"fsync_sweep-{name}-bars.svg" for name in ("policies", "sizes")}
+    words = texts(found["policies"])
+    assert {"track=pte", "track=pmd", "100 ns", "20.0 µs", "1 µs", "10 µs"} <= set(words) and "0" not in words
+    assert looks.SERIES["pte"] in found["policies"].read_text()
+    words = [text.replace("\xa0", " ") for text in texts(found["sizes"])]
+    assert {"dirty bytes: 64 B", "dirty bytes: 1 MiB", "64.0 ns", "1.05 ms"} <= set(words)
+    assert words.count("0") == 2
+
+
+def test_twelve_lines_get_two_panels(tmp_path):
+    family = lab_runs.DIRTY | {"draw": ["lines"], "line": ["flushers"], "panel": []}
+    made = [lab_runs.visit("dirty", {"dirty": dirty, "flushers": flushers}, {"ns": [flushers]})
+            for dirty in (64, 4096) for flushers in range(1, 13)]  # fmt: skip
+    plot(lab_runs.write(tmp_path, [family], made))
+    words = texts(tmp_path / "plots" / "fsync_sweep-dirty-lines.svg")
+    assert {"(1 of 2)", "(2 of 2)", "flushers=1", "flushers=12"} <= {text.strip() for text in words}
+
+
 def test_two_runs_are_compared(tmp_path):
     """The second has twice the times; one cell of it overlaps with the first, one is missing."""
     places = [{"dirty": dirty, "track": "pte", "via": "write"} for dirty in (64, 128, 256, 512)]

@@ -10,8 +10,8 @@ from html import escape
 
 from lab import units
 from lab.cells import Point, View, views
-from lab.drawing import place_text
 from lab.reading import Run, RunError
+from lab.sheet import place_text
 
 
 class Pair:

@@ -1,46 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""The figures of a run: lines, distributions, bars, phases; each as PNG and SVG, the same bytes each time.
+"""The figures of a run: curves (lab.curves), bars and phases; each as PNG and as SVG.
 
-Everything is placed in inches, by the number and the length of what is shown, so that nothing covers data
-and no layout has to be tried. matplotlib is imported by the first figure. A figure has at most ``PANELS``
-panels and a panel at most ``LINES`` lines; what is more goes to further panels and figures.
+A figure of bars has at most ``ROWS`` of them.
 """
 
-import io
-import itertools
 import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lab import looks, units
 from lab.cells import View
-from lab.reading import NUMBER, Run, RunError
+from lab.curves import cdf, lines, pages
+from lab.reading import NUMBER
+from lab.sheet import LETTER, TICK, Sheet, headings, linear_axis, place_text, value_axis, value_label
 
-PANELS, LINES, ACROSS = 9, 8, 3
-ROWS = 44  # of bars in a figure
-NBSP = "\N{NO-BREAK SPACE}"
-LETTER = 0.0078  # inches that a letter takes, for each point of size: DejaVu Sans on the average
-TITLE_STEP, WARN_STEP, PRINT_STEP, HEAD_STEP, LEGEND_STEP = 0.3, 0.24, 0.19, 0.25, 0.29  # inches a line
-WIDE = {1: 7.4, 2: 4.7}  # inches of a panel, by panels side by side
-NARROW = 3.55
-KINDS_TEXT = {"cdf": ": how the samples are distributed", "phases": ": where the time goes"}
-TITLE, HEAD, LABEL, TICK, SMALL = 16, 13, 12.5, 12, 10
-DPI = 120
-CDF_POINTS = 300
-SETTINGS = {
-    "font.family": "DejaVu Sans", "font.size": TICK, "text.parse_math": False, "svg.fonttype": "none",
-    "svg.hashsalt": "daxfs", "text.color": looks.INK, "axes.labelcolor": looks.INK,
-    "axes.edgecolor": looks.MUTED, "axes.titlecolor": looks.INK, "xtick.color": looks.INK,
-    "ytick.color": looks.INK, "axes.titlesize": HEAD, "axes.labelsize": LABEL, "xtick.labelsize": TICK,
-    "ytick.labelsize": TICK, "figure.facecolor": looks.PAPER, "axes.facecolor": looks.PAPER,
-    "savefig.facecolor": looks.PAPER, "legend.frameon": False,
-    "axes.grid": True, "grid.color": looks.GRID, "grid.linewidth": 0.8, "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True, "lines.linewidth": 1.9,
-    "lines.markersize": 6,
-}  # fmt: skip
+ROWS = 44
+BAR = 0.36  # inches
+APART = 60  # times the smallest: bars of so different length can't be seen on one scale
 
 
 @dataclass
@@ -53,354 +30,6 @@ class Figure:
     svg: str
 
 
-def pyplot():
-    """matplotlib.pyplot for files alone; RunError where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise RunError("matplotlib is missing: pip install 'matplotlib>=3.9'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    matplotlib.rcParams.update(SETTINGS)
-    return plt
-
-
-class Sheet:
-    """A figure with its title, grid of panels, legend and small print, placed in inches."""
-
-    def __init__(self, view: View, draw: str, sizes: list, across: int, margins: tuple, legend: list,
-                 heads: int = 1):  # fmt: skip
-        """*sizes*: (width, height) of each panel, row by row; *margins*: left of the first, between panels.
-
-        *legend*: (handle, text); *heads*: lines of the longest heading of a panel.
-        """
-        self.plt = pyplot()
-        left, gap = margins
-        rows = [sizes[at:at + across] for at in range(0, len(sizes), across)]
-        self.width = max(left + sum(w for w, _ in row) + gap * (len(row) - 1) + 0.3 for row in rows)
-        self.width = max(self.width, 7.2)
-        title = wrapped(view.family.title + KINDS_TEXT.get(draw, ""), self.width - 0.3, TITLE * 1.1)
-        warn = wrapped(warning(view.run), self.width - 0.3, LABEL)
-        print_ = [line.replace(NBSP, " ").rstrip("· ")
-                  for line in wrapped(small_print(view, draw), self.width - 0.3, SMALL)]  # fmt: skip
-        columns, legend_rows = self._columns([text for _, text in legend])
-        top = 0.3 + TITLE_STEP * len(title) + WARN_STEP * len(warn) + HEAD_STEP * heads
-        between = 0.55 + HEAD_STEP * heads
-        words = 0.15 + PRINT_STEP * len(print_)
-        below = 0.78 + (LEGEND_STEP * legend_rows + 0.05 if legend else 0) + words
-        self.height = top + sum(max(h for _, h in row) for row in rows) + between * (len(rows) - 1) + below
-        self.figure = self.plt.figure(figsize=(self.width, self.height))
-        self._words(title, warn, print_)
-        if legend:
-            self.figure.legend([handle for handle, _ in legend], [text for _, text in legend], ncols=columns,
-                               loc="lower left", bbox_to_anchor=(0.1 / self.width, words / self.height),
-                               borderaxespad=0, borderpad=0, fontsize=TICK, handlelength=2.9,
-                               columnspacing=1.6)  # fmt: skip
-        self.axes = []
-        self.lowest = len(sizes) - across  # from this panel on, none is below
-        y = self.height - top
-        for row in rows:
-            high, x = max(h for _, h in row), left
-            for wide, tall in row:
-                self.axes.append(self.figure.add_axes((x / self.width, (y - tall) / self.height,
-                                                       wide / self.width, tall / self.height)))  # fmt: skip
-                x += wide + gap
-            y -= high + between
-
-    def _columns(self, texts: list) -> tuple[int, int]:
-        """Columns and rows of a legend, as flat as the width lets it be; it is filled column by column."""
-        for rows in range(1, len(texts) + 1):
-            columns = -(-len(texts) // rows)
-            widest = [max(map(len, texts[at:at + rows])) for at in range(0, len(texts), rows)]
-            if sum(letters * LETTER * TICK + 0.85 for letters in widest) <= self.width:
-                return columns, rows
-        return 1, len(texts)
-
-    def _words(self, title: list, warn: list, print_: list) -> None:
-        y = self.height - 0.12
-        for lines, size, colour, step, weight in ((title, TITLE, looks.INK, TITLE_STEP, "bold"),
-                                                  (warn, LABEL, looks.WARN, WARN_STEP, "normal")):
-            for line in lines:
-                self.figure.text(0.12 / self.width, y / self.height, line, size=size, color=colour, va="top",
-                                 weight=weight)  # fmt: skip
-                y -= step
-        for at, line in enumerate(reversed(print_)):
-            self.figure.text(0.12 / self.width, (0.08 + PRINT_STEP * at) / self.height, line, size=SMALL,
-                             color=looks.MUTED, va="bottom")  # fmt: skip
-
-    def save(self, folder: Path, stem: str) -> str:
-        """Both files; the text of the SVG."""
-        folder.mkdir(parents=True, exist_ok=True)
-        svg = folder / f"{stem}.svg"
-        made = io.StringIO()
-        self.figure.savefig(made, format="svg", metadata={"Date": None, "Creator": None})
-        # Text stays text, so a viewer without this font needs to know what kind it is.
-        text = made.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-        svg.write_text(text, "utf-8")
-        self.figure.savefig(folder / f"{stem}.png", dpi=DPI, metadata={"Software": None})
-        self.plt.close(self.figure)
-        return text
-
-
-def warning(run: Run) -> str:
-    """What must not be overlooked where a figure is shown without its report."""
-    found = []
-    if (run.facts.get("emulate") or "none") != "none":
-        found.append(f"emulate={run.facts['emulate']}: the medium's times are a model's")
-    if run.options.get("quick"):
-        found.append("a quick run: no evidence")
-    if run.facts.get("ended") is None:
-        found.append("the run was not finished")
-    return "; ".join(found)
-
-
-def small_print(view: View, draw: str) -> str:
-    """How many samples, and the host."""
-    run, host = view.run, view.run.host
-    numbers = [point.numbers.n for point in view.points.values()]
-    count = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
-    what = {"lines": "medians with quartiles", "bars": "medians, whiskers are quartiles",
-            "cdf": "each sample counts", "phases": "numbers: the daemon's of the caller's mean"}[draw]
-    facts = [f"{what}, n = {count} each"]
-    facts += [view.said(axis, value) for axis, value in view.steady().items()]
-    for name, text in (("cpu", "{}"), ("cpus", "{} CPUs"), ("kernel", "Linux {}"), ("commit", "commit {}"),
-                       ("flush", "flush={}")):  # fmt: skip
-        if host.get(name) not in (None, "") and name not in run.axes:
-            facts.append(text.format(host[name]))
-    if run.facts.get("started"):
-        facts.append(str(run.facts["started"])[:10])
-    return f"{NBSP}· ".join(fact.replace(" ", NBSP) for fact in facts)
-
-
-def wrapped(text: str, width: float, size: float) -> list[str]:
-    """Lines of *text* that fit into *width* inches, letters of *size* points on the average."""
-    return textwrap.wrap(text, max(8, int(width / (size * LETTER))))
-
-
-def grid(count: int, most: int = ACROSS) -> int:
-    """Panels side by side."""
-    return min(count, most) if count != 4 else 2
-
-
-def legend_of(view: View, lines: list, styles: dict, marks: bool = True) -> list:
-    """(handle, text) of each line, where there is anything to tell apart."""
-    from matplotlib.lines import Line2D
-    if not view.line_axes:
-        return []
-    title, name = view.line_title(), view.run.axes[view.line_axes[0]]["kind"] != NUMBER
-    prefix = title if len(view.line_axes) == 1 and title.endswith("=") and name else ""
-    plain = {} if marks else {"marker": ""}
-    return [(Line2D([], [], **(styles[line] | plain)), prefix + view.line_text(line)) for line in lines]
-
-
-def split(view: View, places: list) -> list:
-    """(place, lines, part) with at most LINES lines each; *places* are (panel, x) or (panel, None)."""
-    made = []
-    for place in places:
-        panel = place[0]
-        lines = [line for line in view.lines if any((panel, line, x) in view.points for x in view.xs)]
-        parts = -(-len(lines) // LINES)
-        made += [(place, lines[at * LINES:(at + 1) * LINES], f" ({at + 1} of {parts})" if parts > 1 else "")
-                 for at in range(parts)]  # fmt: skip
-    return made
-
-
-def pages(panels: list, most: int = PANELS) -> list:
-    return [panels[at:at + most] for at in range(0, len(panels), most)]
-
-
-def headings(texts: list, width: float) -> tuple[list, int]:
-    """The headings of panels, in at most three lines, and the lines of the longest one."""
-    made = [wrapped(text, width + 0.55, HEAD)[:3] for text in texts]
-    return ["\n".join(lines) for lines in made], max(map(len, made))
-
-
-def place_text(view: View, panel: tuple, x) -> str:
-    """Where a panel is, with breaks between its parts alone."""
-    said = [view.said(axis, value) for axis, value in zip(view.family.panel, panel, strict=True)]
-    said += [view.x_said(x)] if x is not None else []
-    return ", ".join(text.replace(" ", NBSP) for text in said)
-
-
-def value_label(view: View) -> str:
-    unit, label = view.measure["unit"], view.measure["label"]
-    better = {"lower": " (lower is better)", "higher": " (higher is better)"}.get(view.measure["better"], "")
-    return label + ("" if units.carried(unit) or not unit else f", {unit}") + better
-
-
-def value_axis(view: View, axis, which: str, low: float, high: float, named: bool = True,
-               wide: float = 0.0) -> None:  # fmt: skip
-    """The measure on the x or y axis: logarithmic with its own ticks, linear where a value is not above 0.
-
-    *wide*: the inches of an x axis, on which texts of ticks must have room beside each other.
-    """
-    unit = view.measure["unit"]
-    if low > 0:
-        pad = max((high / low) ** 0.06, 1.08)
-        low, high = low / pad, high * pad
-        getattr(axis, f"set_{which}scale")("log")
-        getattr(axis, f"set_{which}lim")(low, high)
-        apart = 0.0
-        if wide:
-            letters = max(len(units.show(end, unit, units.short)) for end in (low, high))
-            apart = min(letters + 1, 8) * LETTER * TICK / wide * np.log10(high / low)
-        set_ticks(axis, which, units.log_ticks(low, high, apart), unit)
-    if named:
-        getattr(axis, f"set_{which}label")(value_label(view))
-
-
-def set_ticks(axis, which: str, ticks: list, unit: str, places: list | None = None) -> None:
-    """Ticks with texts of the laboratory's, and none between."""
-    line = getattr(axis, f"{which}axis")
-    line.set_ticks(ticks if places is None else places,
-                   ["0" if tick == 0 else units.show(tick, unit, units.short) for tick in ticks])  # fmt: skip
-    line.set_minor_locator(pyplot().NullLocator())
-
-
-class Abscissa:
-    """Where each x stands: numbers by their logarithm, 0 a step to the left of the smallest; names evenly."""
-
-    def __init__(self, view: View):
-        self.view, axis = view, view.run.axes[view.family.x]
-        self.unit, self.number = axis["unit"], axis["kind"] == NUMBER
-        whole = all(float(x).is_integer() for x in view.xs if self.number)
-        self.base = 2 if self.unit == "B" or whole else 10
-        self.above = [x for x in view.xs if self.number and x > 0]
-        self.linear = self.number and (not self.above or min(view.xs) < 0)
-        self.zero = self._log(min(self.above)) - self._step() if self.above else 0.0
-
-    def _log(self, x: float) -> float:
-        return float(np.log2(x))
-
-    def _step(self) -> float:
-        span = self._log(max(self.above)) - self._log(min(self.above))
-        return max(1.0, span / 8)
-
-    def at(self, x) -> float:
-        if not self.number:
-            return float(self.view.xs.index(x))
-        if self.linear:
-            return float(x)
-        return self._log(x) if x > 0 else self.zero
-
-    def ticks(self, axis, width: float, named: bool = True) -> None:
-        """The x axis of a panel, with as many ticks as its width takes."""
-        xs = self.view.xs
-        most = max(2, int(width / 0.72))
-        low, high = self.at(xs[0]), self.at(xs[-1])
-        pad = max((high - low) * 0.04, 0.3 if not self.number else 0.15)
-        axis.set_xlim(low - pad, high + pad)
-        if not self.number:
-            self._names(axis, width)
-        elif not self.linear:
-            values = xs if self._fits(xs, width) else self._regular(most)
-            set_ticks(axis, "x", values, self.unit, [self.at(x) for x in values])
-        if named:
-            unit = f", {self.unit}" if self.number and self.unit and not units.carried(self.unit) else ""
-            axis.set_xlabel(self.view.run.axes[self.view.family.x]["label"].rstrip("=") + unit)
-
-    def _fits(self, xs: list, width: float) -> bool:
-        places = [self.at(x) for x in xs]
-        span = (places[-1] - places[0]) or 1.0
-        return all((b - a) / span * width > 0.7 for a, b in itertools.pairwise(places))
-
-    def _regular(self, most: int) -> list:
-        zero = [0] if self.view.xs[0] == 0 else []
-        low, high = min(self.above), max(self.above)
-        if self.base == 2:
-            return zero + units.binary_ticks(low, high, most - len(zero))
-        return zero + units.log_ticks(low, high)[: most]
-
-    def _names(self, axis, width: float) -> None:
-        texts = [self.view.x_text(x) for x in self.view.xs]
-        letters = max(4, int(width / len(texts) / (TICK * LETTER)))
-        axis.set_xticks(range(len(texts)), ["\n".join(textwrap.wrap(text, letters)) for text in texts])
-
-
-def lines(view: View, others: dict):
-    """Median with quartiles against x, a line each; names have nothing between them, so only marks."""
-    styles, abscissa = looks.styles(view.lines, others), Abscissa(view)
-    if not abscissa.number:
-        styles = {line: style | {"linestyle": "none"} for line, style in styles.items()}
-    numbers = [point.numbers for point in view.points.values()]
-    least, most = min(one.q1 for one in numbers), max(one.q3 for one in numbers)
-    for page in pages(split(view, [(panel, None) for panel in view.panels])):
-        across = grid(len(page))
-        wide = WIDE.get(across, NARROW)
-        shown = [line for line in view.lines if any(line in found for _, found, _ in page)]
-        heads, high = headings([place_text(view, *place) + part for place, _, part in page], wide)
-        size = (wide, wide * 0.74 if across > 1 else 4.4)
-        sheet = Sheet(view, "lines", [size] * len(page), across, (1.15, 0.45),
-                      legend_of(view, shown, styles), high)  # fmt: skip
-        for at, (axis, ((panel, _), found, _)) in enumerate(zip(sheet.axes, page, strict=True)):
-            for line in found:
-                _line(view, axis, abscissa, panel, line, styles[line])
-            axis.set_title(heads[at], loc="left")
-            abscissa.ticks(axis, wide, named=at >= sheet.lowest)
-            value_axis(view, axis, "y", least, most, named=at % across == 0)
-            if at % across and least > 0:
-                axis.tick_params(labelleft=False)
-        yield sheet
-
-
-def _line(view: View, axis, abscissa: Abscissa, panel, line, style: dict) -> None:
-    found = [(abscissa.at(x), view.points[panel, line, x].numbers) for x in view.xs
-             if (panel, line, x) in view.points]  # fmt: skip
-    shift = 0.0 if abscissa.number else 0.6 * ((view.lines.index(line) + 0.5) / len(view.lines) - 0.5)
-    at = [place + shift for place, _ in found]
-    q1, median, q3 = (np.array([getattr(one, name) for _, one in found]) for name in ("q1", "median", "q3"))
-    if len(found) > 1 and abscissa.number:
-        axis.fill_between(at, q1, q3, color=style["color"], alpha=0.17, linewidth=0)
-    else:
-        axis.errorbar(at, median, [median - q1, q3 - median], color=style["color"], fmt="none", capsize=4)
-    axis.plot(at, median, **style, markeredgecolor=looks.PAPER, markeredgewidth=0.7)
-
-
-def cdf(view: View, others: dict):
-    """The share of the samples that are not above a value, for the smallest, the middle and the largest x."""
-    styles = looks.styles(view.lines, others)
-    if view.family.x:
-        places = [(panel, x) for panel in view.panels for x in view.chosen(panel)]
-        across = max(len(view.chosen(panel)) for panel in view.panels)
-        across = across if 1 <= across <= ACROSS else grid(len(places))
-    else:
-        places = [(panel, None) for panel in view.panels]
-        across = grid(len(places))
-    wide = WIDE.get(across, NARROW)
-    for page in pages(split(view, places)):
-        shown = [line for line in view.lines if any(line in found for _, found, _ in page)]
-        heads, high = headings([place_text(view, *place) + part for place, _, part in page], wide)
-        size = (wide, wide * 0.66 if across > 1 else 4.4)
-        sheet = Sheet(view, "cdf", [size] * len(page), across, (1.05, 0.6),
-                      legend_of(view, shown, styles, marks=False), high)  # fmt: skip
-        for at, (axis, ((panel, x), found, _)) in enumerate(zip(sheet.axes, page, strict=True)):
-            _distributions(view, axis, (panel, x), found, styles, wide, at >= sheet.lowest)
-            axis.set_title(heads[at], loc="left")
-            axis.set_ylim(-0.02, 1.02)
-            axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-            if at % across == 0:
-                axis.set_ylabel("share of the samples")
-        yield sheet
-
-
-def _distributions(view: View, axis, place: tuple, found: list, styles: dict, wide: float,
-                   named: bool) -> None:  # fmt: skip
-    low, high = np.inf, 0.0
-    for line in found:
-        point = view.points.get((place[0], line, place[1]))
-        if point is None:
-            continue
-        n, style = point.numbers.n, styles[line]
-        ranks = np.unique(np.linspace(0, n - 1, min(CDF_POINTS, n)).round().astype(int))
-        values = np.sort(point.samples)[ranks]
-        axis.step([values[0], *values], [0, *((ranks + 1) / n)], where="post",
-                  color=style["color"], linestyle=style["linestyle"])
-        # A few stragglers would press the rest together: they are in the table, as p99 and beyond.
-        low, high = min(low, point.numbers.low), max(high, np.percentile(point.samples, 99.5))
-    if np.isfinite(low):
-        value_axis(view, axis, "x", low, max(high, low), named, wide)
-
-
 def rows_of(view: View, panel: tuple, xs: list) -> list:
     """What stands beside bars, from the top: ("head", text) and ("bar", line, x)."""
     made = []
@@ -409,10 +38,6 @@ def rows_of(view: View, panel: tuple, xs: list) -> list:
             made.append(("head", view.x_said(x), None))
         made += [("bar", line, x) for line in view.lines if (panel, line, x) in view.points]
     return made
-
-
-BAR = 0.36
-APART = 60  # times the smallest: bars of so different length can't be seen on one scale
 
 
 def by_rows(panels: list) -> list:
@@ -448,17 +73,6 @@ def bar_sheet(view: View, draw: str, panels: list, heads: list, legend: list):
                 axis.text(0, at + 0.12, row[1], transform=axis.get_yaxis_transform(), size=TICK,
                           weight="bold", va="center", ha="left")  # fmt: skip
     return sheet, wide
-
-
-def linear_axis(view: View, axis, most: float, unit: str, wide: float) -> None:
-    """From 0 to *most* on the x axis, in few round steps of the unit that people read."""
-    axis.set_xlim(0, most)
-    step = most / max(2, int(wide / 0.95))
-    factor = next((factor for factor, _ in units.TIMES if most >= factor), 1) if unit == "ns" else 1
-    scaled = step / factor
-    power = 10.0 ** np.floor(np.log10(scaled))
-    step = factor * power * next(one for one in (1, 2, 5, 10) if one * power >= scaled * 0.999)
-    set_ticks(axis, "x", list(np.arange(0, most * 1.0001, step)), unit)
 
 
 def bars(view: View, others: dict):

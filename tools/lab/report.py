@@ -15,8 +15,9 @@ from string import Template
 
 from lab import looks, units
 from lab.cells import P99_FROM, Point, View
-from lab.drawing import Figure, place_text, possible, stem
+from lab.drawing import Figure, possible, stem
 from lab.reading import Run
+from lab.sheet import place_text
 from lab.wording import ARGUMENT, GLOSSARY, QUESTIONS
 
 TEMPLATE = Path(__file__).with_name("report.html")
