@@ -110,10 +110,10 @@ class Rig:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """In here a CellError is taken for the end of the daemon, a RigError, where it is gone."""
+        """In here an error is taken for the end of the daemon, a RigError, where it is gone."""
         try:
             yield
-        except CellError as exc:
+        except (CellError, OSError) as exc:
             # Its connection ends before its process does.
             cut = getattr(exc, "errno", 0) in (errno.ENOTCONN, errno.ECONNABORTED)
             deadline = time.monotonic() + (2 if cut else 0)
@@ -186,8 +186,7 @@ def _alive(pid: int) -> bool:
 
 
 def prepare() -> list[str]:
-    """From now on this process's mounts carry a name and its pid; what killed runs left is taken away, and told.
-    """
+    """From now on mounts carry this process's pid. What killed runs left is taken away, and returned."""
     mounts.PREFIX = f"daxfs-lab-{os.getpid()}-"
     return _take_away_leftovers()
 
