@@ -211,7 +211,8 @@ def test_what_can_t_be_had_is_skipped(tmp_path):
 @pytest.mark.mount
 def test_without_a_compiler_it_says_so(tmp_path):
     out = sweep(*TINY, "--output", tmp_path, status=2, env={"PATH": "/nonexistent"})
-    assert out == "fsync_sweep.py: no C compiler (cc), which makes the program that is timed: apt install gcc\n"
+    assert out == ("fsync_sweep.py: no C compiler (cc), which makes the program that is timed: "
+                   "apt install gcc\n")
 
 
 @pytest.fixture(scope="module")
