@@ -18,8 +18,8 @@ FOUR = ("pte", "pmd", "extent", "none")
 FIVE = ("pte", "line", "pmd", "extent", "none")
 PINNED = "The program is on one CPU; by uring the daemon's thread that serves it is on the same one."
 OBSERVED = """Before an fsync of a file with observed mappings the daemon looks into the page tables of those
-    who map it, in Python and in another thread. That is nearly all of the time here (phase look), and hardly
-    depends on what is dirty."""
+    who map it. It asks Python for that, and another thread: that way (phase python) is most of the time here,
+    and hardly depends on what is dirty. The look itself is short."""
 
 
 @dataclass
@@ -43,8 +43,9 @@ class Shape:
 
 def _dirty(quick: bool) -> list[dict]:
     if quick:
-        return [{"dirty": (64, 4 * KIB, 256 * KIB, 4 * MIB), "track": FIVE, "via": ("write", "kernel")},
-                {"dirty": (4 * KIB,), "track": FOUR, "via": ("mmap", "user")}]
+        sizes = (64, 4 * KIB, 256 * KIB, 4 * MIB)
+        return [{"dirty": sizes, "track": FIVE, "via": ("write",)},
+                {"dirty": sizes[1:], "track": FOUR, "via": ("mmap", "kernel", "user")}]
     small = (64, 512, 4 * KIB, 32 * KIB, 256 * KIB, 2 * MIB, 16 * MIB, 64 * MIB)
     return [{"dirty": small, "track": FIVE, "via": ("write", "mmap", "kernel", "user")},
             {"dirty": (256 * MIB, GIB), "mapped": (GIB,), "track": FIVE,
@@ -120,8 +121,8 @@ SHAPES = {
         to before: so for track=extent, whose bits are never cleared, all of it is to be flushed, whatever was
         stored now. pmd flushes 2 MiB for each that was touched, pte 4 KiB, line 64 bytes. none flushes
         nothing: the program has to. A plain mapping (mmap) tells nobody of its stores, so each fsync flushes
-        the whole file. {OBSERVED} The kernel's pages are of 2 MiB there (kernel, user), and no policy can
-        know less than that.""",
+        the whole file. {OBSERVED} What was stored is known to 2 MiB there (kernel, user), and no policy can
+        flush less.""",
         ("track",), _dirty, "dirty", ("via",), draw=("lines", "cdf", "phases")),
     "mapped": Shape(
         "fsync against the size of the file, 4 KiB of it dirty",
@@ -179,9 +180,9 @@ SHAPES = {
     "faults": Shape(
         "fsync of observed mappings by fault mode and pattern",
         f"""{PINNED} kernel: pages of 2 MiB, so that what was stored is known to 2 MiB. kernel-pte: pages of 4
-        KiB, more faults and more to look through, less to flush. user: the daemon answers the faults.
-        scattered: each 4 KiB at another place of the 64 MiB, so that with pages of 2 MiB soon all of the file
-        is flushed. {OBSERVED}""",
+        KiB, more faults and more to look through, less to flush. user: the daemon answers the faults, and
+        knows to 2 MiB. scattered: each 4 KiB at another place of the 64 MiB, so that with pages of 2 MiB soon
+        all of the file is flushed. {OBSERVED}""",
         ("via",), _faults, "dirty", ("pattern",), draw=("lines", "phases")),
     "calls": Shape(
         "fsync, fdatasync and msync by way of storing, 4 KiB dirty",
