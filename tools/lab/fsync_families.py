@@ -129,8 +129,8 @@ SHAPES = {
         f"""{PINNED} The file has a range of its own (place=own), all of it was stored to once, and all of it
         is mapped where stores go through a mapping; then 4 KiB are stored for each fsync. What depends on
         dirty bytes alone is flat; what flushes all of the file (extent; every policy with a plain mapping)
-        rises with it. {OBSERVED} With pages of 4 KiB (kernel-pte) there are more page tables to
-        look through.""",
+        rises with it. {OBSERVED} Not with pages of 4 KiB (kernel-pte), of which there are many to
+        look at.""",
         ("track",), _mapped, "mapped", ("via",),
         # Large files last, one after the other: each goes before the next one is made.
         order=lambda cell: cell["mapped"] * 4 + ("write", "mmap", "kernel", "user").index(cell["via"][:6])),
