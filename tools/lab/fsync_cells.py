@@ -8,6 +8,7 @@ worker, and asks the daemon before and after what it has done. Limits: one threa
 import contextlib
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import mounts
 
@@ -163,6 +164,8 @@ class Bench:
         # Each visit begins with nothing dirty: extents are never cleared but by a switch, and nobody knows
         # what was stored under "none". So the file is made, mapped and written back under another policy.
         rig.set("track", "pte")
+        if cell["track"].startswith("extent") and cell["place"] == "packed":
+            _write_back(rig.folder("packed"))  # what is dirty in any file would be active from the start
         self._open(rig, cell)
         rig.set("track", cell["track"])
         if cell.get("history") != "fresh":
@@ -199,3 +202,13 @@ class Bench:
         self.worker.ask("open", path, cell["mapped"], cell["via"])
         if cell["other"]:
             self.worker.ask("other", other, cell["other"], cell["other"])
+
+
+def _write_back(folder: Path) -> None:
+    """fsync all files in *folder*."""
+    for there in os.scandir(folder):
+        fd = os.open(there.path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
