@@ -32,7 +32,7 @@ import lab.start  # noqa: F401
 import loops
 import mounts
 from lab import arguments, words
-from lab.memory import Reservoir, affordable
+from lab.memory import affordable
 from lab.pinned import held
 from lab.plan import Axis, Cell, CellError, Family, Measure, Plan, Visit
 from lab.rigs import Rig, Rigs
@@ -97,7 +97,6 @@ class Places:
 
     def __init__(self, options: str, size: int):
         self.options, self.size = options, size
-        self.fresh = Reservoir(size)
         self._own = {HUGE: Rigs(64 * MIB, "always"), PAGE: Rigs(64 * MIB, "never")}
         self._packed = Rigs(size + size // 4 + 256 * MIB)
         self._others: dict[str, mounts.Tmpfs | loops.LoopMount] = {}
@@ -133,7 +132,6 @@ class Places:
         for other in self._others.values():
             other.close()
         self._others.clear()
-        self.fresh.close()
 
 
 def prepare(path: Path, state: str, size: int) -> None:
@@ -142,13 +140,14 @@ def prepare(path: Path, state: str, size: int) -> None:
     *state*: hole, unwritten, written, warm (and in the page cache), or half: the second MiB of each 2 MiB is
     punched out.
     """
-    with open(path, "wb") as file:
-        file.truncate(size)
+    with open(path, "wb", buffering=0) as file:
+        for pos in range(0, size, MIB):
+            file.write(b"x" * min(MIB, size - pos))
+        if state in ("hole", "unwritten"):  # written first, so that the memory is no news to the host (memory.py)
+            file.truncate(0)
+            file.truncate(size)
         if state == "unwritten":
             os.posix_fallocate(file.fileno(), 0, size)
-        for pos in range(0, size if state in ("written", "warm", "half") else 0, MIB):
-            file.write(b"x" * min(MIB, size - pos))
-        file.flush()
         for pos in range(MIB, size if state == "half" else 0, HUGE):
             punch(file.fileno(), pos, MIB)
         os.fsync(file.fileno())
@@ -228,15 +227,14 @@ def how(mode: str, page: int) -> str:
 
 
 @contextlib.contextmanager
-def new_file(place: Place, places: Places, state: str, size: int) -> Iterator[Path]:
-    """A file in *place*; its memory is what we gave back just before, and is given back at the end."""
+def new_file(place: Place, state: str, size: int) -> Iterator[Path]:
+    """A file in *place*, which is gone afterwards."""
     path = place.folder / "file"
-    with places.fresh.lent():
-        try:
-            prepare(path, state, size)
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+    try:
+        prepare(path, state, size)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def touch(places: Places, cell: dict, most: int, seconds: float, seed: int) -> Visit:
@@ -244,7 +242,7 @@ def touch(places: Places, cell: dict, most: int, seconds: float, seed: int) -> V
     mode, page = cell["mode"], cell["page"]
     place, step = places.get(mode, page), STEP if page == PAGE else HUGE
     count = most if page == PAGE else max(most // 16, 4)
-    with new_file(place, places, cell["state"], count * step) as path:
+    with new_file(place, cell["state"], count * step) as path:
         got, counts = touched(place, mode, ["each", how(mode, page), path, count * step, step, cell["access"],
                                             count, int(seconds * 1e9), seed])
     return Visit({"ns": got["ns"]}, counts)
@@ -254,7 +252,7 @@ def sweep(places: Places, cell: dict, _seconds: float, seed: int) -> Visit:
     """All pages of a new file."""
     mode, page, size = cell["mode"], cell["page"], cell["size"]
     place = places.get(mode, page)
-    with new_file(place, places, cell["state"], size) as path:
+    with new_file(place, cell["state"], size) as path:
         got, counts = touched(place, mode, ["whole", how(mode, page), path, size, cell["order"],
                                             cell["access"], seed])
     return Visit({"mib_s": [round(size / MIB / (got["ns"][0] / 1e9), 2)]}, counts)
@@ -264,7 +262,7 @@ def resident(places: Places, cell: dict, count: int, _seconds: float, seed: int)
     """Loads from what is mapped."""
     mode, page, size = cell["mode"], cell["page"], cell["size"]
     place = places.get(mode, page)
-    with new_file(place, places, "written", size) as path:
+    with new_file(place, "written", size) as path:
         got, counts = touched(place, mode, ["resident", how(mode, page), path, size, count, seed])
     return Visit({"load_ns": got["ns"]}, counts)
 
@@ -288,7 +286,7 @@ def refused(places: Places, cell: dict, most: int, _seconds: float, seed: int) -
     by = how(mode, HUGE)
     # As `daxfs run` does it.
     shim = {"LD_PRELOAD": str(client.PRELOAD), "DAXFS_FAULT": by} if by != "plain" else {}
-    with new_file(place, places, state, units * HUGE - (PAGE if shape == "eof" else 0)) as path:
+    with new_file(place, state, units * HUGE - (PAGE if shape == "eof" else 0)) as path:
         command = ["shape", shape, path, units, access]
         if reason == "pmd-off" and mode in USER:  # the library alone can ask the daemon for that
             command, shim = ["whole", "user-pte", path, units * HUGE, "sequential", access, seed], {}
@@ -323,7 +321,8 @@ def touch_cells(places: Places, quick: bool) -> list[Cell]:
 
 def sweep_cells(places: Places, quick: bool, size: int) -> list[Cell]:
     kinds = [("store", "sequential", "hole"), ("store", "sequential", "written"),
-             ("load", "sequential", "written"), ("store", "random", "written"), ("populate-read", "at once", "written")]
+             ("load", "sequential", "written"), ("store", "random", "written"),
+             ("populate-read", "at once", "written")]
     if not quick:
         kinds += [("store", "sequential", "unwritten"), ("load", "random", "written"),
                   ("populate-write", "at once", "hole"), ("populate-write", "at once", "written")]
