@@ -31,8 +31,8 @@ from pathlib import Path
 import lab.start  # noqa: F401
 import loops
 import mounts
-from lab import arguments, words
-from lab.memory import affordable
+from lab import arguments
+from lab.choices import bytes_of_a_file, some_of
 from lab.pinned import held
 from lab.plan import Axis, Cell, CellError, Family, Measure, Plan, Visit
 from lab.rigs import Rig, Rigs
@@ -47,6 +47,8 @@ STEP = 16 * PAGE  # between pages that are touched for themselves: further than 
 OWN = ("direct", "kernel", "kernel-pte", "user", "user-same")  # of DAX files
 DISKS = ("ext4", "xfs")
 THROUGH_CACHE = ("cached", *DISKS)
+MODES = (*OWN, "cached", "tmpfs", *DISKS)
+NOT_QUICK = ("kernel-pte", "user-same", "xfs")
 BOTH_SIZES = ("direct", "kernel", "user", "user-same", "tmpfs")
 USER = ("user", "user-same")
 
@@ -143,7 +145,7 @@ def prepare(path: Path, state: str, size: int) -> None:
     with open(path, "wb", buffering=0) as file:
         for pos in range(0, size, MIB):
             file.write(b"x" * min(MIB, size - pos))
-        if state in ("hole", "unwritten"):  # written first, so that the memory is no news to the host (memory.py)
+        if state in ("hole", "unwritten"):  # written first, so that the memory is warm (choices.py)
             file.truncate(0)
             file.truncate(size)
         if state == "unwritten":
@@ -207,15 +209,16 @@ def run(command: list, environment: dict | None = None) -> dict:
     return json.loads(done.stdout)
 
 
-def touched(place: Place, mode: str, command: list, environment: dict | None = None) -> tuple[dict, dict]:
-    """What the toucher says, and counts for each touch: page faults, and what the daemon decided."""
+def touched(place: Place, mode: str, command: list, environment: dict | None = None,
+            units: int = 0) -> tuple[dict, dict]:
+    """What the toucher says; page faults and what the daemon decided, for each touch or each of *units*."""
     with placed(mode, place.rig), place.rig.watched() if place.rig else contextlib.nullcontext():
         before = settled(place.rig) if place.rig else None
         got = run(command, environment)
         counts = {"minor": got["minor"], "major": got["major"]}
         if place.rig:
             counts |= faults_of(settled(place.rig)) - faults_of(before)
-    counts = {name: round(value / got["touches"], 4) for name, value in counts.items()}
+    counts = {name: round(value / (units or got["touches"]), 6) for name, value in counts.items()}
     return got, counts | {"pmd_mapped_bytes": got["pmd_bytes"]}
 
 
@@ -290,28 +293,23 @@ def refused(places: Places, cell: dict, most: int, _seconds: float, seed: int) -
         command = ["shape", shape, path, units, access]
         if reason == "pmd-off" and mode in USER:  # the library alone can ask the daemon for that
             command, shim = ["whole", "user-pte", path, units * HUGE, "sequential", access, seed], {}
-        got, counts = touched(place, mode, command, shim)
-    ns = got["ns"] if command[0] == "shape" else [got["ns"][0] / units]
-    of_each = got["touches"] / units
-    return Visit({"unit_ns": ns}, {name: value if name == "pmd_mapped_bytes" else round(value * of_each, 2)
-                                   for name, value in counts.items()})
+        got, counts = touched(place, mode, command, shim, units)
+    return Visit({"unit_ns": got["ns"] if command[0] == "shape" else [got["ns"][0] / units]}, counts)
 
 
-def where(quick: bool) -> list[tuple[str, int]]:
+def where(modes: list[str]) -> list[tuple[str, int]]:
     """Modes and sizes of pages that are compared."""
-    left_out = ("kernel-pte", "user-same", "xfs") if quick else ()
-    modes = [mode for mode in (*OWN, "cached", "tmpfs", *DISKS) if mode not in left_out]
     return [(mode, page) for page in (PAGE, HUGE) for mode in modes if page == PAGE or mode in BOTH_SIZES]
 
 
-def touch_cells(places: Places, quick: bool) -> list[Cell]:
+def touch_cells(places: Places, modes: list[str], quick: bool) -> list[Cell]:
     kinds = [("load", "hole"), ("load", "written"), ("store", "hole"), ("store", "written"),
              ("upgrade", "written"), ("mkwrite", "written"), ("again", "written")]
     if not quick:
         kinds += [("load", "unwritten"), ("store", "unwritten"), ("upgrade", "hole"),
                   ("upgrade", "unwritten")]
     cells = []
-    for mode, page in where(quick):
+    for mode, page in where(modes):
         more = [("load", "warm"), ("store", "warm")] if mode in THROUGH_CACHE else []
         for access, state in kinds + more:
             cell = {"mode": mode, "page": page, "state": state, "access": access}
@@ -319,7 +317,7 @@ def touch_cells(places: Places, quick: bool) -> list[Cell]:
     return cells
 
 
-def sweep_cells(places: Places, quick: bool, size: int) -> list[Cell]:
+def sweep_cells(places: Places, modes: list[str], quick: bool, size: int) -> list[Cell]:
     kinds = [("store", "sequential", "hole"), ("store", "sequential", "written"),
              ("load", "sequential", "written"), ("store", "random", "written"),
              ("populate-read", "at once", "written")]
@@ -327,7 +325,7 @@ def sweep_cells(places: Places, quick: bool, size: int) -> list[Cell]:
         kinds += [("store", "sequential", "unwritten"), ("load", "random", "written"),
                   ("populate-write", "at once", "hole"), ("populate-write", "at once", "written")]
     cells = []
-    for mode, page in where(quick):
+    for mode, page in where(modes):
         some = size // 16 if mode in USER and page == PAGE else size
         for access, order, state in kinds:
             cell = {"mode": mode, "page": page, "state": state, "access": access, "order": order,
@@ -336,9 +334,9 @@ def sweep_cells(places: Places, quick: bool, size: int) -> list[Cell]:
     return cells
 
 
-def resident_cells(places: Places, quick: bool, size: int) -> list[Cell]:
+def resident_cells(places: Places, modes: list[str], quick: bool, size: int) -> list[Cell]:
     cells = []
-    for mode, page in where(quick):
+    for mode, page in where(modes):
         if mode in (*DISKS, "kernel-pte", "user-same") or (mode, page) == ("user", PAGE):
             continue  # nothing else than others in pages of this size
         for some in sorted({max(size // 64, 4 * MIB), max(size // 8, 4 * MIB), size}):
@@ -347,9 +345,9 @@ def resident_cells(places: Places, quick: bool, size: int) -> list[Cell]:
     return cells
 
 
-def refused_cells(places: Places, quick: bool) -> list[Cell]:
+def refused_cells(places: Places, modes: list[str], quick: bool) -> list[Cell]:
     cells = []
-    for mode in ("direct", "kernel", "user") if quick else ("direct", "kernel", "user", "user-same"):
+    for mode in [mode for mode in ("direct", "kernel", *USER) if mode in modes]:
         for reason in REASONS:
             cell = {"mode": mode, "reason": reason}
             cells.append(Cell(cell, partial(refused, places, cell, 2 if quick else 8)))
@@ -357,30 +355,26 @@ def refused_cells(places: Places, quick: bool) -> list[Cell]:
 
 
 def plan(args) -> Plan:
-    """Families that were asked for. RunError: a size that makes no sense."""
-    try:
-        size = words.parse_bytes(args.size) if args.size else (64 * MIB if args.quick else 1 << 30)
-    except ValueError as exc:
-        raise RunError(f"--size {exc}") from None
-    if size < 16 * MIB or size % HUGE:
-        raise RunError(f"--size {args.size}: at least 16M, and a multiple of 2M")
-    size = affordable(size, 8)
-    wanted = args.families.split(",") if args.families else list(WORDS)
-    if unknown := [name for name in wanted if name not in WORDS]:
-        raise RunError(f"--families: {', '.join(unknown)}: not one of {', '.join(WORDS)}")
+    """Families that were asked for. RunError: a size or name that makes no sense."""
+    wanted = some_of(WORDS, args.families, "--families")
+    usual = [mode for mode in MODES if not (args.quick and mode in NOT_QUICK)]
+    modes = some_of(MODES, args.modes, "--modes") if args.modes else usual
+    size = bytes_of_a_file(args, 64 * MIB if args.quick else 1 << 30, 16 * MIB, 8)
     places, quick = Places(args.options, size), args.quick
     families = [
         Family("touch", "A first touch, by who answers the fault", WORDS["touch"], "ns", ("bars", "cdf"),
-               ("mode",), touch_cells(places, quick), "state", ("access", "page"), places.close),
+               ("mode",), touch_cells(places, modes, quick), "state", ("access", "page"), places.close),
         Family("sweep", "First touch of a whole file", WORDS["sweep"], "mib_s", ("bars",),
-               ("mode",), sweep_cells(places, quick, size), "access", ("state", "order", "page"),
+               ("mode",), sweep_cells(places, modes, quick, size), "access", ("state", "order", "page"),
                places.close),
         Family("resident", "Random loads from what is mapped", WORDS["resident"], "load_ns", ("lines",),
-               ("mode", "page"), resident_cells(places, quick, size), "size", (), places.close),
+               ("mode", "page"), resident_cells(places, modes, quick, size), "size", (), places.close),
         Family("refused", "2 MiB, with and without a PMD", WORDS["refused"], "unit_ns", ("bars",),
-               ("mode",), refused_cells(places, quick), "reason", (), places.close),
+               ("mode",), refused_cells(places, modes, quick), "reason", (), places.close),
     ]
-    made = [family for family in families if family.name in wanted]
+    made = [family for family in families if family.name in wanted and family.cells]
+    if not made:
+        raise RunError(f"--modes: none of {', '.join(wanted)} is measured with {', '.join(modes)} alone")
     return Plan(NAME, "What page faults cost", AXES, MEASURES, made, args.rounds, places.close)
 
 
@@ -389,6 +383,8 @@ def main() -> int:
     parser.add_argument("--size", metavar="BYTES", help="of files that are touched as a whole (default 1G, "
                                                         "with --quick 64M; less where memory is short)")
     parser.add_argument("--families", metavar="NAME[,NAME]", help=f"of {', '.join(WORDS)} (default: all)")
+    parser.add_argument("--modes", metavar="NAME[,NAME]", help=f"of {', '.join(MODES)} (default: all; with "
+                                                               f"--quick all but {', '.join(NOT_QUICK)})")
     return arguments.carry_out(arguments.settle(parser.parse_args(), NAME), plan)
 
 

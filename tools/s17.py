@@ -7,7 +7,7 @@ same memory, and "DAX + fsync should be faster than buffered + fsync … if it i
 Two families: ways (transports) and policies (track= and write=, in packed files and in own ranges). Beside
 them ext4 and XFS, buffered, on loop devices, and tmpfs as the bound; all lie on memory of the same kind. The
 file is new; time is that of the whole command, process and all. Just before each run the same is done once,
-untimed, on the same mount, so that all find memory that was in use a moment ago (lab/memory.py). Where memory
+untimed, on the same mount, so that all find memory that was in use just now (lab/choices.py). Where memory
 is short less than 3 GiB is written; the title says how much.
 
 Needs root, /dev/fuse and xfs_io; what else is missing (mkfs.xfs, loop devices, io_uring) is skipped and
@@ -26,8 +26,8 @@ from pathlib import Path
 import lab.start  # noqa: F401
 import loops
 import mounts
-from lab import arguments, table, words
-from lab.memory import affordable
+from lab import arguments, table
+from lab.choices import bytes_of_a_file, some_of
 from lab.plan import Axis, Cell, CellError, Family, HostError, Measure, Plan, Visit
 from lab.rigs import Rig, spent
 from lab.store import RunError
@@ -191,19 +191,11 @@ def plan(args) -> Plan:
     """Families that were asked for. HostError: no xfs_io; RunError: a size or name that makes no sense."""
     if not shutil.which("xfs_io"):
         raise HostError("xfs_io is not installed: apt install xfsprogs")
-    try:
-        wanted = words.parse_bytes(args.size) if args.size else 128 * MIB if args.quick else WANTED
-    except ValueError as exc:
-        raise RunError(f"--size {exc}") from None
-    if wanted < 8 * MIB or wanted % MIB:
-        raise RunError(f"--size {args.size}: at least 8M, and a multiple of 1M")
-    chosen = args.families.split(",") if args.families else list(WORDS)
-    if unknown := [name for name in chosen if name not in WORDS]:
-        raise RunError(f"--families: {', '.join(unknown)}: not one of {', '.join(WORDS)}")
+    chosen = some_of(WORDS, args.families, "--families")
     if args.target and "ways" not in chosen:
         raise RunError("--target needs the family ways")
     # The region, two images, what is written, and room for others.
-    targets = Targets(affordable(wanted, 6), args.options)
+    targets = Targets(bytes_of_a_file(args, 128 * MIB if args.quick else WANTED, 8 * MIB, 6), args.options)
     size = show_size(targets.size)
     families = [
         Family("ways", f"S17, {size}, by transport", WORDS["ways"], "mib_s", ("bars", "phases"),
