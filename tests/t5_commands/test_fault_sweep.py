@@ -156,7 +156,8 @@ def test_a_run_goes_on_where_it_was_stopped(run, tmp_path):
 
 def test_whole_files_and_resident_loads(tmp_path):
     output = tmp_path / "run"
-    status, out, err = sweep(output, "--families", "sweep,resident", "--modes", "direct,user", "--size", "16M")
+    status, out, err = sweep(output, "--families", "sweep,resident", "--modes", "direct,user",
+                             "--size", "16M")
     assert status == 0, out + err
     rows = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
     for row in rows:
