@@ -88,7 +88,7 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/state.py
 	$(SUDO) $(VENV)/bin/python tools/bench/faults.py
 	$(SUDO) $(VENV)/bin/python tools/bench/persist.py
-	$(SUDO) $(VENV)/bin/python tools/bench/s17.py
+	$(SUDO) $(VENV)/bin/python tools/s17.py --families ways --target --anew --output build/lab/s17-bench
 
 lint: $(BUILD)
 	$(VENV)/bin/ruff check .

@@ -4,22 +4,25 @@
 
 The measurement of the argument about DAX and fsync of 2015: 305 MiB/s with DAX, 1.218 GiB/s buffered on the
 same memory, and "DAX + fsync should be faster than buffered + fsync … if it isn't then we've screwed up".
-Two families: ways (transports) and policies (track= and write=, in packed files and in own ranges). Beside
-them ext4 and XFS, buffered, on loop devices, and tmpfs as the bound; all lie on memory of the same kind. The
-file is new; time is that of the whole command, process and all. Just before each run the same is done once,
-untimed, on the same mount, so that all find memory that was in use just now (lab/choices.py). Where memory
-is short less than 3 GiB is written; the title says how much.
+Three families: ways (transports), policies (track= and write=, in packed files and in own ranges), and over:
+the same policies without the truncate, over a file that is there, where they have something to do. Beside
+them ext4 and XFS, buffered, on loop devices, and tmpfs as the bound; all lie on memory of the same kind. Time
+is that of the whole command, process and all. Just before each run the same is done once, untimed, on the
+same mount, so that all find memory that was in use just now (lab/choices.py). Where memory is short less than
+3 GiB is written; the title says how much.
 
 Needs root, /dev/fuse and xfs_io; what else is missing (mkfs.xfs, loop devices, io_uring) is skipped and
 named.
 """
 
+import itertools
 import os
 import re
 import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -50,15 +53,20 @@ MEASURES = {
     "fsync_ns": Measure("fsync in the daemon", "ns"),
 }
 WORDS = {
-    "policies": "The row's command, on daxfs with each policy of tracking (track=) and of writing "
-                "(write=nt: non-temporal stores, nothing is left for fsync; cached: ordinary stores, "
-                "which fsync writes back), in packed files and in ranges of their own. With nt the "
-                "tracker has nothing to do, so all of them should be alike: that is the case for non- "
-                "temporal stores. With cached all of the file is dirty, so no tracker can spare "
-                "anything, and what differs is what marking costs. ext4 and XFS are what a page cache "
-                "over the same memory does, tmpfs is the bound.",
     "ways": "The same command by each transport, with the default policies. The thread demanded "
             "that DAX with fsync beats buffered with fsync: compare with ext4 and XFS.",
+    "policies": "The row's command for a new file, on daxfs with each policy. What is written to new "
+                "blocks goes by non-temporal stores and is durable when write(2) returns, whatever "
+                "track= and write= say, so in packed files all are alike and fsync has nothing to do: "
+                "the case for non-temporal stores. A file with a range of its own is mapped directly, "
+                "and xfs_io opens it for writing, so a mapping may exist that nobody observes: fsync "
+                "flushes all of it once more (coarse_bytes). ext4 and XFS are what a page cache over "
+                "the same memory does, tmpfs is the bound.",
+    "over": "The same pwrite and fsync over a file that is there. With write=nt fsync finds "
+            "nothing; with write=cached write(2) stores through the caches and fsync writes back "
+            "what the tracker says: all of the file, so no tracker can spare anything, and what "
+            "differs is what marking costs. extent (S15) flushes what was ever active; none leaves "
+            "it all to the application: it is not durable, and shows what the flush costs.",
 }
 
 
@@ -76,11 +84,12 @@ class Targets:
         self._rig: Rig | None = None
         self._others: dict[str, mounts.Tmpfs | loops.LoopMount] = {}
 
-    def rig(self, transport: str, more: str) -> Rig:
-        """The region, mounted with these options. CellError where that can't be."""
-        if transport and (reason := mounts.why_no_transport(transport)):
+    def rig(self, more: str) -> Rig:
+        """The region, mounted with these options, too. CellError where that can't be."""
+        transport = more.removeprefix("transport=")
+        if transport != more and (reason := mounts.why_no_transport(transport)):
             raise CellError(reason)
-        options = ",".join(filter(None, (self.options, transport and f"transport={transport}", more)))
+        options = ",".join(filter(None, (self.options, more)))
         if self._rig is None:
             self._rig = Rig(options, self.room)
         elif self._rig.region.options != options:
@@ -96,19 +105,35 @@ class Targets:
                                   else mounts.Tmpfs(self.room, TMPFS[name]))
         return self._others[name].path
 
-    def run(self, folder: Path) -> tuple[float, float]:
-        """Seconds of the row's command and, as xfs_io says, of its pwrite, for a new file in *folder*."""
+    def run(self, folder: Path, over: bool, *watched: Callable[[], None]) -> tuple[float, float]:
+        """Seconds of the command and, as xfs_io says, of its pwrite: the second of two runs, in *folder*.
+
+        Between them the file is removed, or with *over* stays and is not truncated. *watched*: called before
+        the second run and after it.
+        """
         path = folder / "file"
-        pwrite = f"pwrite -b 8m 0 {show_size(self.size)}"
         try:
-            began = time.perf_counter()
-            done = mounts.run(["xfs_io", "-fc", "truncate 0", "-c", pwrite, "-c", "fsync", path])
-            took = time.perf_counter() - began
-            written = os.stat(path).st_size
-        except mounts.CommandError as exc:
-            raise CellError(" ".join(str(exc).split())[:200]) from None
+            self._command(path, ["-fc", "truncate 0"])
+            if not over:
+                path.unlink()
+            for call in watched[:1]:
+                call()
+            took = self._command(path, [] if over else ["-fc", "truncate 0"])
+            for call in watched[1:]:
+                call()
         finally:
             path.unlink(missing_ok=True)
+        return took
+
+    def _command(self, path: Path, begin: list[str]) -> tuple[float, float]:
+        pwrite = f"pwrite -b 8m 0 {show_size(self.size)}"
+        began = time.perf_counter()
+        try:
+            done = mounts.run(["xfs_io", *begin, "-c", pwrite, "-c", "fsync", path])
+        except mounts.CommandError as exc:
+            raise CellError(" ".join(str(exc).split())[:200]) from None
+        took = time.perf_counter() - began
+        written = os.stat(path).st_size
         if written != self.size:
             raise CellError(f"{written} bytes are in the file, not {self.size}: {done.stderr}")
         return took, seconds_of(done.stdout)
@@ -138,52 +163,55 @@ def rates(size: int, took: float, writing: float) -> dict[str, list[float]]:
             "write_mib_s": [round(size / MIB / max(writing, 1e-4), 1)]}
 
 
-def on_daxfs(targets: Targets, transport: str, more: str, track: str, placement: str, _seconds: float,
+def on_daxfs(targets: Targets, options: str, track: str, placement: str, over: bool, _seconds: float,
              _seed: int) -> Visit:
-    """The row on daxfs."""
-    rig = targets.rig(transport, more)
+    """The row on daxfs, mounted with *options*."""
+    rig = targets.rig(options)
     rig.set("track", track)
     if placement == "own" and (reason := rig.why_no_direct()):
         raise CellError(reason)
+    stats: list[dict] = []
+
+    def look() -> None:
+        stats.append(rig.stat())
+
     with rig.watched():
-        targets.run(rig.folder(placement))
-        before = rig.stat()
-        took, writing = targets.run(rig.folder(placement))
-        after = rig.stat()
+        took, writing = targets.run(rig.folder(placement), over, look, look)
+    before, after = stats
     counts, phases = spent(before, after, 1)
-    ns = [stat["operations"].get("fsync", {}).get("total_ns", 0) for stat in (before, after)]
+    counts["coarse_bytes"] = after["dax"]["coarse_bytes"] - before["dax"]["coarse_bytes"]
+    ns = [stat["operations"].get("fsync", {}).get("total_ns", 0) for stat in stats]
     return Visit(rates(targets.size, took, writing) | {"fsync_ns": [ns[1] - ns[0]]}, counts, phases)
 
 
-def on_other(targets: Targets, name: str, _seconds: float, _seed: int) -> Visit:
+def on_other(targets: Targets, name: str, over: bool, _seconds: float, _seed: int) -> Visit:
     """The row on something else than daxfs."""
-    targets.run(targets.other(name))
-    return Visit(rates(targets.size, *targets.run(targets.other(name))))
+    return Visit(rates(targets.size, *targets.run(targets.other(name), over)))
 
 
-def others(targets: Targets) -> list[Cell]:
+def others(targets: Targets, over: bool = False) -> list[Cell]:
     """What daxfs is compared with."""
     return [Cell({"target": name, "write": "buffered" if name in DISKS else "memory", "size": targets.size},
-                 partial(on_other, targets, name)) for name in (*DISKS, *TMPFS)]
+                 partial(on_other, targets, name, over)) for name in (*DISKS, *TMPFS)]
 
 
-def policies(targets: Targets, quick: bool) -> list[Cell]:
+def policies(targets: Targets, tracks: Sequence[str], placements: Sequence[str], over: bool) -> list[Cell]:
+    """Each of *tracks* with each way to write."""
     cells = []
-    for track in TRACKS:
-        for placement in ("packed",) if quick else ("packed", "own"):
-            for write in ("nt", "cached"):
-                cell = {"target": f"track={track}", "placement": placement, "write": write,
-                        "size": targets.size}
-                cells.append(Cell(cell, partial(on_daxfs, targets, "", f"write={write}", track, placement)))
-    return cells + others(targets)
+    for track, placement, write in itertools.product(tracks, placements, ("nt", "cached")):
+        cell = {"target": f"track={track}", "placement": placement, "write": write, "size": targets.size}
+        cells.append(Cell(cell, partial(on_daxfs, targets, f"write={write}", track, placement, over)))
+    return cells + others(targets, over)
 
 
 def ways(targets: Targets) -> list[Cell]:
+    """Each transport with the default policies."""
     cells = []
     for transport in mounts.TRANSPORTS:
         for placement in ("packed",) if transport == "pyfuse3" else ("packed", "own"):
             cell = {"target": transport, "placement": placement, "write": "nt", "size": targets.size}
-            cells.append(Cell(cell, partial(on_daxfs, targets, transport, "", "pte", placement)))
+            options = f"transport={transport}"
+            cells.append(Cell(cell, partial(on_daxfs, targets, options, "pte", placement, False)))
     return cells + others(targets)
 
 
@@ -197,11 +225,15 @@ def plan(args) -> Plan:
     # The region, two images, what is written, and room for others.
     targets = Targets(bytes_of_a_file(args, 128 * MIB if args.quick else WANTED, 8 * MIB, 6), args.options)
     size = show_size(targets.size)
+    tracks, placements = (TRACKS, ("packed", "own")) if not args.quick else (TRACKS[::3], ("packed",))
+    shown = ("mib_s", ("bars", "phases"), ("placement", "write"))
     families = [
-        Family("ways", f"S17, {size}, by transport", WORDS["ways"], "mib_s", ("bars", "phases"),
-               ("placement", "write"), ways(targets), "target", (), targets.close),
-        Family("policies", f"S17, {size}, by policy", WORDS["policies"], "mib_s", ("bars", "phases"),
-               ("placement", "write"), policies(targets, args.quick), "target", (), targets.close),
+        Family("ways", f"S17, {size}, by transport", WORDS["ways"], *shown, ways(targets), "target", (),
+               targets.close),
+        Family("policies", f"S17, {size}, by policy", WORDS["policies"], *shown,
+               policies(targets, tracks, placements, False), "target", (), targets.close),
+        Family("over", f"The same over a file that is there, {size}, by policy", WORDS["over"], *shown,
+               policies(targets, TRACKS, placements, True), "target", (), targets.close),
     ]
     made = [family for family in families if family.name in chosen]
     return Plan(NAME, 'Row S17: xfs_io -fc "truncate 0" -c "pwrite -b 8m 0 3g" -c fsync', AXES, MEASURES,
