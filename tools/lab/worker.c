@@ -9,12 +9,13 @@
  *                              libdaxfs); a mapping is touched from end to end. Nothing is dirty then
  *   other PATH LENGTH BYTES    from now on BYTES are written to this file, too, before each call, and stay
  *                              dirty
- *   arm STEP                   store a line every STEP bytes, by VIA (and to the other file), and fsync
- *   run CALL PATTERN DIRTY COUNT NS SEED
+ *   use                        store to all of the file once, by VIA (mappings: a line of each page), and fsync
+ *   run CALL PATTERN DIRTY COUNT NS SEED PLACES
  *                              up to COUNT times, for about NS: store DIRTY bytes, then time CALL: fsync,
  *                              fdatasync, msync (of what was stored; observed: in the process), none. Once
  *                              before that, untimed. PATTERN: together (one piece at a random place),
- *                              scattered (pages of 4 KiB at random places).
+ *                              scattered (pages of 4 KiB at random places). PLACES: new (others each time),
+ *                              same.
  *                              {"store_ns": [...], "ns": [...], "lines": N, "drains": N}; the last two: what
  *                              this process itself wrote back, for each call
  *   close
@@ -257,7 +258,7 @@ static int call(const char *name, const struct span *s)
 }
 
 static int do_run(const char *name, int scattered, size_t bytes, size_t count, uint64_t ns, uint64_t seed,
-		  size_t *made, struct daxfs_flushes *spent)
+		  int same, size_t *made, struct daxfs_flushes *spent)
 {
 	uint64_t began, t, t2;
 	struct daxfs_flushes before;
@@ -275,6 +276,8 @@ static int do_run(const char *name, int scattered, size_t bytes, size_t count, u
 		return -1;
 	began = now();
 	for (i = 0; i < count && i < MOST && (!i || now() - began < ns); i++) {
+		if (same)
+			random_state = seed * 2 + 1;
 		if (make_other_dirty())
 			return -1;
 		t = now();
@@ -293,17 +296,19 @@ static int do_run(const char *name, int scattered, size_t bytes, size_t count, u
 	return 0;
 }
 
-static int do_arm(size_t step)
+static int do_use(void)
 {
 	size_t pos;
 
-	for (pos = 0; pos + 64 <= length; pos += step)
+	errno = EINVAL;
+	if (fd < 0)
+		return fail("use");
+	if (!base && store(0, length))
+		return -1;
+	for (pos = 0; base && pos + 64 <= length; pos += PAGE)
 		if (store(pos, 64))
 			return -1;
-	for (pos = 0; other_fd >= 0 && pos + 64 <= other_length; pos += step)
-		if (put_bytes(other_fd, pos, 64))
-			return -1;
-	return fsync(fd) || (other_fd >= 0 && fsync(other_fd)) ? fail("fsync") : 0;
+	return fsync(fd) ? fail("fsync") : 0;
 }
 
 static void put(const char *name, const uint64_t *values, size_t n, const char *end)
@@ -318,7 +323,7 @@ static void put(const char *name, const uint64_t *values, size_t n, const char *
 
 static void command(char *line)
 {
-	char word[4][512] = {"", "", "", ""}, path[4096];
+	char word[3][512] = {"", "", ""}, path[4096];
 	unsigned long long a = 0, b = 0, ns = 0, seed = 0;
 	struct daxfs_flushes spent = {0};
 	size_t made = 0;
@@ -328,12 +333,13 @@ static void command(char *line)
 	errno = EINVAL;
 	if (sscanf(line, "open %4095s %llu %511s", path, &a, word[0]) == 3)
 		rc = do_open(path, a, word[0]);
-	else if (sscanf(line, "run %511s %511s %llu %llu %llu %llu", word[0], word[1], &a, &b, &ns, &seed) == 6)
-		rc = do_run(word[0], word[1][0] == 's', a, b, ns, seed, &made, &spent);
+	else if (sscanf(line, "run %511s %511s %llu %llu %llu %llu %511s", word[0], word[1], &a, &b, &ns, &seed,
+			word[2]) == 7)
+		rc = do_run(word[0], word[1][0] == 's', a, b, ns, seed, word[2][0] == 's', &made, &spent);
 	else if (sscanf(line, "other %4095s %llu %llu", path, &a, &b) == 3)
 		rc = do_other(path, a, b);
-	else if (sscanf(line, "arm %llu", &a) == 1 && a)
-		rc = do_arm(a);
+	else if (!strncmp(line, "use", 3))
+		rc = do_use();
 	else if (!strncmp(line, "close", 5))
 		close_file(), rc = 0;
 	else

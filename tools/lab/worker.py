@@ -81,9 +81,10 @@ class Worker:
             raise WorkerError(found["error"], found["errno"])
         return found
 
-    def run(self, call: str, pattern: str, dirty: int, count: int, seconds: float, seed: int) -> dict:
+    def run(self, call: str, pattern: str, dirty: int, count: int, seconds: float, seed: int,
+            places: str = "new") -> dict:
         """``store_ns`` and ``ns`` of each turn, ``lines`` and ``drains``: worker.c `run`."""
-        return self.ask("run", call, pattern, dirty, count, int(seconds * 1e9), seed)
+        return self.ask("run", call, pattern, dirty, count, int(seconds * 1e9), seed, places)
 
     def _end(self) -> int:
         process, self._process = self._process, None
