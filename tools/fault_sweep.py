@@ -356,7 +356,7 @@ def refused_cells(places: Places, modes: list[str], quick: bool) -> list[Cell]:
 
 def plan(args) -> Plan:
     """Families that were asked for. RunError: a size or name that makes no sense."""
-    wanted = some_of(WORDS, args.families, "--families")
+    wanted = some_of(WORDS, args.family, "--family")
     usual = [mode for mode in MODES if not (args.quick and mode in NOT_QUICK)]
     modes = some_of(MODES, args.modes, "--modes") if args.modes else usual
     size = bytes_of_a_file(args, 64 * MIB if args.quick else 1 << 30, 16 * MIB, 8)
@@ -382,7 +382,7 @@ def main() -> int:
     parser = arguments.parser(__doc__, NAME, 5)
     parser.add_argument("--size", metavar="BYTES", help="of files that are touched as a whole (default 1G, "
                                                         "with --quick 64M; less where memory is short)")
-    parser.add_argument("--families", metavar="NAME[,NAME]", help=f"of {', '.join(WORDS)} (default: all)")
+    parser.add_argument("--family", metavar="NAME[,NAME]", help=f"of {', '.join(WORDS)} (default: all)")
     parser.add_argument("--modes", metavar="NAME[,NAME]", help=f"of {', '.join(MODES)} (default: all; with "
                                                                f"--quick all but {', '.join(NOT_QUICK)})")
     return arguments.carry_out(arguments.settle(parser.parse_args(), NAME), plan)

@@ -219,7 +219,7 @@ def plan(args) -> Plan:
     """Families that were asked for. HostError: no xfs_io; RunError: a size or name that makes no sense."""
     if not shutil.which("xfs_io"):
         raise HostError("xfs_io is not installed: apt install xfsprogs")
-    chosen = some_of(WORDS, args.families, "--families")
+    chosen = some_of(WORDS, args.family, "--family")
     if args.target and "ways" not in chosen:
         raise RunError("--target needs the family ways")
     # The region, two images, what is written, and room for others.
@@ -266,7 +266,7 @@ def main() -> int:
     parser = arguments.parser(__doc__, NAME, 7)
     parser.add_argument("--size", metavar="BYTES", help="what is written (default 3G, with --quick 128M; "
                                                         "less where memory is short)")
-    parser.add_argument("--families", metavar="NAME[,NAME]", help=f"of {', '.join(WORDS)} (default: all)")
+    parser.add_argument("--family", metavar="NAME[,NAME]", help=f"of {', '.join(WORDS)} (default: all)")
     parser.add_argument("--target", action="store_true",
                         help="exit status 1 if dev or uring is not faster than ext4")
     args = arguments.settle(parser.parse_args(), NAME)

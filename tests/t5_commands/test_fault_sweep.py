@@ -41,7 +41,7 @@ def sweep(output, *args):
 def run(tmp_path_factory):
     """A run's directory, and its rows by family."""
     output = tmp_path_factory.mktemp("fault_sweep") / "run"
-    status, out, err = sweep(output, "--families", "touch,refused", "--modes", "direct,user,cached,tmpfs")
+    status, out, err = sweep(output, "--family", "touch,refused", "--modes", "direct,user,cached,tmpfs")
     assert status == 0, out + err
     rows = collections.defaultdict(list)
     for line in (output / "samples.jsonl").read_text().splitlines():
@@ -132,7 +132,7 @@ def test_each_reason_is_the_one_that_the_daemon_names(run):
 def test_a_run_that_is_there_is_not_measured_again(run):
     output, _ = run
     before = (output / "samples.jsonl").read_bytes()
-    status, out, err = sweep(output, "--families", "touch,refused", "--modes", "direct,user,cached,tmpfs")
+    status, out, err = sweep(output, "--family", "touch,refused", "--modes", "direct,user,cached,tmpfs")
     assert status == 0 and "complete already" in err
     assert (output / "samples.jsonl").read_bytes() == before
     assert "A first touch" in out and "2 MiB, with and without a PMD" in out
@@ -145,7 +145,7 @@ def test_a_run_goes_on_where_it_was_stopped(run, tmp_path):
     again.mkdir()
     (again / "run.json").write_text(json.dumps(facts | {"ended": None}))
     (again / "samples.jsonl").write_bytes(b"".join(lines[:-3]) + lines[-3][:20])
-    status, out, err = sweep(again, "--families", "touch,refused", "--modes", "direct,user,cached,tmpfs")
+    status, out, err = sweep(again, "--family", "touch,refused", "--modes", "direct,user,cached,tmpfs")
     assert status == 0, out + err
     assert "goes on" in err
     after = (again / "samples.jsonl").read_bytes().splitlines(keepends=True)
@@ -156,7 +156,7 @@ def test_a_run_goes_on_where_it_was_stopped(run, tmp_path):
 
 def test_whole_files_and_resident_loads(tmp_path):
     output = tmp_path / "run"
-    status, out, err = sweep(output, "--families", "sweep,resident", "--modes", "direct,user",
+    status, out, err = sweep(output, "--family", "sweep,resident", "--modes", "direct,user",
                              "--size", "16M")
     assert status == 0, out + err
     rows = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
@@ -177,8 +177,8 @@ def test_whole_files_and_resident_loads(tmp_path):
 
 @pytest.mark.parametrize("args, said", [
     (["--size", "3x"], "not a size"), (["--size", "9M"], "at least 16 MiB"),
-    (["--families", "no"], "not one of touch"), (["--modes", "no"], "not one of direct"),
-    (["--modes", "ext4", "--families", "refused"], "none of refused")])
+    (["--family", "no"], "not one of touch"), (["--modes", "no"], "not one of direct"),
+    (["--modes", "ext4", "--family", "refused"], "none of refused")])
 def test_bad_values_are_one_line(tmp_path, args, said):
     status, out, err = sweep(tmp_path / "run", *args)
     assert status == 2 and said in err and len(err.splitlines()) == 1 and not out
@@ -193,7 +193,7 @@ def test_other_file_systems_that_can_t_be_had_are_skipped(tmp_path):
         if found := shutil.which(name):
             (folder / name).symlink_to(found)
     output = tmp_path / "run"
-    command = [sys.executable, PROGRAM, "--quick", "--rounds", "1", "--families", "touch",
+    command = [sys.executable, PROGRAM, "--quick", "--rounds", "1", "--family", "touch",
                "--modes", "ext4,tmpfs", "--output", output]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240,
                           env={**os.environ, "PATH": str(folder)})

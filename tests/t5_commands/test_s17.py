@@ -87,7 +87,7 @@ def test_the_row_by_every_way_and_policy(tmp_path):
 
 @pytest.mark.skipif(bool(loops.why_not("ext4")), reason="no ext4 over a loop device")
 def test_the_target_decides_the_exit_status(tmp_path):
-    status, _, out, err = s17(tmp_path / "run", "--families", "ways", "--target")
+    status, _, out, err = s17(tmp_path / "run", "--family", "ways", "--target")
     ratios = {name: float(ratio) for name, ratio in re.findall(r"target: (\w+) / ext4 ([0-9.]+)", out)}
     assert ratios.keys() >= {"dev"}, out + err
     assert status == (1 if "MISSED" in out else 0)
@@ -99,13 +99,13 @@ def test_the_target_decides_the_exit_status(tmp_path):
         if row["cell"]["target"] == "ext4":
             row["samples"]["mib_s"] = [1000 * value for value in row["samples"]["mib_s"]]
     samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    status, _, out, err = s17(tmp_path / "run", "--families", "ways", "--target")
+    status, _, out, err = s17(tmp_path / "run", "--family", "ways", "--target")
     assert status == 1 and "MISSED" in out and "complete already" in err
 
 
 def test_what_is_missing_is_skipped_by_name(tmp_path):
     status, rows, out, err = s17(
-        tmp_path / "run", "--families", "ways", without="mkfs.xfs mkfs.ext4",
+        tmp_path / "run", "--family", "ways", without="mkfs.xfs mkfs.ext4",
         before="import mounts\nmounts.why_no_transport = {'uring': 'none here'}.get")
     assert status == 0, out + err
     skipped = {row["cell"]["target"]: row["skipped"] for row in rows if "skipped" in row}
@@ -116,7 +116,7 @@ def test_what_is_missing_is_skipped_by_name(tmp_path):
 
 @pytest.mark.parametrize("args, without, said", [
     (["--size", "3x"], "", "not a size"), (["--size", "1M"], "", "at least 8 MiB"),
-    (["--families", "no"], "", "not one of ways"), (["--families", "policies", "--target"], "", "needs the"),
+    (["--family", "no"], "", "not one of ways"), (["--family", "policies", "--target"], "", "needs the"),
     ([], "xfs_io", "xfs_io is not installed")])
 def test_what_can_t_be_is_one_line(tmp_path, args, without, said):
     status, _, out, err = s17(tmp_path / "run", *args, without=without)
