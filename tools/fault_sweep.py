@@ -62,27 +62,28 @@ MEASURES = {
     "load_ns": Measure("load", "ns"), "unit_ns": Measure("2 MiB", "ns"),
 }
 WORDS = {
-    "touch": "Files are made anew (hole; unwritten, by fallocate; written) and mapped; then places in "
-             "random order are touched, each timed for itself. With 4 KiB it is one page of each 64 "
-             "KiB, on a source without huge pages (kernel-pte: in pages of 4 KiB of a source with "
+    "touch": "Files are made anew (hole; unwritten, by fallocate; written) and mapped; then places "
+             "in random order are touched, each timed for itself. With 4 KiB it is one page of each "
+             "64 KiB, on a source without huge pages (kernel-pte: in pages of 4 KiB of a source with "
              "them); with 2 MiB one in each 2 MiB. Nothing reads ahead, and page caches are cold but "
-             "for 'warm'. 'again' has no fault: what the clock costs. Compare 512 times a bar of 4 KiB "
-             "with one of 2 MiB: that is what the larger mapping saves. mkwrite is what each write- "
-             "back makes the next store cost where stores are tracked; direct and tmpfs have none, and "
-             "nobody knows what was stored.",
+             "for 'warm'. 'again' is no fault: clock, caches and TLB. Compare 512 times a bar of 4 "
+             "KiB with one of 2 MiB: that is what the larger mapping saves, where blocks are there; "
+             "in a hole both pay for zeroing. mkwrite is what each write-back makes the next store "
+             "cost where stores are tracked; direct and tmpfs have none, and nobody knows what was "
+             "stored.",
     "sweep": "A whole file is touched once, a store or a load in each 4 KiB, all together; or the "
-             "kernel does it by one madvise(2) (populate-read is what MAP_POPULATE does with a shared "
-             "mapping). tmpfs beside it is the bound. With fault=user and 4 KiB each page is a way to "
-             "the daemon and back, so those files are a sixteenth as long.",
+             "kernel does it by one madvise(2) (populate-read is what MAP_POPULATE does with a "
+             "shared mapping). tmpfs beside it is the bound. With fault=user and 4 KiB each page is "
+             "a way to the daemon and back, so those files are a sixteenth as long.",
     "resident": "Loads at random places of a file that is mapped from end to end, each waiting for the "
                 "one before. There are no faults: what differs is the hardware's way through the page "
-                "table, which 2 MiB mappings shorten. fault=user fills 2 MiB with 512 entries, so it does "
-                "not gain here.",
-    "refused": "A store to each page of 2 MiB of written blocks (no-huge-zero-page: a load from a hole), "
-               "mapped so that one reason of docs/fault.md forbids a PMD; 'none': one that is given. "
-               "With fault=user the daemon decides as the kernel's DAX does, and the counts of each "
-               "sample name the reason; tmpfs, whose faults direct and kernel are, knows only some of "
-               "these reasons. One fault becomes 512.",
+                "table, which 2 MiB mappings shorten. fault=user fills 2 MiB with 512 entries, so it "
+                "does not gain here.",
+    "refused": "A store to each page of 2 MiB of written blocks (no-huge-zero-page: a load from a "
+               "hole), mapped so that one reason of docs/fault.md forbids a PMD; 'none': one that is "
+               "given. With fault=user the daemon decides as the kernel's DAX does, and the counts of "
+               "each sample name the reason; tmpfs, whose faults direct and kernel are, knows only "
+               "some of these reasons. One fault becomes 512.",
 }
 
 
