@@ -27,9 +27,9 @@ from lab.targets import Target, Targets
 NAME, ROUNDS = "fio_suite", 5
 SIZE, QUICK_SIZE = 128 << 20, 32 << 20
 RUNTIME, QUICK_RUNTIME = 1.0, 0.2
-MEASURES = {"mib_s": Measure("bandwidth", "MiB/s", "higher"), "iops": Measure("requests in a second", "IOPS", "higher"),
-            "lat_ns": Measure("completion latency", "ns"), "max_ns": Measure("longest latency", "ns"),
-            "sync_ns": Measure("latency of fsync", "ns")}
+MEASURES = {"mib_s": Measure("bandwidth", "MiB/s", "higher"), "iops": Measure("rate", "IOPS", "higher"),
+            "lat_ns": Measure("latency", "ns"), "max_ns": Measure("longest", "ns"),
+            "sync_ns": Measure("fsync", "ns")}
 KERNEL = ("ext4", "xfs")
 POLICIES = tuple(f"packed:write=cached,track={track}" for track in ("pte", "line", "pmd", "extent", "none"))
 SHAPES = {
@@ -97,7 +97,7 @@ def plan(jobs: dict, args) -> Plan:
     if not shutil.which("fio"):
         raise HostError("fio is not installed, so all is skipped: apt-get install fio")
     targets = Targets(args.size * max(job.numjobs for job in jobs.values()))
-    made = suites.families(SHAPES, list(jobs), args, partial(visit, targets, args, jobs), targets.close)
+    made = suites.families(SHAPES, list(jobs), args, partial(visit, targets, args, jobs))
     title = f"fio, {args.runtime:g} s for each run, files of {args.size >> 20} MiB"
     return Plan(NAME, title, AXES, MEASURES, made, args.rounds, targets.close)
 

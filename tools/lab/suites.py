@@ -12,7 +12,7 @@ from functools import partial
 
 from rich.console import Console
 
-from lab import arguments, counters
+from lab import arguments, beside
 from lab.plan import Axis, Cell, Family, Visit
 from lab.targets import KINDS, Target, parse
 from lab.words import parse_bytes, show_bytes
@@ -66,7 +66,7 @@ def _matching(names: list[str], patterns) -> list[str]:
 
 
 def families(shapes: dict[str, Shape], names: list[str], args: argparse.Namespace,
-             visit: Callable[[str, str, Target, float, int], Visit], close: Callable[[], None]) -> list[Family]:
+             visit: Callable[[str, str, Target, float, int], Visit]) -> list[Family]:
     """The families of a plan. *visit*: of (family, job, target, seconds, seed)."""
     made = []
     for family, pairs in chosen(shapes, names, args).items():
@@ -74,7 +74,7 @@ def families(shapes: dict[str, Shape], names: list[str], args: argparse.Namespac
         cells = [Cell({"job": job, "target": target},
                       partial(visit, family, job, parse(target, args.options))) for job, target in pairs]
         made.append(Family(family, shape.title, shape.words, shape.measure, shape.draw, ("target",), cells,
-                           panel=("job",), close=close))
+                           panel=("job",)))
     return made
 
 
@@ -128,7 +128,7 @@ def finish(args: argparse.Namespace, make_plan, of: str) -> int:
     """Measure, print tables, then what the daemon counted. Exit status: carry_out's."""
     status = arguments.carry_out(args, make_plan)
     if status == 0:
-        counters.show(args.output, of)
+        beside.show(args.output, of)
     return status
 
 
