@@ -104,7 +104,7 @@ def check(made: arguments.Parser, args: argparse.Namespace, names: list[str], sh
     for word in args.job:
         if word not in shapes and not fnmatch.filter(names, word):
             made.error(f"argument --job: {word!r}: no such job or family; --list shows them")
-    for text in args.target or shapes["verify"].targets:
+    for text in args.target or ['packed']:
         try:
             parse(text, args.options)
         except ValueError as exc:
