@@ -35,36 +35,41 @@ POLICIES = tuple(f"packed:write=cached,track={track}" for track in ("pte", "line
 SHAPES = {
     "calls": Shape(
         "read and write, psync and io_uring",
-        "Nothing is made durable here but by daxfs: with write=nt a write has passed the CPU cache when it returns, "
-        "with ext4, XFS and tmpfs it is in the page cache, where a crash loses it. A 4 KiB request costs daxfs the way to its "
-        "daemon and back; large ones cost the copy. transport=uring answers on the caller's CPU, dev from another thread.",
+        "Nothing is made durable here but by daxfs: with write=nt a write has passed the CPU cache when it"
+        " returns, with ext4, XFS and tmpfs it is in the page cache, where a crash loses it. A 4 KiB "
+        "request costs daxfs the way to its daemon and back; large ones cost the copy. transport=uring "
+        "answers on the caller's CPU, dev from another thread.",
         ("psync-*", "direct-*", "io_uring-*"),
         ("packed", "own", "packed:write=cached", "packed:transport=dev", *KERNEL, "tmpfs"),
-        (("psync-randread-4k", "psync-randwrite-4k", "psync-write-2m"), ("packed", "packed:transport=dev", "ext4", "tmpfs")),
+        (("psync-randread-4k", "psync-randwrite-4k", "psync-write-2m"),
+         ("packed", "packed:transport=dev", "ext4", "tmpfs")),
         draw=("bars", "cdf")),
     "durable": Shape(
         "writes that are made durable: fsync, fdatasync, O_SYNC, sync_file_range",
-        "What a database does. With write=nt fsync finds nothing to flush, with write=cached it flushes what was written. "
-        "ext4 and XFS write to their loop device, whose image is a file on tmpfs. tmpfs makes nothing durable: it shows what the "
-        "calls themselves cost. sync_file_range is no promise anywhere.",
+        "What a database does. With write=nt fsync finds nothing to flush, with write=cached it flushes "
+        "what was written. ext4 and XFS write to their loop device, whose image is a file on tmpfs. tmpfs "
+        "makes nothing durable: it shows what the calls themselves cost. sync_file_range is no promise "
+        "anywhere.",
         ("sync-*",), ("packed", "packed:write=cached", "own", "packed:transport=dev", *KERNEL, "tmpfs"),
         (("sync-fsync-1",), ("packed", "packed:write=cached", *KERNEL))),
     "mapped": Shape(
         "loads, stores and msync through mappings",
-        "own, run-kernel and run-user map the region's own pages; packed, ext4 and XFS the page cache's. msync is a system call that "
-        "does nothing on own, since nobody saw the stores, and on tmpfs: there nothing is durable by it (fsync of the file would be "
-        "on own). Under daxfs run the program itself finds what it stored and flushes it. Faults of first touches are in the time.",
+        "own, run-kernel and run-user map the region's own pages; packed, ext4 and XFS the page cache's. "
+        "msync is a system call that does nothing on own, since nobody saw the stores, and on tmpfs: there"
+        " nothing is durable by it (fsync of the file would be on own). Under daxfs run the program itself"
+        " finds what it stored and flushes it. Faults of first touches are in the time.",
         ("mmap-*",), ("own", "run-kernel", "run-user", "packed", *KERNEL, "tmpfs"),
         (("mmap-randwrite-4k", "mmap-msync-32"), ("own", "run-kernel", "ext4"))),
     "libpmem": Shape(
         "PMDK's libpmem: stores made durable without a system call",
-        "The program flushes by itself. PMEM_IS_PMEM_FORCE=1, since MAP_SYNC is not to be had through FUSE. tmpfs is memory of the "
-        "same kind without a file system, so the bound.",
+        "The program flushes by itself. PMEM_IS_PMEM_FORCE=1, since MAP_SYNC is not to be had through "
+        "FUSE. tmpfs is memory of the same kind without a file system, so the bound.",
         ("libpmem-*",), ("own", "run-kernel", "tmpfs"), (("libpmem-randwrite-4k-nt",), ("own", "tmpfs"))),
     "policies": Shape(
         "4 KiB random writes and fsync, by what fsync takes for dirty",
-        "The same mount, track= switched. pte and line flush what was written; pmd 2 MiB for each that was touched; extent all that "
-        "was ever written in the region; none nothing, so that nothing is durable: the program would have to flush.",
+        "The same mount, track= switched. pte and line flush what was written; pmd 2 MiB for each that was"
+        " touched; extent all that was ever written in the region; none nothing, so that nothing is "
+        "durable: the program would have to flush.",
         ("sync-fsync-1", "sync-fsync-32"), POLICIES,
         (("sync-fsync-1",), (POLICIES[0], POLICIES[3], POLICIES[4]))),
     "mixed": Shape(
@@ -79,13 +84,16 @@ SHAPES = {
         (("append-4k",), ("packed", "ext4"))),
     "verify": Shape(
         "written with checksums, read back and compared",
-        "A run in which one byte differs ends the whole suite. Bandwidth is that of writing, with crc32c in it.",
-        ("verify-*",), ("packed", "own", "run-kernel", "packed:transport=dev", "packed:transport=pyfuse3", "ext4"),
+        "A run in which one byte differs ends the whole suite. Bandwidth is that of writing, with crc32c "
+        "in it.",
+        ("verify-*",),
+        ("packed", "own", "run-kernel", "packed:transport=dev", "packed:transport=pyfuse3", "ext4"),
         (("verify-psync", "verify-mmap"), ("packed", "own"))),
 }
 
 
-def visit(targets: Targets, args, jobs: dict, family: str, name: str, target: Target, _seconds: float, seed: int) -> Visit:
+def visit(targets: Targets, args, jobs: dict, family: str, name: str, target: Target,
+          _seconds: float, seed: int) -> Visit:
     """One run of a job on a target."""
     kept = f"{family}.{name}.{target.text}.{seed}.json".replace("/", "_")
     with targets.place(target) as place:
@@ -106,7 +114,8 @@ def main() -> int:
     jobs = fio.jobs()
     parser = suites.parser(__doc__, NAME, ROUNDS, f"{SIZE >> 20}M; with --quick {QUICK_SIZE >> 20}M")
     parser.add_argument("--runtime", type=arguments.positive(float), metavar="S",
-                        help=f"seconds of each run that ends by the clock (default {RUNTIME:g}; with --quick {QUICK_RUNTIME:g})")
+                        help=f"seconds of each run that ends by the clock (default {RUNTIME:g}; "
+                             f"with --quick {QUICK_RUNTIME:g})")
     args = arguments.settle(parser.parse_args(), NAME)
     suites.check(parser, args, list(jobs), SHAPES)
     if args.list:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A suite's run in full: for each cell all measures, and what the daemon counted for each request, side by side.
+"""A suite's run in full: for each cell all measures, and beside them what the daemon counted.
 
 Limits: knows run.json and samples.jsonl alone.
 """
@@ -51,7 +51,7 @@ def _print(facts: dict, family: dict, cells: dict, counts: dict, of: str) -> Non
     for word in COUNTS.values():
         table.add_column(word, justify="right", no_wrap=True)
     places = [facts["axes"][axis]["values"] for axis in ("job", "target")]
-    order = sorted(cells, key=lambda pair: [values.index(name) for values, name in zip(places, pair, strict=True)])
+    order = sorted(cells, key=lambda pair: tuple(map(list.index, places, pair)))
     before = None
     for job, target in order:
         if before not in (None, job):
@@ -79,5 +79,5 @@ def _texts(values: list[float] | None, measure: dict) -> list[str]:
         return [""] * len(tails)
     size = 1000 if measure["unit"] == "ns" else 1
     values = sorted(values)
-    return [number((statistics.median(values) if tail == 0.5 else values[int(tail * (len(values) - 1))]) / size)
-            for tail in tails]
+    found = [statistics.median(values) if tail == 0.5 else values[int(tail * (len(values) - 1))] for tail in tails]
+    return [number(value / size) for value in found]

@@ -29,7 +29,7 @@ VERIFY = re.compile(r"verify|crc32c", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Job:
-    """A section of a job file. *options*: its own over those of ``[global]``; *words*: the comment above it."""
+    """A section of a job file. *options*: its own and those of ``[global]``; *words*: the comment above."""
 
     name: str
     file: Path
@@ -47,7 +47,7 @@ class Job:
     @property
     def files(self) -> list[str]:
         """Names of files that are there before the job starts; none for a job that makes its own."""
-        if "read" not in self.options["rw"] and not self.options.get("overwrite") and "randrw" != self.options["rw"]:
+        if "write" in self.options["rw"] and not self.options.get("overwrite"):
             return []
         if "filename" in self.options:
             return [self.options["filename"]]
@@ -103,7 +103,7 @@ def environment(place: Place, size: int, runtime: float) -> dict[str, str]:
 
 
 def run(job: Job, place: Place, size: int, runtime: float, seed: int, keep: Path) -> Visit:
-    """One run of *job*, whose report is kept as *keep*. CommandError where fio fails, CellError if it can't run."""
+    """One run of *job*, whose report is kept as *keep*. CommandError: fio failed; CellError: it can't run."""
     if reason := why_not(job):
         raise CellError(reason)
     for name in job.files:
@@ -112,7 +112,8 @@ def run(job: Job, place: Place, size: int, runtime: float, seed: int, keep: Path
     words = command(job, place, seed, "--output-format=json+", f"--output={keep.resolve()}")
     given = environment(place, size, runtime)
     place.begin()
-    done = mounts.run(words, check=False, timeout=120 + 20 * runtime, env={**os.environ, **given}, cwd=place.folder)
+    done = mounts.run(words, check=False, timeout=120 + 20 * runtime, env={**os.environ, **given},
+                      cwd=place.folder)
     report = _report(keep)
     if done.returncode != 0 or not report or any(one["error"] for one in report["jobs"]):
         raise failure(job, place, given, seed, done)
@@ -141,7 +142,7 @@ def failure(job: Job, place: Place, given: dict, seed: int, done) -> mounts.Comm
     words = shlex.join(command(job, place, seed))
     return mounts.CommandError(f"{head}: {job.name} on {place.target.text}, status {done.returncode}: "
                                f"{said[-1500:]}\nagain: tools/fio_suite.py --job {job.name} --target "
-                               f"{shlex.quote(place.target.text)} --rounds 1 --anew\nor on a mount of your own: "
+                               f"{shlex.quote(place.target.text)} --rounds 1\nor on a mount of your own: "
                                f"DIRECTORY=DIR {given} {words}")
 
 

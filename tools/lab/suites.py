@@ -15,7 +15,7 @@ from rich.console import Console
 from lab import arguments, beside
 from lab.plan import Axis, Cell, Family, Visit
 from lab.targets import KINDS, Target, parse
-from lab.words import parse_bytes, show_bytes
+from lab.words import parse_bytes
 
 AXES = {"job": Axis("job"), "target": Axis("target")}
 
@@ -36,7 +36,8 @@ class Shape:
     draw: tuple[str, ...] = ("bars",)
 
 
-def chosen(shapes: dict[str, Shape], names: list[str], args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
+def chosen(shapes: dict[str, Shape], names: list[str],
+           args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
     """(job, target) of each family that is not empty. --job and --target take the place of the selection."""
     found = {}
     for family, shape in shapes.items():
@@ -55,9 +56,9 @@ def _once(found: dict[str, list]) -> dict[str, list]:
     seen: set = set()
     left = {}
     for family, pairs in found.items():
-        pairs = [pair for pair in pairs if pair not in seen]
+        if new := [pair for pair in pairs if pair not in seen]:
+            left[family] = new
         seen |= set(pairs)
-        left |= {family: pairs} if pairs else {}
     return left
 
 
@@ -81,7 +82,7 @@ def families(shapes: dict[str, Shape], names: list[str], args: argparse.Namespac
 def parser(doc: str, name: str, rounds: int, size: str) -> arguments.Parser:
     """The options of all experiments, and those of both suites."""
     made = arguments.parser(doc, name, rounds)
-    made.add_argument("--job", metavar="J,J", help="jobs (* and ? stand for others), or families, instead of all")
+    made.add_argument("--job", metavar="J,J", help="jobs (with * and ?), or families, instead of all")
     made.add_argument("--target", action="append", metavar="T", help="a target; may be given several times")
     made.add_argument("--size", type=_bytes, metavar="S", help=f"of each file (default {size})")
     made.add_argument("--list", action="store_true", help="print jobs and targets, and end")
@@ -98,7 +99,8 @@ def _bytes(text: str) -> int:
     return size
 
 
-def check(made: arguments.Parser, args: argparse.Namespace, names: list[str], shapes: dict[str, Shape]) -> None:
+def check(made: arguments.Parser, args: argparse.Namespace, names: list[str],
+          shapes: dict[str, Shape]) -> None:
     """Names of jobs and targets must be known: else one line, and exit status 2."""
     args.job = args.job.split(",") if args.job else []
     for word in args.job:
@@ -119,7 +121,7 @@ def show_list(names: dict[str, str], shapes: dict[str, Shape]) -> None:
         for job in _matching(list(names), shape.jobs):
             console.print(f"  {job:30} {names[job]}", markup=False)
         console.print(f"  on {', '.join(shape.targets)}", markup=False)
-    console.print("[bold]targets[/], with options of mount.daxfs behind a colon (packed:transport=dev,track=pmd)")
+    console.print("[bold]targets[/], with options of mount.daxfs behind a colon: packed:transport=dev,track=pmd")
     for kind, words in KINDS.items():
         console.print(f"  {kind:12} {words}", markup=False)
 
@@ -130,7 +132,3 @@ def finish(args: argparse.Namespace, make_plan, of: str) -> int:
     if status == 0:
         beside.show(args.output, of)
     return status
-
-
-def size_words(size: int) -> str:
-    return f"Files of {show_bytes(size)}. "

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What fio_suite and xfs_io_suite compare: ways to reach a file, by name, each mounted when first asked for.
 
-``NAME`` or ``NAME:OPTION=VALUE,…``: the options are mount.daxfs's, ``track=`` is switched on the live mount.
-What can't be had on this host is a CellError. Limits: needs root; one thread.
+``NAME`` or ``NAME:OPTION=VALUE,…``: the options are mount.daxfs's, ``track=`` is switched on the live
+mount. What can't be had on this host is a CellError. Limits: needs root; one thread.
 """
 
 import os
@@ -148,9 +148,9 @@ def _emptied(folder: Path) -> Iterator[None]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def fill(path: Path, size: int, byte: int | None = None) -> None:
-    """Make *path* a file of *size* bytes, all written and durable: no hole, no zeros. *byte*: of nothing else."""
-    block = bytes(range(1, 256)) * (CHUNK // 255 + 1) if byte is None else bytes([byte]) * CHUNK
+def fill(path: Path, size: int) -> None:
+    """Make *path* a file of *size* bytes, all written and durable: no hole, no zeros."""
+    block = bytes(range(1, 256)) * (CHUNK // 255 + 1)
     with open(path, "wb", buffering=0) as file:
         for at in range(0, size, CHUNK):
             file.write(block[: min(CHUNK, size - at)])

@@ -2,10 +2,10 @@
 """Scripts for xfs_io (tools/jobs/xfs_io), and one xfs_io that carries them out again and again.
 
 A script has parts: ``# once`` when the file is new, ``# before`` and ``# timed`` for each repetition, ``#
-after``. The time of a repetition is what xfs_io's own pwrite -C and pread -C report (``# sample: report``), or
-the clock (``# sample: clock``): from the lines being sent to xfs_io having done them, which has what xfs_io needs to read
-them in it (job ``nothing``). It and this process are on one CPU for that. ``# times: N``: the timed part is sent N
-times at once. Limits: needs stdbuf; one session at a time.
+after``. The time of a repetition is what xfs_io's own pwrite -C and pread -C report (``# sample: report``),
+or the clock's (``# sample: clock``): from the lines being sent to xfs_io having done them, which has what
+xfs_io needs to read them in it (job ``nothing``). ``# times: N``: the timed part is sent N times at once, and
+a sample is the Nth part. ``# expect: BYTE AT LENGTH``: what the file has at the end. Limits: needs stdbuf.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,8 +98,8 @@ class Session:
         self.job, self.place, self.file = job, place, file
         flags = shlex.split(job.settings.get("flags", "-f"))
         self._command = [*place.command, "stdbuf", "-oL", "xfs_io", *flags, str(file)]
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-                                         stderr=subprocess.STDOUT, cwd=place.folder)
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         stderr=subprocess.STDOUT, bufsize=0, cwd=place.folder)
         self._out = self._process.stdout.fileno()
 
     def send(self, lines: list[str]) -> tuple[int, list[str]]:
@@ -124,7 +123,7 @@ class Session:
         return ns, [line for line in said.decode(errors="replace").splitlines()[:-1] if line]
 
     def quiet(self, lines: list[str]) -> int:
-        """As `send`, of lines that have nothing to say but errors: CellError for what there isn't, else CommandError."""
+        """As `send`, of lines that say nothing but errors: CellError for what there isn't, else CommandError."""
         ns, said = self.send(lines)
         self._check(lines, said)
         return ns
@@ -132,8 +131,10 @@ class Session:
     def _check(self, lines: list[str], said: list[str]) -> None:
         if not said:
             return
-        if UNSUPPORTED.search(said[0]) and not (self.place.target.daxfs and self.place.target.transport != "pyfuse3"):
-            raise CellError(f"{self.place.target.text}: {said[0]}")
+        target = self.place.target
+        # A native transport of daxfs has all that scripts ask for.
+        if UNSUPPORTED.search(said[0]) and (not target.daxfs or target.transport == "pyfuse3"):
+            raise CellError(f"{target.text}: {said[0]}")
         raise self._failure(lines, " | ".join(said))
 
     def reported(self, lines: list[str]) -> tuple[int, int]:
@@ -154,7 +155,8 @@ class Session:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(1)
             status = f", ended by {signal.Signals(-code).name}" if code < 0 else f", ended with status {code}"
-        return failure(self.job, self.place, f"{'; '.join(lines[:4])}: {said[-800:] or 'nothing said'}{status}")
+        said = said[-800:] or "nothing said"
+        return failure(self.job, self.place, f"{'; '.join(lines[:4])}: {said}{status}")
 
     def close(self) -> None:
         """End it: its input ends. One that does not is killed."""
@@ -178,20 +180,10 @@ def failure(job: Job, place: Place, said: str) -> mounts.CommandError:
     path = (FOLDER / f"{job.name}.xfs_io").relative_to(ROOT)
     flags = job.settings.get("flags", "-f")
     return mounts.CommandError(
-        f"xfs_io failed: {job.name} on {place.target.text}: {said}\nagain: tools/xfs_io_suite.py --job {job.name} "
-        f"--target {shlex.quote(place.target.text)} --rounds 1 --anew\nor on a mount of your own: "
+        f"xfs_io failed: {job.name} on {place.target.text}: {said}\n"
+        f"again: tools/xfs_io_suite.py --job {job.name} --target {shlex.quote(place.target.text)} --rounds 1\n"
+        "or on a mount of your own: "
         f"sed '/^#/d; s/${{SIZE}}/64m/g' {path} | {shlex.join(place.command)} xfs_io {flags} FILE")
-
-
-@contextlib.contextmanager
-def one_cpu() -> Iterator[None]:
-    """This process, and those that it starts in here, on one CPU: to wake another one takes longer than most calls."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def run(job: Job, place: Place, size: int, seconds: float) -> Visit:
@@ -200,7 +192,7 @@ def run(job: Job, place: Place, size: int, seconds: float) -> Visit:
         if not shutil.which(program):
             raise CellError(f"{program} is not installed")
     file = place.folder / job.name
-    with one_cpu(), Session(job, place, file) as session:
+    with Session(job, place, file) as session:
         if once := job.lines("once", size):
             session.quiet(once)
         place.begin()
