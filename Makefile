@@ -86,6 +86,7 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/transport.py
 	$(SUDO) $(VENV)/bin/python tools/bench/direct.py
 	$(SUDO) $(VENV)/bin/python tools/bench/state.py
+	$(SUDO) $(VENV)/bin/python tools/bench/flushers.py
 	$(SUDO) $(VENV)/bin/python tools/bench/faults.py
 	$(SUDO) $(VENV)/bin/python tools/bench/persist.py
 	$(SUDO) $(VENV)/bin/python tools/bench/s17.py

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Mounted regions for experiments: one for each set of mount options, kept until a family is done.
 
-A rig is a pool directory on a tmpfs of its own with huge pages: ``packed`` has files in the shared range,
-``own`` files with the DAX flag, which programs map directly. ``track=`` is switched on the live mount. What
+A rig is a pool directory on a tmpfs of its own: ``packed`` has files in the shared range, ``own`` files with
+the DAX flag, which programs map directly. ``track=`` is switched on the live mount. What
 can't be had on this host is a CellError; a daemon that dies is a RigError. All names carry the pid, so that
 the next run can take away what a killed one left. Limits: needs root and /dev/fuse; one thread.
 """
@@ -51,19 +51,20 @@ def need(count: int, what: str) -> None:
 class Rig:
     """A region that is mounted with *options* (``transport=uring,write=cached``).
 
-    *size*: bytes of the region, which hold the files in ``packed``. ``huge``: the tmpfs has huge pages.
+    *size*: bytes of the region, which hold the files in ``packed``. *pages*: the tmpfs's ``huge=``;
+    ``huge``: it has huge pages.
     """
 
-    def __init__(self, options: str, size: int):
+    def __init__(self, options: str, size: int, pages: str = "always"):
         named = dict(word.partition("=")[::2] for word in options.split(",") if word)
         transport = named.get("transport", "")
         if transport and (reason := mounts.why_no_transport(transport)):
             raise CellError(reason)
         self.live = {name: named[name] for name in LIVE if name in named}
         self.region: mounts.MountedRegion | None = None
-        self.huge = True
+        self.huge = pages == "always"
         try:
-            self.tmpfs = mounts.Tmpfs(size + ROOM, "always")
+            self.tmpfs = mounts.Tmpfs(size + ROOM, pages)
         except mounts.CommandError:
             self.huge = False
             self.tmpfs = mounts.Tmpfs(size + ROOM)
@@ -140,17 +141,17 @@ class Rig:
 
 
 class Rigs:
-    """Rigs by their options, made when they are first asked for. *size*: bytes of each region."""
+    """Rigs by their options, made when they are first asked for. *size*, *pages*: of each, as a Rig's."""
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, size: int, pages: str = "always"):
+        self.size, self.pages = size, pages
         self._rigs: dict[str, Rig | CellError] = {}
 
     def get(self, options: str) -> Rig:
         """The rig that is mounted with *options*; CellError where there can be none."""
         if options not in self._rigs:
             try:
-                self._rigs[options] = Rig(options, self.size)
+                self._rigs[options] = Rig(options, self.size, self.pages)
             except CellError as exc:
                 self._rigs[options] = exc
         found = self._rigs[options]

@@ -15,8 +15,6 @@ from pathlib import Path
 from daxfs import client
 from lab.plan import CellError, HostError
 
-SOURCE = Path(__file__).with_name("worker.c")
-
 
 class WorkerError(CellError):
     """The worker's call failed: its words, and ``errno``."""
@@ -33,17 +31,18 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 
 @functools.cache
-def program() -> Path:
-    """The compiled worker, which goes with this process. HostError where it can't be compiled."""
+def program(name: str = "worker") -> Path:
+    """*name*.c of this folder, compiled, which goes with this process. HostError where it can't be."""
     cc = shutil.which("cc")
     if cc is None:
         raise HostError("no C compiler (cc), which makes the program that is timed: apt install gcc")
-    made = Path(_folder().name) / "worker"
-    done = subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", made, SOURCE, "-I", client.get_include(),
+    made = Path(_folder().name) / name
+    source = Path(__file__).with_name(f"{name}.c")
+    done = subprocess.run([cc, "-O2", "-Wall", "-Wextra", "-o", made, source, "-I", client.get_include(),
                            client.LIBRARY, f"-Wl,-rpath,{client.LIBRARY.parent}"],
                           check=False, capture_output=True, text=True)
     if done.returncode:
-        raise HostError(f"cc can't compile {SOURCE.name}: {done.stderr.strip()[:300]}")
+        raise HostError(f"cc can't compile {source.name}: {done.stderr.strip()[:300]}")
     return made
 
 
