@@ -26,7 +26,7 @@ from lab.fsync_cells import AXES, MEASURES, NAMES, WORDS, Bench
 from lab.fsync_families import SHAPES, cross, family
 from lab.plan import Plan
 from lab.words import parse_bytes
-from lab.worker import Worker
+from lab.worker import Worker, program
 
 NAME, ROUNDS, COUNT, QUICK_COUNT = "fsync_sweep", 5, 40, 20
 LEAST = {"dirty": 64, "mapped": 4096, "flushers": 1}
@@ -105,6 +105,7 @@ def main() -> int:
     args, given = parsed()
 
     def plan(_args: argparse.Namespace) -> Plan:
+        program()  # now, so that it fails before anything is mounted
         bench = Bench(Worker(args.cpu), args.options, args.samples)
         made = [cross(bench, given)] if given else [family(bench, name, SHAPES[name], args.quick)
                                                     for name in args.family or SHAPES]

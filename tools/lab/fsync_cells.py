@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import mounts
 
 from daxfs import emulate
+from daxfs._flush import Flush
 from daxfs.cli.set import NAMES as LIVE
 from daxfs.fuse.options import CHOICES
 from lab import rigs
@@ -24,6 +25,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 VIAS = ("write", "mmap", "kernel", "kernel-pte", "user")
 OBSERVED = VIAS[2:]
 BIG = 256 * MIB        # a file of so many bytes goes before another one is made
+POLICY = ("transport", "flush", "flushers", "write", "drain", "emulate", "track")
 REGION = 256 * MIB     # the region's size, unless a packed file of BIG bytes is to be in it
 
 AXES = {
@@ -54,10 +56,10 @@ WORDS = {  # for --help
     "mapped": "size of the file, all of which is mapped where there is a mapping",
     "other": "bytes that are dirty in another file meanwhile; 0: none",
     "track": "what fsync takes for dirty (docs/tracking.md)",
-    "history": "track=extent: used, every extent of the file was stored to once; fresh, only what is stored "
-               "now, at the same places each time",
-    "via": "write(2); mmap: a plain mapping, which nobody observes; the others: mappings observed by "
-           "libdaxfs: kernel in pages of 2 MiB, kernel-pte of 4 KiB, user with faults that the daemon answers",
+    "history": "track=extent: used, all of the file was stored to once; fresh, only what is stored now, at "
+               "the same places each time",
+    "via": "write(2); mmap: a plain mapping, which nobody observes; mappings observed by libdaxfs: kernel in "
+           "pages of 2 MiB, kernel-pte of 4 KiB, user with faults that the daemon answers",
     "place": "packed (of the region), own (a range of its own, direct mappings); default: packed for write",
     "flush": "instruction that writes lines back", "flushers": "threads that share a large write-back",
     "write": "cached: stores, written back by fsync; nt: past the cache",
@@ -74,14 +76,14 @@ MEASURES = {
 
 
 def base() -> dict:
-    """The cell that all others differ from; ``place`` follows from ``via``, ``transport`` from the host."""
+    """The cell that all others differ from; ``place`` follows from ``via``, some values from the host."""
     return {"dirty": 4 * KIB, "mapped": 64 * MIB, "other": 0, "track": "pte", "history": "used",
-            "via": "write", "flush": "auto", "flushers": 1, "write": "cached", "drain": "write",
+            "via": "write", "flush": Flush().kind, "flushers": 1, "write": "cached", "drain": "write",
             "emulate": emulate.NONE, "transport": "dev" if mounts.why_no_transport("uring") else "uring",
             "pattern": "together", "call": "fsync"}  # fmt: skip
 
 
-def cell(**values) -> dict:
+def cell_of(**values) -> dict:
     """A whole cell: *values*, and the base for the rest. What means nothing in it is left out."""
     made = {**base(), "place": "packed" if values.get("via", "write") == "write" else "own", **values}
     if not made["track"].startswith("extent"):
@@ -117,44 +119,45 @@ class Bench:
     count: int
     _rigs: dict[int, Rigs] = field(default_factory=dict)
 
+    def mount_options(self, cell: dict) -> str:
+        """Those that a mount for *cell* has, without what is set on a live one."""
+        given = [f"{name}={cell[name]}" for name in POLICY if name in cell and name not in LIVE]
+        return ",".join([*given, *filter(None, [self.options])])
+
     def rig(self, cell: dict) -> Rig:
-        """The mount for *cell*, set as it wants it."""
+        """The mount for *cell*, set as it wants it but for track=."""
         packed = max(cell["mapped"] if cell["place"] == "packed" else 0, cell["other"])
         size = REGION if packed < BIG else packed + cell["other"] + REGION
-        names = ("transport", "track", "flush", "flushers", "write", "drain", "emulate")
-        policy = {name: str(cell[name]) for name in names if name in cell}
-        fixed = [f"{name}={value}" for name, value in policy.items() if name not in LIVE]
-        found = self._rigs.setdefault(size, Rigs(size)).get(",".join([*fixed, *filter(None, [self.options])]))
-        # track= is for after the file is there: see _visit.
+        found = self._rigs.setdefault(size, Rigs(size)).get(self.mount_options(cell))
         for name in LIVE:
-            if name in policy and name != "track":
-                found.set(name, policy[name])
+            if name in cell and name != "track":
+                found.set(name, str(cell[name]))
         return found
 
     def close_rigs(self) -> None:
-        """Unmount all."""
-        for one in self._rigs.values():
-            one.close()
-        self._rigs.clear()
+        """At the end of a family: unmount what the others hardly need, all but the base's."""
+        for size, one in self._rigs.items():
+            one.close(self.mount_options(cell_of()) if size == REGION else None)
 
     def close(self) -> None:
-        """End the worker, too."""
+        """Unmount all, and end the worker."""
         self.worker.close()
-        self.close_rigs()
+        for one in self._rigs.values():
+            one.close()
 
-    def visit(self, cell: dict, seconds: float, seed: int) -> Visit:
-        """Samples of *cell*, for about *seconds*. CellError where it can't be had."""
+    def visit(self, cell: dict, measure: str, seconds: float, seed: int) -> Visit:
+        """Samples of *cell*, for about *seconds*, with its family's *measure*. CellError: it can't be had."""
         if reason := why_not(cell):
             raise CellError(reason)
         rig = self.rig(cell)
         with rig.watched():
             try:
-                return self._visit(rig, cell, seconds, seed)
+                return self._visit(rig, cell, measure, seconds, seed)
             finally:
                 with contextlib.suppress(CellError):  # it has died, which was told
                     self.worker.ask("close")
 
-    def _visit(self, rig: Rig, cell: dict, seconds: float, seed: int) -> Visit:
+    def _visit(self, rig: Rig, cell: dict, measure: str, seconds: float, seed: int) -> Visit:
         if cell["place"] == "own" and cell["via"] != "write":
             self._direct(rig, cell)
         # Each visit begins with nothing dirty: extents are never cleared but by a switch, and nobody knows
@@ -162,17 +165,17 @@ class Bench:
         rig.set("track", "pte")
         self._open(rig, cell)
         rig.set("track", cell["track"])
-        if cell.get("history") == "used":
-            # An extent is no less than a 256th of the file.
-            self.worker.ask("arm", max(4096, cell["mapped"] // 512))
+        if cell.get("history") != "fresh":
+            # Also without extents: of an own range the daemon flushes but the pages that it has met.
+            self.worker.ask("use")
         before = rig.stat()
         places = "same" if cell.get("history") == "fresh" else "new"
         got = self.worker.run(cell["call"], cell["pattern"], cell["dirty"], self.count, seconds, seed, places)
         counts, phases = rigs.spent(before, rig.stat(), len(got["ns"]) + 1)
         counts |= {"client_lines": got["lines"], "client_drains": got["drains"]}
-        total = [store + call for store, call in zip(got["store_ns"], got["ns"], strict=True)]
         samples = {"ns": got["ns"], "store_ns": got["store_ns"]}
-        samples |= {"total_ns": total} if cell["write"] == "nt" else {}
+        if measure == "total_ns":
+            samples[measure] = [store + call for store, call in zip(*samples.values(), strict=True)]
         in_client = cell["call"] == "msync" and cell["via"] in OBSERVED
         return Visit(samples, counts, {} if in_client else phases)
 
