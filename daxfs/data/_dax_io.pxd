@@ -15,9 +15,10 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "daxfs/native/flushers.h" nogil:
     struct flushers:
-        int helpers
         uint64_t shared, helped
     int flushers_start(flushers *f, int count)
+    int flushers_set(flushers *f, int count)
+    int flushers_count(const flushers *f)
     void flushers_stop(flushers *f)
 
 cdef extern from "daxfs/native/daxio.h" nogil:

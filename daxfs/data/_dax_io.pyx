@@ -27,9 +27,11 @@ from daxfs.pfn import sg_list
 cdef extern from *:
     """
     #define DAXFS_READ(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define DAXFS_PUBLISH(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     """
     uint64_t counter "DAXFS_READ"(uint64_t *p) nogil
     int failed "DAXFS_READ"(int *p) nogil
+    void publish "DAXFS_PUBLISH"(flushers **p, flushers *value) nogil
 
 cdef enum:
     SHIFT = 12
@@ -55,7 +57,7 @@ cdef class DaxIo:
 
     region: daxfs.region.Region. tracker: told of every store that leaves dirty
     lines. write: "nt" or "cached"; drain: "write" (before the reply) or "fsync". flushers:
-    threads that share a large write-back, the caller among them; msync is always one's.
+    threads that share a large write-back, the caller among them; with msync only 1.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -75,12 +77,28 @@ cdef class DaxIo:
         self.io.trace = &self.trace.r
         self.io.nt, self.io.drain_write = write == "nt", drain == "write"
         self.io.writable = region.mode != "ro"
-        if flushers > 1 and self.flush.t.kind != DAXFS_MSYNC and self.io.flushers == NULL:
-            err = flushers_start(&self.helpers, flushers)
-            if err:
-                raise fail(-err)
-            self.io.flushers = &self.helpers
+        self.set_flushers(flushers)
         self.io.ram = all(source.detected.medium == "emulated" for source in region.sources)
+
+    def set_flushers(self, int count):
+        """*count* threads share a large write-back from now on, also of a data path that is in use.
+
+        UsageError where an msync is all that there is to share; OSError, with as many as there were.
+        """
+        cdef int err = 0
+        if count > 1 and self.flush.t.kind == DAXFS_MSYNC:
+            raise UsageError(f"flushers={count} can't be had with granularity=page: "
+                             "one msync writes it all back")
+        with nogil:     # it may have to wait for a write-back
+            if self.io.flushers != NULL:
+                err = flushers_set(&self.helpers, count)
+            elif count != 1:
+                err = flushers_start(&self.helpers, count)
+        if err:
+            raise fail(-err, f"flushers={count}")
+        if count > 1:
+            # Order: after all of it is there; native threads look at it. It stays until the end.
+            publish(&self.io.flushers, &self.helpers)
 
     @property
     def nt(self):
@@ -120,7 +138,7 @@ cdef class DaxIo:
             "dirtied_bytes": self.dirtied_bytes,
             "flushed_bytes": self.flushed_bytes,
             "writebacks": self.writebacks,
-            "flushers": 1 + self.helpers.helpers if self.io.flushers != NULL else 1,
+            "flushers": flushers_count(&self.helpers) if self.io.flushers != NULL else 1,
             "shared_flushes": counter(&self.helpers.shared),
             "helped_pieces": counter(&self.helpers.helped),
         }

@@ -190,7 +190,7 @@ def _valued(config: MountConfig, name: str, value: str) -> bool:
     if name in CHOICES:
         setattr(config, name, choice(name, value))
     elif name in COUNTS:
-        setattr(config, name, _count(name, value))
+        setattr(config, name, count(name, value))
     elif name in IDS:
         if not re.fullmatch(r"[0-9]{1,10}", value) or int(value) >= 2**32 - 1:
             raise UsageError(f"{name}={value}: not a number of a {'user' if name == 'uid' else 'group'}")
@@ -220,7 +220,8 @@ def choice(name: str, value: str) -> str:
     raise UsageError(f"{name}={value} is unknown; one of: {', '.join(CHOICES[name])}")
 
 
-def _count(name: str, value: str) -> int:
+def count(name: str, value: str) -> int:
+    """*value* as a number of what option *name* counts; UsageError."""
     if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < 1:
         raise UsageError(f"{name}={value}: not a number of {name} from 1 on")
     if int(value) > COUNTS[name]:

@@ -25,6 +25,9 @@ class RawSession(Session):
     def check_tracker(self, policy: str) -> None:
         raise UsageError("track= means nothing for a raw region")
 
+    def set_flushers(self, value: str) -> dict:
+        raise UsageError("flushers= means nothing for a raw region")
+
     def make_operations(self) -> RawOperations:
         return RawOperations(self.fs, self.config)
 

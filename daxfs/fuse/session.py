@@ -24,7 +24,7 @@ from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
 from daxfs.errors import DaxfsError, SourceError, UsageError, fail
 from daxfs.fuse import calls, control, handshake, mountinfo, transports, wire
 from daxfs.fuse.ops_base import BaseOperations
-from daxfs.fuse.options import MountConfig, choice, fuse_arguments
+from daxfs.fuse.options import MountConfig, choice, count, fuse_arguments
 from daxfs.fuse.passthrough import Passthrough, why_not
 from daxfs.fuse.relay import Relay
 from daxfs.fuse.streak import Streak
@@ -269,6 +269,8 @@ class Session:
             return self.describe() | self.info()
         if "track" in request:
             return self.set_tracker(str(request["track"]))
+        if "flushers" in request:
+            return self.set_flushers(str(request["flushers"]))
         if isinstance(request.get("set"), dict):
             return self.remount(request["set"])
         raise fail(errno.EINVAL, "unknown request")
@@ -280,13 +282,26 @@ class Session:
         self.check_tracker(policy)
         try:
             files = self.operations.set_tracker(policy)
-        except MemoryError as exc:
-            raise fail(errno.ENOMEM, f"{exc}; some files still have track={was}") from None
+        except (MemoryError, OSError) as exc:
+            config.track = self.operations.track
+            number = errno.ENOMEM if isinstance(exc, MemoryError) else exc.errno
+            half = config.track == was
+            what = f"some files still have track={was}" if half else f"track={policy} all the same"
+            raise fail(number, f"{exc}; {what}") from None
         config.track = policy
         log.info("%s: track=%s, was %s; %d files", self.mountpoint, policy, was, files)
         self.warn_of_tracker()
         return {"ok": True, "track": policy, "was": was, "files": files, "warning": config.warning(),
                 "options": config.describe()}
+
+    def set_flushers(self, value: str) -> dict:
+        """`daxfs set DIR flushers=`: how many threads share a large write-back from now on. UsageError."""
+        config = self.config
+        wanted, was = count("flushers", value), config.flushers
+        self.operations.set_flushers(wanted)
+        config.flushers = wanted
+        log.info("%s: flushers=%d, was %d", self.mountpoint, wanted, was)
+        return {"ok": True, "flushers": wanted, "was": was, "warning": "", "options": config.describe()}
 
     def check_tracker(self, policy: str) -> None:
         """UsageError where *policy* can't be had."""

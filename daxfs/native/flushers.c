@@ -18,6 +18,8 @@
 #define OPEN (UINT64_C(1) << 32)
 #define PATIENCE 10000
 
+_Static_assert(sizeof(struct flush_cpus) == sizeof(cpu_set_t), "struct flush_cpus");
+
 static uint64_t now_ns(void)
 {
 	struct timespec t;
@@ -41,11 +43,12 @@ static void futex(uint32_t *word, int what, uint32_t value)
 /* Take pieces until there is none; how many. */
 static uint32_t work(struct flushers *f)
 {
-	uint32_t taken = 0, i;
+	uint32_t taken = 0, i, end;
 
-	while ((i = __atomic_fetch_add(&f->next, 1, __ATOMIC_RELAXED)) < f->count) {
-		f->ops->flush(f->ops, f->piece[i].p, f->piece[i].n);
-		taken++;
+	while ((i = __atomic_fetch_add(&f->next, f->step, __ATOMIC_RELAXED)) < f->count) {
+		end = f->count - i < f->step ? f->count : i + f->step;
+		for (taken += end - i; i < end; i++)
+			f->ops->flush(f->ops, f->piece[i].p, f->piece[i].n);
 	}
 	return taken;
 }
@@ -61,12 +64,21 @@ static int join(struct flushers *f)
 	return 0;
 }
 
+/* Wake one that sleeps, if any; it wakes the next one (help). */
+static void wake(struct flushers *f)
+{
+	if (__atomic_load_n(&f->asleep, __ATOMIC_SEQ_CST))
+		futex(&f->jobs, FUTEX_WAKE, 1);
+}
+
 static void help(struct flushers *f)
 {
 	uint32_t taken;
 
 	if (!join(f))
 		return;
+	if ((uint64_t)__atomic_load_n(&f->next, __ATOMIC_RELAXED) + f->step < f->count)
+		wake(f);	/* 9 us each, which is not all to be the caller's time */
 	taken = work(f);
 	DAXFS_COUNT(f->helped, taken);
 	if (taken)
@@ -92,53 +104,120 @@ static void wait_for_job(struct flushers *f, uint32_t seen)
 
 static void *helper(void *arg)
 {
-	struct flushers *f = arg;
-	uint32_t seen = 0;
+	struct flusher *me = arg;
+	struct flushers *f = me->f;
 
 	for (;;) {
-		wait_for_job(f, seen);
-		if (__atomic_load_n(&f->stop, __ATOMIC_ACQUIRE))
+		wait_for_job(f, me->seen);
+		if (me->number >= __atomic_load_n(&f->keep, __ATOMIC_ACQUIRE))
 			return NULL;
-		seen = __atomic_load_n(&f->jobs, __ATOMIC_ACQUIRE);
+		me->seen = __atomic_load_n(&f->jobs, __ATOMIC_ACQUIRE);
 		help(f);
 	}
 }
 
-static void tell(struct flushers *f)
+/* Keep the helpers off `cpu`, where the caller is. One that somebody else has put elsewhere (taskset) stays
+ * there. The turn is ours. 0: there is no other CPU. */
+static int place(struct flushers *f, int cpu)
 {
-	__atomic_fetch_add(&f->jobs, 1, __ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&f->asleep, __ATOMIC_SEQ_CST))
-		futex(&f->jobs, FUTEX_WAKE, FLUSHERS_MOST);
+	cpu_set_t cpus, found;
+
+	memcpy(&cpus, &f->cpus, sizeof(cpus));
+	if (cpu >= 0 && cpu < CPU_SETSIZE)
+		CPU_CLR(cpu, &cpus);
+	if (!CPU_COUNT(&cpus))
+		return 0;
+	for (int i = 0; i < f->helpers && cpu != f->away_from; i++) {
+		struct flusher *h = &f->helper[i];
+
+		if (pthread_getaffinity_np(h->thread, sizeof(found), &found)
+				|| memcmp(&found, &h->cpus, sizeof(found)))
+			continue;
+		if (!pthread_setaffinity_np(h->thread, sizeof(cpus), &cpus))
+			memcpy(&h->cpus, &cpus, sizeof(cpus));
+	}
+	f->away_from = cpu;
+	return 1;
 }
 
-int flushers_start(struct flushers *f, int flushers)
+/* End the helpers from number `from` on. The turn is ours, or nobody has one any more. */
+static void end_from(struct flushers *f, int from)
 {
-	sigset_t all, before;
-	int err = 0;
+	__atomic_store_n(&f->keep, from, __ATOMIC_RELEASE);
+	__atomic_fetch_add(&f->jobs, 1, __ATOMIC_SEQ_CST);
+	futex(&f->jobs, FUTEX_WAKE, FLUSHERS_MOST);
+	for (int i = f->helpers; i > from; i--)
+		pthread_join(f->helper[i - 1].thread, NULL);
+	if (from < f->helpers)
+		__atomic_store_n(&f->helpers, from, __ATOMIC_RELAXED);
+}
 
-	memset(f, 0, sizeof(*f));
-	if (flushers < 1 || flushers > FLUSHERS_MOST)
-		return -EINVAL;
-	pthread_mutex_init(&f->turn, NULL);
+/* Add helpers until there are `wanted`. As above. 0 or -errno, with as many as there were. */
+static int begin(struct flushers *f, int wanted)
+{
+	int before = f->helpers, err = 0;
+	struct flusher *h;
+	cpu_set_t cpus;
+	sigset_t all, old;
+
+	__atomic_store_n(&f->keep, wanted, __ATOMIC_RELEASE);
 	/* Signals are for the thread that waits for them, but those of a page that is gone are ours (lost.h). */
 	sigfillset(&all);
 	sigdelset(&all, SIGBUS);
 	sigdelset(&all, SIGSEGV);
-	pthread_sigmask(SIG_BLOCK, &all, &before);
-	for (; f->helpers < flushers - 1 && !err; f->helpers += !err)
-		err = pthread_create(&f->thread[f->helpers], NULL, helper, f);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	pthread_sigmask(SIG_BLOCK, &all, &old);
+	while (f->helpers < wanted && !err) {
+		h = &f->helper[f->helpers];
+		*h = (struct flusher){.f = f, .number = f->helpers, .seen = f->jobs};
+		err = pthread_create(&h->thread, NULL, helper, h);
+		if (err)
+			break;
+		/* Its maker's would be the metadata thread's, which may keep to one CPU at the time. */
+		memcpy(&cpus, &f->cpus, sizeof(cpus));
+		pthread_setaffinity_np(h->thread, sizeof(cpus), &cpus);
+		pthread_getaffinity_np(h->thread, sizeof(cpus), &cpus);
+		memcpy(&h->cpus, &cpus, sizeof(cpus));
+		__atomic_store_n(&f->helpers, f->helpers + 1, __ATOMIC_RELAXED);
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	f->away_from = -1;
 	if (err)
-		flushers_stop(f);
+		end_from(f, before);
 	return -err;
+}
+
+int flushers_start(struct flushers *f, int flushers)
+{
+	cpu_set_t cpus;
+
+	memset(f, 0, sizeof(*f));
+	if (flushers < 1 || flushers > FLUSHERS_MOST)
+		return -EINVAL;
+	if (sched_getaffinity(0, sizeof(cpus), &cpus))
+		return -errno;
+	memcpy(&f->cpus, &cpus, sizeof(cpus));
+	pthread_mutex_init(&f->turn, NULL);
+	return flushers_set(f, flushers);
+}
+
+int flushers_set(struct flushers *f, int flushers)
+{
+	int err = 0;
+
+	if (flushers < 1 || flushers > FLUSHERS_MOST)
+		return -EINVAL;
+	pthread_mutex_lock(&f->turn);
+	if (flushers - 1 < f->helpers)
+		end_from(f, flushers - 1);
+	else
+		err = begin(f, flushers - 1);
+	pthread_mutex_unlock(&f->turn);
+	return err;
 }
 
 void flushers_stop(struct flushers *f)
 {
-	__atomic_store_n(&f->stop, 1, __ATOMIC_RELEASE);
-	tell(f);
-	while (f->helpers)
-		pthread_join(f->thread[--f->helpers], NULL);
+	end_from(f, 0);
 	pthread_mutex_destroy(&f->turn);
 }
 
@@ -148,22 +227,43 @@ static void alone(struct daxfs_flush *ops, const struct flush_piece *piece, uint
 		ops->flush(ops, piece[i].p, piece[i].n);
 }
 
+/* Pieces to take at once: about FLUSH_PIECE, and enough times for everybody to have a share. */
+static uint32_t step_of(const struct flushers *f, const struct flush_piece *piece, uint32_t count)
+{
+	uint64_t bytes = 0, step;
+	uint32_t most = count / (4 * (uint32_t)(f->helpers + 1));
+
+	for (uint32_t i = 0; i < count; i++)
+		bytes += piece[i].n;
+	step = bytes ? count * FLUSH_PIECE / bytes : 1;
+	if (step > most)
+		step = most;
+	return step ? (uint32_t)step : 1;
+}
+
 void flushers_run(struct flushers *f, struct daxfs_flush *ops, const struct flush_piece *piece,
 		  uint32_t count)
 {
-	if (!f->helpers || pthread_mutex_trylock(&f->turn)) {
+	if (!__atomic_load_n(&f->helpers, __ATOMIC_RELAXED) || pthread_mutex_trylock(&f->turn)) {
+		alone(ops, piece, count);
+		return;
+	}
+	if (!f->helpers || !place(f, sched_getcpu())) {
+		pthread_mutex_unlock(&f->turn);
 		alone(ops, piece, count);
 		return;
 	}
 	f->ops = ops;
 	f->piece = piece;
 	f->count = count;
+	f->step = step_of(f, piece, count);
 	__atomic_store_n(&f->next, 0, __ATOMIC_RELAXED);
 	/* After the job itself: who joins sees all of it. */
 	__atomic_store_n(&f->state, OPEN, __ATOMIC_RELEASE);
-	tell(f);
+	__atomic_fetch_add(&f->jobs, 1, __ATOMIC_SEQ_CST);
+	wake(f);
 	work(f);
-	/* Nobody joins any more; who has, is waited for: at most one piece each. */
+	/* Nobody joins any more; who has, is waited for: at most FLUSH_PIECE each. */
 	__atomic_fetch_and(&f->state, ~OPEN, __ATOMIC_ACQ_REL);
 	for (unsigned turns = 0; __atomic_load_n(&f->state, __ATOMIC_ACQUIRE); turns++)
 		if (turns < PATIENCE)

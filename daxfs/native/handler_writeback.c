@@ -91,6 +91,8 @@ static int64_t flush(struct handler *h, struct filemap *f, const struct batch *b
 		if (err)
 			return err;
 	}
+	if (f->tracker && f->tracker->extents)
+		return 0;	/* the fsync that asked flushes all that is active: not once more for each batch */
 	fsync_lap(fsync, FSYNC_LOOK);
 	done = dax_writeback_part(h->io, f, b->entry[0].pgoff, behind(&b->entry[b->n - 1]), fsync);
 	return done < 0 ? done : (done + (1 << DAXFS_PAGE_SHIFT) - 1) >> DAXFS_PAGE_SHIFT;

@@ -17,6 +17,7 @@ from . import edges, observed, owned
 from .model import Policy
 from .mutants_observed import OBSERVED
 from .mutants_owned import OWNED
+from .mutants_tracked import TRACKED
 from .plant import Mutant, edit, gone, lame, table
 from .workloads import LAZY, LONG, NATIVE, SETUPS
 
@@ -520,7 +521,7 @@ RECOVERY = (
     ),
 )
 
-MUTANTS = JOURNAL + DATA + FSYNC + APPENDS + SPACE + TORN + RECOVERY + OWNED + OBSERVED
+MUTANTS = JOURNAL + DATA + FSYNC + APPENDS + SPACE + TORN + RECOVERY + OWNED + OBSERVED + TRACKED
 
 
 def setups() -> dict:

@@ -59,6 +59,27 @@ static void *call(void *arg)
 	return NULL;
 }
 
+/* Helpers come and go while three flush. */
+static void change(void)
+{
+	pthread_t thread[CALLERS];
+
+	CHECK(!flushers_start(&pool, 1));
+	CHECK(flushers_set(&pool, 0) == -EINVAL && flushers_set(&pool, FLUSHERS_MOST + 1) == -EINVAL);
+	for (size_t i = 0; i < CALLERS; i++)
+		CHECK(!pthread_create(&thread[i], NULL, call, (void *)i));
+	for (int n = 0; n < 30; n++) {
+		CHECK(!flushers_set(&pool, 1 + n * 7 % 5));
+		CHECK(flushers_count(&pool) == 1 + n * 7 % 5);
+	}
+	for (size_t i = 0; i < CALLERS; i++)
+		pthread_join(thread[i], NULL);
+	flushers_stop(&pool);
+	CHECK(flushed == drained);
+	printf("changed: %lu pieces, %lu of them by helpers\n", flushed, pool.helped);
+	flushed = drained = 0;
+}
+
 int main(int argc, char **argv)
 {
 	pthread_t thread[CALLERS];
@@ -77,5 +98,6 @@ int main(int argc, char **argv)
 		printf("%d flushers: %lu pieces, %lu of them by helpers\n", n, flushed, pool.helped);
 		flushed = drained = 0;
 	}
+	change();
 	return 0;
 }

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """flushers=: a large write-back is shared, a small one never; each line is flushed once, whoever does it."""
 
+import contextlib
+import os
 import threading
+import time
 
 import pytest
 from datakit import MIB, PAGE, calls, create, filemap, noise
@@ -13,6 +16,23 @@ from daxfs.data._tracker import TRACKERS
 from daxfs.errors import DaxfsError
 
 PAGES = 24 * 256  # 24 MiB
+CPUS = len(os.sched_getaffinity(0))
+with_two_cpus = pytest.mark.skipif(CPUS < 2, reason="helpers need a CPU that is not the caller's")
+
+
+def threads() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/task")}
+
+
+@contextlib.contextmanager
+def on_cpus(cpus):
+    """This thread, and what it starts, on *cpus*; what Linux calls them is given back."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def rig(kit, flushers, policy="pte", files=1):
@@ -45,7 +65,7 @@ def test_counters_are_exact(kit, flushers, policy):
         assert 1 <= seen["drain"] <= flushers
     shown = dax.snapshot()
     assert dax.flushed_bytes == 20 * PAGES * PAGE and shown["flushers"] == flushers
-    assert shown["shared_flushes"] == (20 if flushers > 1 else 0)
+    assert shown["shared_flushes"] == (20 if flushers > 1 and CPUS > 1 else 0)
     assert shown["helped_pieces"] <= 20 * 96
 
 
@@ -57,9 +77,76 @@ def test_a_small_flush_asks_nobody(kit):
     assert dax.snapshot()["shared_flushes"] == 0
     f.mark(0, 768)
     dax.writeback(f)
-    assert dax.snapshot()["shared_flushes"] == 1
+    assert dax.snapshot()["shared_flushes"] == (1 if CPUS > 1 else 0)
 
 
+@with_two_cpus
+def test_no_helper_stands_on_its_callers_cpu(kit):
+    """There it would be woken in the caller's place, do all of it, and the caller would wait."""
+    before = threads()
+    _, dax, (f,) = rig(kit, 3)
+    helpers, mine = threads() - before, os.sched_getaffinity(0)
+    assert len(helpers) == 2
+    for cpu in [*mine, *mine]:
+        with on_cpus({cpu}):
+            f.mark(0, PAGES)
+            dax.writeback(f)
+        assert {frozenset(os.sched_getaffinity(tid)) for tid in helpers} == {frozenset(mine - {cpu})}
+
+
+@with_two_cpus
+def test_who_was_put_elsewhere_stays_there(kit):
+    before = threads()
+    _, dax, (f,) = rig(kit, 2)
+    (helper,) = threads() - before
+    cpu, other = list(os.sched_getaffinity(0))[:2]
+    os.sched_setaffinity(helper, {cpu})
+    for caller in (cpu, other, cpu):
+        with on_cpus({caller}):
+            f.mark(0, PAGES)
+            dax.writeback(f)
+    assert os.sched_getaffinity(helper) == {cpu}
+
+
+def test_with_one_cpu_nobody_is_asked(kit):
+    with on_cpus({min(os.sched_getaffinity(0))}):
+        region, dax, (f,) = rig(kit, 3)
+        f.mark(0, PAGES)
+        assert spent(region, lambda: dax.writeback(f))["flush_lines"] == PAGES * 64
+    assert dax.snapshot()["shared_flushes"] == 0
+
+
+def test_their_number_changes(kit):
+    """While one thread writes back without an end; threads begin and end, each line is flushed once."""
+    before = threads()
+    region, dax, (f,) = rig(kit, 1)
+    stop, rounds = threading.Event(), []
+    lines = region.flush.counters()["flush_lines"]
+
+    def work():
+        while not stop.is_set():
+            f.mark(0, PAGES)
+            rounds.append(dax.writeback(f))
+
+    writer = threading.Thread(target=work)
+    writer.start()
+    for count in [2, 5, 1, 3, 16, 2, 1] * 5:
+        dax.set_flushers(count)
+        assert dax.snapshot()["flushers"] == count
+    stop.set()
+    writer.join()
+    assert set(rounds) == {PAGES}
+    assert region.flush.counters()["flush_lines"] - lines == len(rounds) * PAGES * 64
+    deadline = time.monotonic() + 10
+    while threads() != before:  # a thread that was joined shows in /proc for a moment
+        assert time.monotonic() < deadline, "who is not needed has not ended"
+    for count in (0, 17):
+        with pytest.raises(DaxfsError):
+            dax.set_flushers(count)
+    assert dax.snapshot()["flushers"] == 1
+
+
+@with_two_cpus
 def test_helpers_do_take_part(kit):
     _, dax, (f,) = rig(kit, 2)
     for _ in range(500):

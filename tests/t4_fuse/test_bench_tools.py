@@ -123,6 +123,24 @@ def test_faults(tmp_path):
     assert "a fault of 4 KiB, µs: user / the smallest handler" in rows
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_flushers(tmp_path):
+    """The C client finds the file in the region and flushes as much as fsync does."""
+    found, _ = tool("bench/flushers.py", tmp_path / "result", "--quick")
+    rows = {row["what"]: row["values"] for row in found["rows"]}
+    assert all(value > 0 for row in rows.values() for value in row.values())
+    assert "fsync of 64 MiB, client free: two" in rows and "3 MiB, time of two / one" in rows
+    assert [len(turn) for turn in found["samples"]["fsync, client free"]["two"]] == [3, 3]
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_tracker(tmp_path):
+    found, _ = tool("bench/tracker.py", tmp_path / "result", "--quick")
+    rows = {row["what"]: row["values"] for row in found["rows"]}
+    assert all(value > 0 for row in rows.values() for value in row.values())
+    assert {"1 MiB, dirty: pte", "64 MiB, clean: extent", "mount, free: line"} <= rows.keys()
+
+
 def test_emulate(tmp_path):
     found, _ = tool("bench/emulate.py", tmp_path / "result", "--quick")
     rows = {row["what"]: row["values"] for row in found["rows"]}

@@ -76,7 +76,8 @@ def test_several_sources(region_factory, tmp_path):
     ("options", "status", "word"),
     [
         ("bogus", 1, "'bogus'"), ("track=xfs", 1, "extent+clear, none"), ("write=x", 1, "write=x"),
-        ("granularity=page,flush=clwb", 1, ""), ("uid=1,ro", 32, "uid="),
+        ("granularity=page,flush=clwb", 1, ""), ("granularity=page,flushers=2", 1, "flushers=2 can't be had"),
+        ("uid=1,ro", 32, "uid="),
     ],
 )  # fmt: skip
 def test_options_refused(region_factory, options, status, word):

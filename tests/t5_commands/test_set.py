@@ -81,6 +81,9 @@ def test_what_is_refused(mount_factory, tmp_path):
                           ("write=nt", "can't be set"), ("track", "can't be set")):
         assert says in daxfs("set", region.path, setting, status=1).stderr
     assert "not on a daxfs mount" in daxfs("set", tmp_path, "track=pte", status=1).stderr
+    for setting, says in (("flushers=0", "from 1 on"), ("flushers=17", "at most 16"),
+                          ("flushers=", "from 1 on"), ("flushers=two", "from 1 on")):
+        assert says in daxfs("set", region.path, setting, status=1).stderr
     daxfs("set", region.path, status=2)
     assert tracker(region)["policy"] == "pte"
 
@@ -138,6 +141,14 @@ def test_flushers_of_a_mount(mount_factory):
     found = tracker(region)
     assert (found["flushers"], found["flushed_bytes"], found["dirty_bytes"]) == (3, 8 * SIZE, 0)
     assert found["shared_flushes"] >= 1
+    threads = len(os.listdir(f"/proc/{region.pid}/task"))
+    done = daxfs("set", region.path, "flushers=1")
+    assert done.stdout == f"{region.path}: flushers=1, was 3\n" and not done.stderr
+    facts = region.stat()
+    assert facts["tracker"]["flushers"] == 1 and "flushers=1" in facts["options"]
+    assert len(os.listdir(f"/proc/{region.pid}/task")) == threads - 2
+    daxfs("set", region.path, "flushers=16")
+    assert tracker(region)["flushers"] == 16
     region.umount()
     region.mount()
     assert (region.path / "file").read_bytes() == (data[1:] + data[:1]) * 8
@@ -169,6 +180,7 @@ def test_a_raw_mount_has_none(tmp_path):
     where.mkdir()
     assert mounts.run([mounts.command("daxfs"), "raw", source, where], check=False).returncode == 0
     try:
-        assert "means nothing for a raw region" in daxfs("set", where, "track=pmd", status=1).stderr
+        for setting in ("track=pmd", "flushers=2"):
+            assert "means nothing for a raw region" in daxfs("set", where, setting, status=1).stderr
     finally:
         mounts.run(["umount", where])
