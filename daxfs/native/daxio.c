@@ -406,7 +406,8 @@ void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct
 	trace_dax(r, what, f->ino, 0, ns, &body);
 }
 
-/* The first byte at `at` or behind it, by whole pieces, that the file fd has memory for, but at least one piece on.
+/* The first byte at `at` or behind it, by whole pieces, that the file fd has memory for, but at least a
+ * piece on.
  * The file's offset is used by nobody. */
 static uint64_t next_memory(int fd, uint64_t at, uint64_t end)
 {
@@ -419,9 +420,10 @@ static uint64_t next_memory(int fd, uint64_t at, uint64_t end)
 	return smaller((uint64_t)found > next ? (uint64_t)found : next, end);
 }
 
-/* Queue those of the n bytes at p, which begin on a page and are all in one range, that have memory, in pieces:
- * what has none on a file system in memory has no line in a cache either, and would be given storage. p is byte
- * `at` of the file fd, which is asked where a whole piece is empty: a large region with holes has many of them. */
+/* Queue those of the n bytes at p, which begin on a page and are all in one range, that have memory, in
+ * pieces: what has none on a file system in memory has no line in a cache either, and would be given storage.
+ * p is byte `at` of the file fd, which is asked where a whole piece is empty: a large region with holes has
+ * many of them. */
 static int64_t flush_resident(struct gather *g, char *p, uint64_t n, int fd, uint64_t at)
 {
 	unsigned char there[FLUSH_PIECE >> DAXFS_PAGE_SHIFT];

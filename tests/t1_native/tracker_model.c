@@ -283,7 +283,7 @@ static void write_back(int f, uint64_t first, uint64_t last)
 	uint64_t count = 0;
 
 	memset(seen, 0, sizeof(seen));
-	done = dax_writeback(&io, &file[f], first, last);
+	done = dax_writeback(&io, &file[f], first, last, NULL);
 	for (uint64_t p = 0; p < PAGES * EACH; p++)
 		count += seen[p];
 	if (done < 0 || (uint64_t)done != count * DAXFS_LINE)
@@ -432,7 +432,7 @@ static void switch_all(void)
 	for (int f = 0; f < FILES; f++)
 		switch_to(f, to, &fresh);
 	memset(seen, 0, sizeof(seen));
-	if (everything.tracker->extents && dax_writeback(&io, &everything, 0, UINT64_MAX) < 0)
+	if (everything.tracker->extents && dax_writeback(&io, &everything, 0, UINT64_MAX, NULL) < 0)
 		wrong("the flush after a switch fails", -1, 0);
 	filemap_destroy(&everything);
 	shared = fresh;
