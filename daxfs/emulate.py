@@ -55,6 +55,11 @@ class Profile:
     def title(self) -> str:
         return f"{self.name}: {self.words}" if self.words else self.name
 
+    def price(self) -> tuple[int, int, int]:
+        """ps of a line, of a line on the wire, and of a drain of write-back: struct daxfs_about."""
+        wire = LINE * 1000 / self.write_gb_s if self.write_gb_s else 0
+        return round(self.flush_line_ns * 1000), round(wire), round(self.flush_drain_ns * 1000)
+
     def numbers(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in MOST}
 

@@ -429,3 +429,12 @@ def test_the_self_check_of_a_real_medium(memory):
     # What it has measured with was its own: nothing of it is counted.
     assert flush.counters() == before
     assert made.emulation.counters() == {"lines": 0, "drains": 0, "late": 0, "spun_ns": 0}
+
+
+@pytest.mark.parametrize("build", ["as-built", "memory"])
+def test_a_client_pays_too(tmp_path, build):
+    """Its kinds of flush for mounts that emulate a medium: client_media.c."""
+    program = tmp_path / "client_media"
+    compiled(program, BUILDS[build][0], "client_media.c", ["emulate.c", "flush.c", "flush_x86.c"])
+    ended = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
