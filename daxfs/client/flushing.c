@@ -76,8 +76,8 @@ static int make_medium(struct medium *m, int kind, uint64_t line, uint64_t wire,
 	return daxfs_emulate(&m->emulator, &m->table, &price, &clock);
 }
 
-/* The kind that writes back as `kind` does, at the price of a medium; `kind` where it has none, or where there
- * are too many. The first time takes 10 ms. */
+/* The kind that writes back as `kind` does, at the price of a medium; `kind` where it has none, or where
+ * there are too many. The first time takes 10 ms. */
 int flushing_medium(int kind, uint32_t line_ps, uint32_t wire_ps, uint64_t drain_ps)
 {
 	uint64_t line = at_most(line_ps, MOST_PS / 100), wire = at_most(wire_ps, MOST_PS / 100);

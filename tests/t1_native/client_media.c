@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The client's kinds of flush that cost what an emulated medium costs (client/flushing.c): which there are, that
- * they write back and count as others do, and that no time is shorter than the medium's.
+ * The client's kinds of flush that cost what an emulated medium costs (client/flushing.c): which there are,
+ * that they write back and count as others do, and that no time is shorter than the medium's.
  */
 #include "daxfs/client/flushing.c"
 
@@ -57,7 +57,7 @@ int main(void)
 		CHECK(took(kind, i & 1) >= 64 * 1000 + 50000);
 		CHECK(took(other, i & 1) >= 64 * 3000 + 1);
 	}
-	/* Without one it costs what it costs here, in a thread that has used others, and what is pending is waited for. */
+	/* Without one it costs what it costs here, in a thread that has used others; what is pending is waited for. */
 	for (i = 0; i < 20; i++) {
 		uint64_t ns = took(DAXFS_CLFLUSH, i & 1);
 
