@@ -94,7 +94,7 @@ class Session:
         region = Region.open(config.sources, mode, config.granularity, config.flush)
         if profile is not None:
             try:
-                self.medium = emulate.Medium(region.flush, profile)
+                self.medium = region.medium = emulate.Medium(region.flush, profile)
             except BaseException:
                 region.close()
                 raise
