@@ -87,10 +87,11 @@ def carry_out(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace]
         return 2
     mounts.end_on_sigterm()
     turned_on = mounts.switch_uring_on()
+    mounts.why_no_transport.cache_clear()  # somebody may have asked before
     status, reason = 2, None
     try:
-        if gone := rigs.take_away_leftovers():
-            say(f"a run was killed; taken away what it left: {len(gone)} mounts and files")
+        if gone := rigs.prepare():
+            say(f"a run was killed: taken away what it left, {len(gone)} mounts and files")
         status = _measure(args, make_plan, emulate, say)
     except (RunError, HostError) as exc:
         reason = exc
@@ -110,7 +111,9 @@ def carry_out(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace]
     if status == 130:
         say(f"stopped; the same command goes on in {args.output}")
         return status
-    table.show_run(args.output)
+    if not table.show_run(args.output):
+        say("nothing could be measured here")
+        return 2
     err.print(f"samples are in {args.output}; draw them: tools/plot_sweep.py {args.output}", markup=False)
     return status
 

@@ -3,6 +3,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 
@@ -17,8 +18,10 @@ def _lines(path: str, name: str) -> list[str]:
 
 def host() -> dict:
     """Commit, kernel, CPU, memory, versions and the flush instruction that is chosen here."""
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], check=False,
-                            capture_output=True, text=True).stdout.strip()
+    commit = ""
+    if shutil.which("git"):
+        commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], check=False,
+                                capture_output=True, text=True).stdout.strip()
     models = _lines("/proc/cpuinfo", "model name")
     return {"commit": commit or "?", "kernel": platform.release(), "cpu": models[0] if models else "?",
             "cpus": len(os.sched_getaffinity(0)),

@@ -8,10 +8,12 @@ worker, and asks the daemon before and after what it has done. Limits: one threa
 import contextlib
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import mounts
 
 from daxfs import emulate
+from daxfs._flush import Flush
 from daxfs.cli.set import NAMES as LIVE
 from daxfs.fuse.options import CHOICES
 from lab import rigs
@@ -24,6 +26,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 VIAS = ("write", "mmap", "kernel", "kernel-pte", "user")
 OBSERVED = VIAS[2:]
 BIG = 256 * MIB        # a file of so many bytes goes before another one is made
+POLICY = ("transport", "flush", "flushers", "write", "drain", "emulate", "track")
 REGION = 256 * MIB     # the region's size, unless a packed file of BIG bytes is to be in it
 
 AXES = {
@@ -50,21 +53,21 @@ NAMES = {  # what may be given for an axis of names
     "pattern": ("together", "scattered"), "call": ("fsync", "fdatasync", "msync"),
 }  # fmt: skip
 WORDS = {  # for --help
-    "dirty": "bytes that are stored before each call, 64 to the size of the file",
-    "mapped": "size of the file, all of which is mapped where there is a mapping",
-    "other": "bytes that are dirty in another file meanwhile; 0: none",
-    "track": "what fsync takes for dirty (docs/tracking.md)",
-    "history": "track=extent: used, every extent of the file was stored to once; fresh, only what is stored "
-               "now, at the same places each time",
-    "via": "write(2); mmap: a plain mapping, which nobody observes; the others: mappings observed by "
-           "libdaxfs: kernel in pages of 2 MiB, kernel-pte of 4 KiB, user with faults that the daemon answers",
-    "place": "packed (of the region), own (a range of its own, direct mappings); default: packed for write",
-    "flush": "instruction that writes lines back", "flushers": "threads that share a large write-back",
-    "write": "cached: stores, written back by fsync; nt: past the cache",
-    "drain": "write=nt: when its fence is",
-    "emulate": "medium, or the path of a file of one (docs/emulation.md)", "transport": "how requests come",
-    "pattern": "together: one piece; scattered: pages of 4 KiB anywhere in the file",
-    "call": "what is timed; msync: of what was stored",
+    "dirty": "Bytes that are stored before each call, 64 to the size of the file",
+    "mapped": "Size of the file, all of which is mapped where there is a mapping",
+    "other": "Bytes that are stored to another file before each call, and stay dirty",
+    "track": "What fsync takes for dirty (docs/tracking.md)",
+    "history": "Of track=extent: all of the file was stored to once; or only what is stored now, at the same "
+               "places each time",
+    "via": "write(2); a plain mapping; mappings observed by libdaxfs, in pages of 2 MiB, of 4 KiB, and with "
+           "faults that the daemon answers",
+    "place": "In the region, or in a range of its own, which is mapped directly (default: packed for write, "
+             "own for mappings)",
+    "flush": "Instruction that writes lines back", "flushers": "Threads that share a large write-back",
+    "write": "Stores, written back by fsync; or past the cache", "drain": "When write=nt fences",
+    "emulate": "Medium, or the path of a file of one (docs/emulation.md)", "transport": "How requests come",
+    "pattern": "One piece, or pages of 4 KiB anywhere in the file",
+    "call": "What is timed; msync: of what was stored",
 }  # fmt: skip
 MEASURES = {
     "ns": Measure("time of the call", "ns"),
@@ -74,14 +77,14 @@ MEASURES = {
 
 
 def base() -> dict:
-    """The cell that all others differ from; ``place`` follows from ``via``, ``transport`` from the host."""
+    """The cell that all others differ from; ``place`` follows from ``via``, some values from the host."""
     return {"dirty": 4 * KIB, "mapped": 64 * MIB, "other": 0, "track": "pte", "history": "used",
-            "via": "write", "flush": "auto", "flushers": 1, "write": "cached", "drain": "write",
+            "via": "write", "flush": Flush().kind, "flushers": 1, "write": "cached", "drain": "write",
             "emulate": emulate.NONE, "transport": "dev" if mounts.why_no_transport("uring") else "uring",
             "pattern": "together", "call": "fsync"}  # fmt: skip
 
 
-def cell(**values) -> dict:
+def cell_of(**values) -> dict:
     """A whole cell: *values*, and the base for the rest. What means nothing in it is left out."""
     made = {**base(), "place": "packed" if values.get("via", "write") == "write" else "own", **values}
     if not made["track"].startswith("extent"):
@@ -117,62 +120,65 @@ class Bench:
     count: int
     _rigs: dict[int, Rigs] = field(default_factory=dict)
 
+    def mount_options(self, cell: dict) -> str:
+        """Those that a mount for *cell* has, without what is set on a live one."""
+        given = [f"{name}={cell[name]}" for name in POLICY if name in cell and name not in LIVE]
+        return ",".join([*given, *filter(None, [self.options])])
+
     def rig(self, cell: dict) -> Rig:
-        """The mount for *cell*, set as it wants it."""
+        """The mount for *cell*, set as it wants it but for track=."""
         packed = max(cell["mapped"] if cell["place"] == "packed" else 0, cell["other"])
         size = REGION if packed < BIG else packed + cell["other"] + REGION
-        names = ("transport", "track", "flush", "flushers", "write", "drain", "emulate")
-        policy = {name: str(cell[name]) for name in names if name in cell}
-        fixed = [f"{name}={value}" for name, value in policy.items() if name not in LIVE]
-        found = self._rigs.setdefault(size, Rigs(size)).get(",".join([*fixed, *filter(None, [self.options])]))
-        # track= is for after the file is there: see _visit.
+        found = self._rigs.setdefault(size, Rigs(size)).get(self.mount_options(cell))
         for name in LIVE:
-            if name in policy and name != "track":
-                found.set(name, policy[name])
+            if name in cell and name != "track":
+                found.set(name, str(cell[name]))
         return found
 
     def close_rigs(self) -> None:
-        """Unmount all."""
-        for one in self._rigs.values():
-            one.close()
-        self._rigs.clear()
+        """At the end of a family: unmount what the others hardly need, all but the base's."""
+        for size, one in self._rigs.items():
+            one.close(self.mount_options(cell_of()) if size == REGION else None)
 
     def close(self) -> None:
-        """End the worker, too."""
+        """Unmount all, and end the worker."""
         self.worker.close()
-        self.close_rigs()
+        for one in self._rigs.values():
+            one.close()
 
-    def visit(self, cell: dict, seconds: float, seed: int) -> Visit:
-        """Samples of *cell*, for about *seconds*. CellError where it can't be had."""
+    def visit(self, cell: dict, measure: str, seconds: float, seed: int) -> Visit:
+        """Samples of *cell*, for about *seconds*, with its family's *measure*. CellError: it can't be had."""
         if reason := why_not(cell):
             raise CellError(reason)
         rig = self.rig(cell)
         with rig.watched():
             try:
-                return self._visit(rig, cell, seconds, seed)
+                return self._visit(rig, cell, measure, seconds, seed)
             finally:
                 with contextlib.suppress(CellError):  # it has died, which was told
                     self.worker.ask("close")
 
-    def _visit(self, rig: Rig, cell: dict, seconds: float, seed: int) -> Visit:
+    def _visit(self, rig: Rig, cell: dict, measure: str, seconds: float, seed: int) -> Visit:
         if cell["place"] == "own" and cell["via"] != "write":
             self._direct(rig, cell)
         # Each visit begins with nothing dirty: extents are never cleared but by a switch, and nobody knows
         # what was stored under "none". So the file is made, mapped and written back under another policy.
         rig.set("track", "pte")
+        if cell["track"].startswith("extent") and cell["place"] == "packed":
+            _write_back(rig.folder("packed"))  # what is dirty in any file would be active from the start
         self._open(rig, cell)
         rig.set("track", cell["track"])
-        if cell.get("history") == "used":
-            # An extent is no less than a 256th of the file.
-            self.worker.ask("arm", max(4096, cell["mapped"] // 512))
+        if cell.get("history") != "fresh":
+            # Also without extents: of an own range the daemon flushes but the pages that it has met.
+            self.worker.ask("use")
         before = rig.stat()
         places = "same" if cell.get("history") == "fresh" else "new"
         got = self.worker.run(cell["call"], cell["pattern"], cell["dirty"], self.count, seconds, seed, places)
         counts, phases = rigs.spent(before, rig.stat(), len(got["ns"]) + 1)
         counts |= {"client_lines": got["lines"], "client_drains": got["drains"]}
-        total = [store + call for store, call in zip(got["store_ns"], got["ns"], strict=True)]
         samples = {"ns": got["ns"], "store_ns": got["store_ns"]}
-        samples |= {"total_ns": total} if cell["write"] == "nt" else {}
+        if measure == "total_ns":
+            samples[measure] = [store + call for store, call in zip(*samples.values(), strict=True)]
         in_client = cell["call"] == "msync" and cell["via"] in OBSERVED
         return Visit(samples, counts, {} if in_client else phases)
 
@@ -196,3 +202,13 @@ class Bench:
         self.worker.ask("open", path, cell["mapped"], cell["via"])
         if cell["other"]:
             self.worker.ask("other", other, cell["other"], cell["other"])
+
+
+def _write_back(folder: Path) -> None:
+    """fsync all files in *folder*."""
+    for there in os.scandir(folder):
+        fd = os.open(there.path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

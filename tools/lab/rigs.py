@@ -26,7 +26,6 @@ ROOM = 6 << 30      # of a rig's tmpfs, which is sparse
 SPARE = 1 << 30     # bytes of memory that are left to others
 LIVE = ("track",)   # options that `daxfs set` changes on a live mount
 
-mounts.PREFIX = f"daxfs-lab-{os.getpid()}-"
 _OURS = re.compile(r"daxfs-lab-(\d+)-")
 
 
@@ -60,6 +59,7 @@ class Rig:
         transport = named.get("transport", "")
         if transport and (reason := mounts.why_no_transport(transport)):
             raise CellError(reason)
+        need(size, f"a region of {size >> 20} MiB")
         self.live = {name: named[name] for name in LIVE if name in named}
         self.region: mounts.MountedRegion | None = None
         self.huge = pages == "always"
@@ -71,12 +71,11 @@ class Rig:
         try:
             self.region = mounts.MountedRegion(size, kind="pool", source=self.tmpfs.path / "pool",
                                                options=options)
-            # By a mount of its own: not every transport has the ioctl.
-            self.region.mount("transport=dev")
+            self.region.mount()
             for name in ("packed", "own"):
                 (self.region.path / name).mkdir()
-            mounts.set_dax(self.region.path / "own")
-            self.region.remount(options)
+            if transport != "pyfuse3":  # which has no ioctls, and no direct mappings
+                mounts.set_dax(self.region.path / "own")
         except mounts.CommandError as exc:
             self.close()
             raise CellError(" ".join(str(exc).split())[-200:]) from None
@@ -91,6 +90,12 @@ class Rig:
     def why_no_direct(self) -> str:
         """Why files in ``own`` are not mapped directly; empty: they are."""
         return self.stat()["direct"]["why_not"]
+
+    def remount(self, options: str) -> None:
+        """Mount the same region with other *options*."""
+        self.region.remount(options)
+        named = dict(word.partition("=")[::2] for word in options.split(",") if word)
+        self.live = {name: named[name] for name in LIVE if name in named}
 
     def set(self, name: str, value: str) -> None:
         """`daxfs set DIR NAME=VALUE`, if it is another one than now."""
@@ -113,10 +118,10 @@ class Rig:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """In here a CellError is taken for the end of the daemon, a RigError, where it is gone."""
+        """In here an error is taken for the end of the daemon, a RigError, where it is gone."""
         try:
             yield
-        except CellError as exc:
+        except (CellError, OSError) as exc:
             # Its connection ends before its process does.
             cut = getattr(exc, "errno", 0) in (errno.ENOTCONN, errno.ECONNABORTED)
             deadline = time.monotonic() + (2 if cut else 0)
@@ -159,12 +164,12 @@ class Rigs:
             raise found
         return found
 
-    def close(self) -> None:
-        """Unmount all of them."""
-        for rig in self._rigs.values():
+    def close(self, keep: str | None = None) -> None:
+        """Unmount all of them, but the one with the options *keep*."""
+        for options in [one for one in self._rigs if one != keep]:
+            rig = self._rigs.pop(options)
             if isinstance(rig, Rig):
                 rig.close()
-        self._rigs.clear()
 
 
 def _changed(before: dict, after: dict, *path: str) -> float:
@@ -188,8 +193,13 @@ def _alive(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
-def take_away_leftovers() -> list[str]:
-    """Unmount and remove what runs left that were killed; what it was."""
+def prepare() -> list[str]:
+    """From now on mounts carry this process's pid. What killed runs left is taken away, and returned."""
+    mounts.PREFIX = f"daxfs-lab-{os.getpid()}-"
+    return _take_away_leftovers()
+
+
+def _take_away_leftovers() -> list[str]:
     gone = []
     with open("/proc/self/mounts") as file:
         rows = [line.split() for line in file]

@@ -2,7 +2,7 @@
 """Goes through a plan: in rounds, each of them over all cells of a family in a new order.
 
 So what is compared takes turns, and a busy minute of the host falls on all cells alike. Shows progress on
-stderr: a bar on a terminal, else a line for each round. A time limit ends a family after the round in which
+stderr: a bar on a terminal, else lines. A time limit ends a family after the round in which
 its share is used up. Ctrl-C and SIGTERM stop in the visit that is being made, which is not kept; the same
 command goes on. Limits: one thread.
 """
@@ -21,6 +21,9 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNComple
            TimeElapsedColumn())
 
 
+TELL_S = 5.0  # between two lines where there is no terminal
+
+
 class Progressing:
     """What is told of a run's way: *total* visits of *name*, of which so many are over."""
 
@@ -29,7 +32,7 @@ class Progressing:
         self._bar = Progress(*COLUMNS, console=console, transient=True) if console.is_terminal else None
         self._console = console
         self._task = self._bar.add_task(name, total=total) if self._bar else None
-        self._total, self._over, self._began = total, 0, time.monotonic()
+        self._total, self._over, self._began, self._told = total, 0, time.monotonic(), 0.0
 
     def __enter__(self) -> "Progressing":
         if self._bar:
@@ -42,17 +45,23 @@ class Progressing:
 
     def visit(self, family: Family, cell: Cell) -> None:
         """This one is next."""
-        self._over += 1
         if self._bar:
             words = " ".join(show(name, value) for name, value in cell.axes.items())
             self._bar.update(self._task, description=f"{family.name}: {words}"[:60], completed=self._over)
+        else:
+            self._tell(family.name, TELL_S)
+        self._over += 1
 
     def round(self, family: Family, turn: int, rounds: int) -> None:
-        """This one is over."""
+        """This one is over. Without a bar a line is printed for it, unless there was one just now."""
         if not self._bar:
-            took = f"{time.monotonic() - self._began:6.1f} s"
-            self._console.print(f"{took}  {family.name}: round {turn + 1} of {rounds}, "
-                                f"{self._over} of {self._total} visits", markup=False)
+            self._tell(f"{family.name}: round {turn + 1} of {rounds}", TELL_S if turn + 1 < rounds else 0)
+
+    def _tell(self, what: str, apart: float) -> None:
+        took = time.monotonic() - self._began
+        if took >= self._told + apart:
+            self._told = took
+            self._console.print(f"{took:6.1f} s  {what}, {self._over} of {self._total} visits", markup=False)
 
     def at(self, over: int) -> None:
         """So many are over, whether made or given up."""

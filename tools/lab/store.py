@@ -42,15 +42,24 @@ class Run:
                 "command": shlex.join([f"tools/{plan.name}.py", *sys.argv[1:]]),
                 "host": facts.host(), "options": options, "seed": seed, "emulate": emulate,
                 "started": now(), "ended": None, "sittings": []}
-        mine = json.loads(json.dumps(mine))  # as it will be read again
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._samples = open(directory / "samples.jsonl", "a+b")
+        except OSError as exc:
+            raise RunError(f"{directory}: {exc.strerror}") from None
+        try:
+            self._begin(json.loads(json.dumps(mine)), anew)  # as it will be read again
+        except BaseException:
+            self.release()
+            raise
+
+    def _begin(self, mine: dict, anew: bool) -> None:
+        """Take the directory, learn what it has, and say in run.json that this sitting has begun."""
+        directory = self.directory
+        try:
             fcntl.flock(self._samples, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"{directory}: another run uses it") from None
-        except OSError as exc:
-            raise RunError(f"{directory}: {exc.strerror}") from None
         if anew:
             # In this order: samples without run.json are refused, never taken for another run's.
             (directory / "run.json").unlink(missing_ok=True)
@@ -77,7 +86,9 @@ class Run:
             there = json.loads(path.read_text())
         except ValueError as exc:
             raise RunError(f"{path} is damaged ({exc}): take another --output, or --anew") from None
-        other = [name for name in SAME if there.get(name) != mine[name]]
+        other = [name for name in SAME if name != "host" and there.get(name) != mine[name]]
+        had = there.get("host") or {}
+        other += [name for name in {**had, **mine["host"]} if had.get(name) != mine["host"].get(name)]
         if other:
             raise RunError(f"{self.directory} holds another run ({', '.join(other)} differ): "
                            "take another --output, or --anew to begin again there")

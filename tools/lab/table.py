@@ -11,6 +11,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lab.words import show
 
@@ -77,8 +78,8 @@ def _place(cell: dict, axes: dict, names: list[str]) -> list:
             if name in cell else -1 for name in names]
 
 
-def tables(facts: dict, found: dict) -> list[Table]:
-    """Of each family those that it needs: median, and below it the quartiles, all in one unit."""
+def tables(facts: dict, found: dict) -> list[Table | Text]:
+    """Of each family title and tables: median, and below it the quartiles, all in one unit."""
     made = []
     for family in facts["families"]:
         cells = {key[1]: samples for key, samples in found.items()
@@ -88,7 +89,7 @@ def tables(facts: dict, found: dict) -> list[Table]:
     return made
 
 
-def _of_family(facts: dict, family: dict, cells: dict) -> list[Table]:
+def _of_family(facts: dict, family: dict, cells: dict) -> list[Table | Text]:
     laid = Cells(facts["axes"], family, cells)
     three = {id(samples): quartiles(samples) for samples in cells.values()}
     measure = facts["measures"][family["measure"]]
@@ -97,12 +98,9 @@ def _of_family(facts: dict, family: dict, cells: dict) -> list[Table]:
              for row, there in laid.rows.items()}
     heads = [facts["axes"][name]["label"] for name in laid.names]
     used = sum(2 + max(len(head), *(len(row[n]) for row in texts)) for n, head in enumerate(heads))
-    lines = " ".join(facts["axes"][name]["label"] for name in family["line"])
-    title = f"{family['title']}\n{measure['label']}, {unit or 'count'}: median, quartiles"
-    title += f"; columns: {lines}" if lines else ""
     made = []
     for part in _parts(laid.columns, texts, WIDTH - used):
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table = Table(box=box.SIMPLE_HEAD)
         for head in heads:
             table.add_column(head, no_wrap=True)
         for column in part:
@@ -117,8 +115,10 @@ def _of_family(facts: dict, family: dict, cells: dict) -> list[Table]:
             table.add_row(*shown, *[there.get(column, "-") for column in part])
             before = panel
         made.append(table)
-        title = "… further columns"
-    return made
+    lines = " ".join(facts["axes"][name]["label"] for name in family["line"])
+    what = f"{measure['label']}, {unit or 'count'}: median, quartiles"
+    what += f"; columns: {lines}" if lines else ""
+    return [Text(family["title"], "bold"), Text(what), *made]
 
 
 def _text(three: tuple[float, float, float], size: float) -> str:
@@ -141,8 +141,8 @@ def _parts(columns: list[str], texts: dict, room: int) -> list[list[str]]:
     return parts
 
 
-def show_run(directory: Path) -> None:
-    """Print the tables of the run in *directory*, and what was skipped."""
+def show_run(directory: Path) -> bool:
+    """Print the tables of the run in *directory*, and what was skipped. False: it has no samples."""
     facts = json.loads((directory / "run.json").read_text())
     found, skipped = gathered(directory)
     console = Console(highlight=False)
@@ -154,3 +154,4 @@ def show_run(directory: Path) -> None:
         for reason, count in sorted(reasons.items()):
             cells = "1 cell" if count == 1 else f"{count} cells"
             console.print(f"skipped, {family}, {cells}: {reason}", markup=False, soft_wrap=True)
+    return bool(found)

@@ -9,7 +9,7 @@
  *                              libdaxfs); a mapping is touched from end to end. Nothing is dirty then
  *   other PATH LENGTH BYTES    from now on BYTES are written to this file, too, before each call, and stay
  *                              dirty
- *   arm STEP                   store a line every STEP bytes, by VIA (and to the other file), and fsync
+ *   use                        store to all of the file once, by VIA (mappings: a line of each page), and fsync
  *   run CALL PATTERN DIRTY COUNT NS SEED PLACES
  *                              up to COUNT times, for about NS: store DIRTY bytes, then time CALL: fsync,
  *                              fdatasync, msync (of what was stored; observed: in the process), none. Once
@@ -296,17 +296,19 @@ static int do_run(const char *name, int scattered, size_t bytes, size_t count, u
 	return 0;
 }
 
-static int do_arm(size_t step)
+static int do_use(void)
 {
 	size_t pos;
 
-	for (pos = 0; pos + 64 <= length; pos += step)
+	errno = EINVAL;
+	if (fd < 0)
+		return fail("use");
+	if (!base && store(0, length))
+		return -1;
+	for (pos = 0; base && pos + 64 <= length; pos += PAGE)
 		if (store(pos, 64))
 			return -1;
-	for (pos = 0; other_fd >= 0 && pos + 64 <= other_length; pos += step)
-		if (put_bytes(other_fd, pos, 64))
-			return -1;
-	return fsync(fd) || (other_fd >= 0 && fsync(other_fd)) ? fail("fsync") : 0;
+	return fsync(fd) ? fail("fsync") : 0;
 }
 
 static void put(const char *name, const uint64_t *values, size_t n, const char *end)
@@ -336,8 +338,8 @@ static void command(char *line)
 		rc = do_run(word[0], word[1][0] == 's', a, b, ns, seed, word[2][0] == 's', &made, &spent);
 	else if (sscanf(line, "other %4095s %llu %llu", path, &a, &b) == 3)
 		rc = do_other(path, a, b);
-	else if (sscanf(line, "arm %llu", &a) == 1 && a)
-		rc = do_arm(a);
+	else if (!strncmp(line, "use", 3))
+		rc = do_use();
 	else if (!strncmp(line, "close", 5))
 		close_file(), rc = 0;
 	else
