@@ -70,7 +70,7 @@ def _history(quick: bool) -> list[dict]:
 
 def _flush(quick: bool) -> list[dict]:
     sizes = (64, 4 * KIB, 256 * KIB) if quick else (64, 512, 4 * KIB, 32 * KIB, 256 * KIB, 2 * MIB, 16 * MIB)
-    return [{"dirty": sizes, "flush": KINDS}]
+    return [{"dirty": sizes, "flush": KINDS[::2] + KINDS[3:] if quick else KINDS}]
 
 
 def _flushers(quick: bool) -> list[dict]:
