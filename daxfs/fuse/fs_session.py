@@ -47,7 +47,6 @@ class FsSession(Session):
         self.check_tracker(config.track)
         # Replay of a read-only mount stays in this process.
         self.open_region("cow" if config.readonly else "rw")
-        self._check_flushers()
         self._check_dax()
         if config.record:
             self._record()
@@ -73,15 +72,6 @@ class FsSession(Session):
                              "daxfs raw -o ro shows it without its file system")
         if config.record:
             raise UsageError("raw can't be had with record=: a raw write is no operation that its log knows")
-
-    def _check_flushers(self) -> None:
-        """UsageError where there is nothing to share; the region is closed then."""
-        if self.config.flushers == 1 or self.region.flush.kind != "msync":
-            return
-        self.region.close()
-        self.region = None
-        raise UsageError(f"flushers={self.config.flushers} can't be had with granularity=page: "
-                         "one msync writes it all back")
 
     def _check_dax(self) -> None:
         """UsageError where dax=always can't be had, as ext4 refuses it; the region is closed then."""

@@ -26,6 +26,7 @@ from .observing import Observing
 from .ops_base import BaseOperations
 from .ops_ioctl import IoctlOperations
 from .ops_more import MoreOperations
+from .options import threshold
 from .stats import Stats
 
 log = logging.getLogger(__name__)
@@ -432,9 +433,10 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
 def make_operations(fs, config, kind: type[Operations] = Operations) -> Operations:
     """The handlers, of class *kind*, for a mounted *fs*; ``.stats`` is what `daxfs stat` shows.
 
-    *config*: with ``track``, ``write``, ``drain``, ``flushers`` and ``flags`` (options of mount.daxfs).
+    *config*: with ``track``, ``write``, ``drain``, ``flushers``, ``nt_threshold`` and ``flags`` (options).
     """
-    files = FileIo(fs, config.track, config.write, config.drain, config.flushers)
+    files = FileIo(fs, config.track, config.write, config.drain, config.flushers,
+                   threshold(config, fs.region.flush.kind))
     faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
     operations = kind(fs, files, faults, Stats(fs, files, faults))
     operations.sync = config.flags.get("sync", False)

@@ -92,6 +92,11 @@ class Session:
         config = self.config
         profile = emulate.find(config.emulate)
         region = Region.open(config.sources, mode, config.granularity, config.flush)
+        if region.flush.kind == "msync" and (config.flushers > 1 or config.nt_threshold):
+            region.close()
+            name = "nt_threshold" if config.nt_threshold else "flushers"
+            raise UsageError(f"{name}={getattr(config, name)} can't be had with granularity=page: "
+                             "all is written back by msync")
         if profile is not None:
             try:
                 self.medium = emulate.Medium(region.flush, profile)
