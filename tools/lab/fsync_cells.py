@@ -15,7 +15,7 @@ import mounts
 from daxfs import emulate
 from daxfs._flush import Flush
 from daxfs.cli.set import NAMES as LIVE
-from daxfs.fuse.options import CHOICES
+from daxfs.fuse.options import CHOICES, NT_THRESHOLD
 from lab import rigs
 from lab.plan import Axis, CellError, Measure, Visit
 from lab.rigs import Rig, Rigs
@@ -26,7 +26,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 VIAS = ("write", "mmap", "kernel", "kernel-pte", "user")
 OBSERVED = VIAS[2:]
 BIG = 256 * MIB        # a file of so many bytes goes before another one is made
-POLICY = ("transport", "flush", "flushers", "write", "drain", "emulate", "track")
+POLICY = ("transport", "flush", "flushers", "write", "drain", "nt_threshold", "emulate", "track")
 REGION = 256 * MIB     # the region's size, unless a packed file of BIG bytes is to be in it
 
 AXES = {
@@ -41,6 +41,7 @@ AXES = {
     "flushers": Axis("flushers=", "number"),
     "write": Axis("write="),
     "drain": Axis("drain="),
+    "nt_threshold": Axis("nt_threshold=", "number", "B"),
     "emulate": Axis("emulate="),
     "transport": Axis("transport="),
     "pattern": Axis("pattern"),
@@ -65,6 +66,7 @@ WORDS = {  # for --help
              "own for mappings)",
     "flush": "Instruction that writes lines back", "flushers": "Threads that share a large write-back",
     "write": "Stores, written back by fsync; or past the cache", "drain": "When write=nt fences",
+    "nt_threshold": "Of write=nt: below so many bytes through the cache, and flushed at once",
     "emulate": "Medium, or the path of a file of one (docs/emulation.md)", "transport": "How requests come",
     "pattern": "One piece, or pages of 4 KiB anywhere in the file",
     "call": "What is timed; msync: of what was stored",
@@ -78,9 +80,10 @@ MEASURES = {
 
 def base() -> dict:
     """The cell that all others differ from; ``place`` follows from ``via``, some values from the host."""
+    transport = "dev" if mounts.why_no_transport("uring") else "uring"
     return {"dirty": 4 * KIB, "mapped": 64 * MIB, "other": 0, "track": "pte", "history": "used",
             "via": "write", "flush": Flush().kind, "flushers": 1, "write": "cached", "drain": "write",
-            "emulate": emulate.NONE, "transport": "dev" if mounts.why_no_transport("uring") else "uring",
+            "nt_threshold": NT_THRESHOLD, "emulate": emulate.NONE, "transport": transport,
             "pattern": "together", "call": "fsync"}  # fmt: skip
 
 
@@ -90,7 +93,7 @@ def cell_of(**values) -> dict:
     if not made["track"].startswith("extent"):
         del made["history"]
     if made["write"] != "nt":
-        del made["drain"]
+        del made["drain"], made["nt_threshold"]
     return {name: made[name] for name in AXES if name in made}
 
 
