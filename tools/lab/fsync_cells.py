@@ -191,6 +191,13 @@ class Bench:
         if not rig.huge and cell["via"] in ("kernel", "user"):
             raise CellError("no pages of 2 MiB: this kernel has no tmpfs with huge=always")
 
+    def _make_room(self, rig: Rig, place: str, size: int) -> None:
+        """CellError where a new file of *size* bytes has no room: before it is written for a minute."""
+        room = os.statvfs(rig.folder("packed") if place == "packed" else rig.tmpfs.path)
+        if size > (left := room.f_bavail * room.f_frsize):
+            raise CellError(f"no room for a file of {show_bytes(size)}: {left >> 20} MiB are free there")
+        rigs.need(size, f"a file of {show_bytes(size)}")
+
     def _open(self, rig: Rig, cell: dict) -> None:
         kind = "write" if cell["via"] == "write" else "plain" if cell["via"] == "mmap" else "observed"
         path = rig.folder(cell["place"]) / f"{kind}-{cell['mapped']}"
@@ -199,9 +206,8 @@ class Bench:
             for there in os.scandir(rig.folder(folder)):
                 if there.stat().st_size >= BIG and there.path not in (str(path), str(other)):
                     os.unlink(there)
-        missing = sum(size for file, size in ((path, cell["mapped"]), (other, cell["other"]))
-                      if size and not file.exists())
-        rigs.need(missing, f"a file of {show_bytes(missing)}")
+        self._make_room(rig, cell["place"], 0 if path.exists() else cell["mapped"])
+        self._make_room(rig, "packed", 0 if other.exists() else cell["other"])
         self.worker.ask("open", path, cell["mapped"], cell["via"])
         if cell["other"]:
             self.worker.ask("other", other, cell["other"], cell["other"])
