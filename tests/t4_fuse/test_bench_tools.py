@@ -118,6 +118,14 @@ def test_flushers(tmp_path):
     assert [len(turn) for turn in found["samples"]["fsync, client free"]["two"]] == [3, 3]
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_tracker(tmp_path):
+    found, _ = tool("bench/tracker.py", tmp_path / "result", "--quick")
+    rows = {row["what"]: row["values"] for row in found["rows"]}
+    assert all(value > 0 for row in rows.values() for value in row.values())
+    assert {"1 MiB, dirty: pte", "64 MiB, clean: extent", "mount, free: line"} <= rows.keys()
+
+
 def test_emulate(tmp_path):
     found, _ = tool("bench/emulate.py", tmp_path / "result", "--quick")
     rows = {row["what"]: row["values"] for row in found["rows"]}

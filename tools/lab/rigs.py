@@ -59,6 +59,7 @@ class Rig:
         transport = named.get("transport", "")
         if transport and (reason := mounts.why_no_transport(transport)):
             raise CellError(reason)
+        need(size, f"a region of {size >> 20} MiB")
         self.live = {name: named[name] for name in LIVE if name in named}
         self.region: mounts.MountedRegion | None = None
         self.huge = pages == "always"
