@@ -51,9 +51,9 @@ def bytes_of_a_file(args: argparse.Namespace, default: int, least: int, copies: 
     before = _as_before(args)
     args.bytes = before or affordable(wanted, copies)
     if copies * args.bytes > memory_left():
+        why = "; the run that is there has files of this size" if before else ""
         raise HostError(f"{copies} files of {args.bytes // MIB} MiB need more memory than the "
-                        f"{memory_left() // MIB} MiB that are free" + ("; the run that is there has them so long"
-                                                                       if before else ""))
+                        f"{memory_left() // MIB} MiB that are free{why}")
     return args.bytes
 
 
