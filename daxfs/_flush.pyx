@@ -31,7 +31,7 @@ cdef extern from "daxfs/native/dirty.h" nogil:
     void dirty_init(dirty_map *m, dirty_arena *arena)
     size_t dirty_in_dram(const dirty_map *m)
     void dirty_destroy(dirty_map *m)
-    int dirty_set(dirty_map *m, uint64_t first, uint64_t count)
+    int dirty_mark(dirty_map *m, uint64_t first, uint64_t count)
     void dirty_clear(dirty_map *m, uint64_t first, uint64_t count)
     uint64_t dirty_next_run(const dirty_map *m, uint64_t start, uint64_t *length)
     uint64_t dirty_count_range(const dirty_map *m, uint64_t first, uint64_t count)
@@ -282,7 +282,7 @@ cdef class DirtyMap:
         if first > DIRTY_LIMIT or count > DIRTY_LIMIT - first:
             raise UsageError(f"units {first}+{count} are past the end of a dirty map ({DIRTY_LIMIT})")
         self._enter()
-        err = dirty_set(&self.m, first, count)
+        err = dirty_mark(&self.m, first, count)
         self._exit()
         if err:
             raise MemoryError(f"no memory to mark {count} units dirty")

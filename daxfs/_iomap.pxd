@@ -59,6 +59,7 @@ cdef extern from "daxfs/native/filemap.h" nogil:
     enum: FILEMAP_OBSERVED, FILEMAP_POISONED
     const range_entry *range_lookup(const range_table *t, uint64_t pfn)
     int range_add(range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags)
+    void range_is_file(range_table *t, uint64_t pfn_start, int fd)
     int range_enter(range_table *t)
     void range_exit(range_table *t)
     int range_leave(range_table *t, int err)

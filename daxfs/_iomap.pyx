@@ -139,8 +139,12 @@ cdef class RangeTable:
             self.watched_own = NULL
         self.own_window = None
 
-    def add(self, uint64_t pfn_start, uint64_t pfn_end, uintptr_t addr, uint64_t flags=0):
-        """Add [pfn_start, pfn_end) at *addr* with pfn_t flags. ValueError: empty, too high, overlapping."""
+    def add(self, uint64_t pfn_start, uint64_t pfn_end, uintptr_t addr, uint64_t flags=0, int fd=-1):
+        """Add [pfn_start, pfn_end) at *addr* with pfn_t flags. ValueError: empty, too high, overlapping.
+
+        *fd*: of the file that it is from byte 0 on, open as long as the table is alive; it may be asked for
+        its holes.
+        """
         cdef int rc = range_add(&self.t, pfn_start, pfn_end, <char *>addr, flags)
         if rc == -ENOMEM:
             raise MemoryError
@@ -148,6 +152,7 @@ cdef class RangeTable:
             raise ValueError(f"pages {pfn_start}..{pfn_end} overlap a range that is already there")
         if rc:
             raise ValueError(f"no range: pages {pfn_start}..{pfn_end}, flags {flags:#x}")
+        range_is_file(&self.t, pfn_start, fd)
 
     def lookup(self, pfn):
         """(address, pages to the end of its range, pfn_t flags) of *pfn*; CorruptError outside all ranges."""

@@ -115,7 +115,7 @@ class Region(Stores):
             if exc.errno == errno.ENOMEM and source.kind == "file" and source.unit > PAGE_SIZE:
                 hint = f"; free huge pages of {source.unit} are missing (/proc/sys/vm/nr_hugepages)"
             raise SourceError(f"{source.path}: can't be mapped: {exc.strerror}{hint}", exc.errno) from exc
-        self.table.add(source.pfn_start, source.pfn_end, address, source.pfn_flags)
+        self.table.add(source.pfn_start, source.pfn_end, address, source.pfn_flags, source.fd)
 
     def __enter__(self) -> "Region":
         return self

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """How long fsync takes: against what is dirty, what is mapped, and by every policy that daxfs has.
 
-Without further options all families are measured, which takes about an hour; --quick shows what there is in
-a minute. A run that was stopped goes on when the same command is given again.
+Without further options all families are measured, which takes half an hour on a quiet machine; --quick shows
+what there is in a minute. A run that was stopped goes on when the same command is given again.
 
   tools/fsync_sweep.py --quick                       a part of every family
   tools/fsync_sweep.py --family dirty,flushers       two families in full
@@ -11,9 +11,8 @@ a minute. A run that was stopped goes on when the same command is given again.
                                                      every combination of these, as one family "cross"
   tools/plot_sweep.py build/lab/fsync_sweep          draws what was measured
 
-An axis that is not given has one value: 4 KiB dirty in a file of 64 MiB, stored by write(2), track=pte,
-flush=auto, write=cached, flushers=1, by uring where it can be had, fsync. Samples, conditions and limits:
-docs/laboratory.md. Exit status: 0; 1 daxfs failed; 2 it can't be measured so, or here; 130 interrupted.
+An axis that is not given has its default alone. Samples, conditions and limits: docs/laboratory.md. Exit
+status: 0; 1 daxfs failed; 2 it can't be measured so, or here; 130 interrupted.
 """
 
 import argparse
@@ -22,10 +21,10 @@ import sys
 
 import lab.start  # noqa: F401
 from lab import arguments
-from lab.fsync_cells import AXES, MEASURES, NAMES, WORDS, Bench
+from lab.fsync_cells import AXES, MEASURES, NAMES, WORDS, Bench, base
 from lab.fsync_families import SHAPES, cross, family
 from lab.plan import Plan
-from lab.words import parse_bytes
+from lab.words import parse_bytes, show
 from lab.worker import Worker, program
 
 NAME, ROUNDS, COUNT, QUICK_COUNT = "fsync_sweep", 5, 40, 20
@@ -74,6 +73,7 @@ def cpu(text: str) -> int | None:
 def parsed() -> tuple[argparse.Namespace, dict[str, tuple]]:
     """The arguments, and the axes that were given."""
     parser = arguments.parser(__doc__, NAME, ROUNDS)
+    parser.usage = "%(prog)s [--quick] [--family F,F | --AXIS V,V ...] [--output DIR] [OPTION ...]"
     parser.add_argument("--family", type=families, metavar="F,F", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--samples", type=arguments.positive(int), metavar="N",
                         help=f"of one visit at most (default {COUNT}; with --quick {QUICK_COUNT})")
@@ -97,8 +97,9 @@ def parsed() -> tuple[argparse.Namespace, dict[str, tuple]]:
 
 
 def _help(axis: str) -> str:
-    known = f" ({', '.join(NAMES[axis])})" if axis in NAMES else ""
-    return WORDS[axis] + known
+    known = f"{', '.join(NAMES[axis])}. " if axis in NAMES else ""
+    preset = "uring, else dev" if axis == "transport" else base().get(axis)
+    return known + WORDS[axis] + (f" (default {show(axis, preset)})" if preset is not None else "")
 
 
 def main() -> int:

@@ -13,14 +13,17 @@ Exit status: 0; 2 if a directory holds no run, a damaged one, or one without sam
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+if None in map(importlib.util.find_spec, ("numpy", "matplotlib", "rich")):
+    import lab.start  # noqa: F401  goes on with the checkout's interpreter
 
-from lab import cells, drawing, reading, report
+from lab import cells, compare, drawing, reading, report, sheet
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -30,10 +33,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("runs", nargs="*", type=Path, metavar="DIR", help="a run's directory")
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="where plots/ and report.html go (default: the first DIR)")
+    parser.add_argument("--compare", action="store_true",
+                        help="of two runs of one experiment: ratios of the second's medians to the first's")
     parser.add_argument("--json", action="store_true", help="print the cells' numbers instead of drawing")
     args = parser.parse_args(words)
     if not args.runs:
         parser.error("a directory of a run is needed")
+    if args.compare and len(args.runs) != 2:
+        parser.error("--compare takes two runs, BEFORE and AFTER")
     return args
 
 
@@ -57,9 +64,9 @@ def progress(total: int):
     return bar, bar.add_task("drawing", total=total)
 
 
-def draw(runs: list, output: Path) -> tuple[Path, int]:
+def draw(runs: list, output: Path, comparison: str) -> tuple[Path, int]:
     """All figures and the report; the report's path, and how many figures."""
-    drawing.pyplot()  # before anything is made: it may be missing
+    sheet.pyplot()  # before anything is made: it may be missing
     folder, others, sections = output / "plots", {}, []
     views = [cells.views(run) for run in runs]
     bar, task = progress(sum(len(view.family.draw) for found in views for view in found))
@@ -72,7 +79,7 @@ def draw(runs: list, output: Path) -> tuple[Path, int]:
                 bar.advance(task, len(view.family.draw))
             sections.append(report.Section(name, run, found, made))
     path = output / "report.html"
-    report.write(path, sections)
+    report.write(path, sections, comparison)
     return path, sum(len(section.figures) for section in sections)
 
 
@@ -81,9 +88,11 @@ def main() -> int:
     try:
         runs = [reading.load(folder) for folder in args.runs]
         if args.json:
-            print(json.dumps({"format": 1, "runs": [cells.summary(run) for run in runs]}, indent=1))
+            more = {"comparison": compare.summary(*runs)} if args.compare else {}
+            print(json.dumps({"format": 1, "runs": [cells.summary(run) for run in runs], **more}, indent=1))
             return 0
-        path, count = draw(runs, args.output or args.runs[0])
+        comparison = compare.html(*runs) if args.compare else ""
+        path, count = draw(runs, args.output or args.runs[0], comparison)
     except reading.RunError as error:
         print(f"plot_sweep: {error}", file=sys.stderr)
         return 2

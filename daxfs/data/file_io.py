@@ -14,7 +14,7 @@ import logging
 from .. import layout as L
 from .._flush import StateArena
 from .._fsync import LOOK, META, PYTHON, FsyncRun
-from .._iomap import COARSE, PLAIN, POISONED, UNSETTLED
+from .._iomap import COARSE, OBSERVED, PLAIN, POISONED, UNSETTLED
 from ..errors import fail
 from ..meta import attr, extent, fallocate, file, own, placement, prealloc
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
@@ -219,6 +219,10 @@ class FileIo:
             # Orders the records that hold this inode before the size in place: replay would undo that.
             fs.journal.settle()
         try:
+            if fmap.state & OBSERVED:
+                # Zeros behind the end have the extents learned anew, to which storage that nobody has touched
+                # yet is a hole.
+                fmap.own.cover(fmap, pos >> PAGE_SHIFT, own.pages_of(end))
             self.dax.fill(fmap, pos, data, list(extent.holes(node, pos >> PAGE_SHIFT, own.pages_of(end))), ())
         except BaseException:
             own.shorten(node)

@@ -3,11 +3,13 @@
  * dax_io (daxio.h): a look-up for each extent, never for each page, and one copy for each piece. Limits:
  * it takes no blocks and changes no metadata; an extent outside every range ends in -EIO.
  */
+#define _GNU_SOURCE
 #include "daxfs/native/daxio.h"
 
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "daxfs/native/own.h"
 #include "daxfs/native/tracker.h"
@@ -404,28 +406,45 @@ void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct
 	trace_dax(r, what, f->ino, 0, ns, &body);
 }
 
-/* Queue the n bytes at p, which begin on a page and are all in one range, in pieces. What has no memory on a
- * file system in memory has no line in a cache either, and would be given storage. */
-static int64_t flush_resident(struct gather *g, char *p, uint64_t n)
+/* The first byte at `at` or behind it, by whole pieces, that the file fd has memory for, but at least one piece on.
+ * The file's offset is used by nobody. */
+static uint64_t next_memory(int fd, uint64_t at, uint64_t end)
+{
+	off_t found = fd < 0 ? -1 : lseek(fd, (off_t)at, SEEK_DATA);
+	uint64_t next = at + FLUSH_PIECE;
+
+	if (found < 0)
+		return fd >= 0 && errno == ENXIO ? end : smaller(next, end);
+	found -= found % (off_t)FLUSH_PIECE;
+	return smaller((uint64_t)found > next ? (uint64_t)found : next, end);
+}
+
+/* Queue those of the n bytes at p, which begin on a page and are all in one range, that have memory, in pieces:
+ * what has none on a file system in memory has no line in a cache either, and would be given storage. p is byte
+ * `at` of the file fd, which is asked where a whole piece is empty: a large region with holes has many of them. */
+static int64_t flush_resident(struct gather *g, char *p, uint64_t n, int fd, uint64_t at)
 {
 	unsigned char there[FLUSH_PIECE >> DAXFS_PAGE_SHIFT];
-	uint64_t some, i, from;
-	int64_t total = 0;
+	uint64_t some, i, from, end = at + n;
+	int64_t total = 0, found;
 
-	for (; n; p += some, n -= some) {
+	for (; n; p += some, at += some, n -= some) {
 		some = smaller(n, FLUSH_PIECE);
 		memset(there, 1, sizeof(there));
 		if (g->io->ram && mincore(p, some, there))
 			return -errno;
-		for (i = 0; i < some; i = from + PAGE_SIZE) {
+		for (i = 0, found = 0; i < some; i = from + PAGE_SIZE) {
 			while (i < some && !(there[i >> DAXFS_PAGE_SHIFT] & 1))
 				i += PAGE_SIZE;
 			for (from = i; from < some && there[from >> DAXFS_PAGE_SHIFT] & 1;)
 				from += PAGE_SIZE;
 			if (from > i)
 				put_flush(g, p + i, smaller(from, some) - i);
-			total += (int64_t)(from - i);
+			found += (int64_t)(from - i);
 		}
+		total += found;
+		if (!found)
+			some = next_memory(fd, at, end) - at;
 	}
 	return total;
 }
@@ -446,7 +465,7 @@ static int64_t flush_own(struct gather *g, const struct filemap *f, uint64_t fir
 		p = address_of(g->io, &m);
 		if (!p)
 			return -EIO;
-		done = flush_resident(g, p, n << DAXFS_PAGE_SHIFT);
+		done = flush_resident(g, p, n << DAXFS_PAGE_SHIFT, f->own->fd, first << DAXFS_PAGE_SHIFT);
 		if (done < 0)
 			return done;
 		total += done;
@@ -457,19 +476,20 @@ static int64_t flush_own(struct gather *g, const struct filemap *f, uint64_t fir
 /* An extent of the region, whosever its pages are. Bytes, or -errno. */
 static int64_t flush_region(struct gather *g, uint64_t first, uint64_t last)
 {
-	uint64_t avail;
+	const struct range *r;
 	int64_t total = 0, done;
-	char *p;
+	uint64_t n, at;
 
 	/* Sources that don't end on 2 MiB have a gap behind them; the last extent may end behind the region. */
 	while ((first = range_next(g->io->table, first)) < last) {
-		p = range_address(g->io->table, first, &avail);
-		avail = smaller(avail, last - first);
-		done = flush_resident(g, p, avail << DAXFS_PAGE_SHIFT);
+		r = range_lookup(g->io->table, first);
+		n = smaller(r->pfn_end, last) - first;
+		at = (first - r->pfn_start) << DAXFS_PAGE_SHIFT;
+		done = flush_resident(g, r->addr + at, n << DAXFS_PAGE_SHIFT, r->fd, at);
 		if (done < 0)
 			return done;
 		total += done;
-		first += avail;
+		first += n;
 	}
 	return total;
 }
@@ -499,8 +519,7 @@ static const struct dax_tracker *tracker_of(const struct filemap *f)
 	return f->tracker ? f->tracker : &dax_tracker_none;
 }
 
-/* Flush what is dirty from pos to end, which are bounds of units; or, without g, mark it clean. Bytes that
- * were flushed, or -errno. */
+/* Flush what is dirty from pos to end, which are bounds of units. Bytes, or -errno. */
 static int64_t walk(struct gather *g, struct filemap *f, uint64_t pos, uint64_t end,
 		    struct trace_ring *trace)
 {
@@ -510,10 +529,6 @@ static int64_t walk(struct gather *g, struct filemap *f, uint64_t pos, uint64_t 
 
 	for (; (pos = t->next_run(f, pos, &run)) < end; pos += run) {
 		run = smaller(run, end - pos);
-		if (!g) {
-			t->clean(f, pos, run);
-			continue;
-		}
 		dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, pos >> DAXFS_PAGE_SHIFT,
 				    (pos + run + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT, 0);
 		done = flush_run(g, f, pos, run);
@@ -551,7 +566,7 @@ static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, u
 		fsync_lap(run, FSYNC_DRAIN);
 		/* Never before flush and drain: what was stored in between would be lost. */
 		if (!error && !tracker_of(f)->extents)
-			walk(NULL, f, pos, end, NULL);
+			tracker_of(f)->clean(f, pos, end - pos);
 	}
 	error = leave(io, f, -error);
 	fsync_lap(run, FSYNC_WALK);

@@ -93,6 +93,8 @@ static void chunk_free(struct dirty_map *m, struct dirty_chunk *c)
 {
 	struct dirty_arena *a = m->arena;
 
+	if (m->last == c)
+		m->last = NULL;
 	if (!in_arena(a, c)) {
 		free(c);
 		return;
@@ -129,10 +131,15 @@ size_t dirty_in_dram(const struct dirty_map *m)
 static size_t find(const struct dirty_map *m, uint64_t number)
 {
 	size_t lo = 0, hi = m->n;
+	uint64_t guess;
 
 	/* Writes come in order more often than not: look at the end first. */
 	if (hi && m->chunk[hi - 1]->number < number)
 		return hi;
+	/* Where no chunk is missing in between, its place is known: each one looked at is a line to fetch. */
+	guess = hi ? number - m->chunk[0]->number : 0;
+	if (guess < hi && m->chunk[guess]->number == number)
+		return (size_t)guess;
 	while (lo < hi) {
 		size_t mid = lo + (hi - lo) / 2;
 
@@ -338,6 +345,7 @@ int dirty_set(struct dirty_map *m, uint64_t first, uint64_t count)
 	for (uint64_t c = c0; c <= c1; c++, at++)
 		m->count += chunk_set(m->chunk[at], c == c0 ? first & CHUNK_MASK : 0,
 				      c == c1 ? last & CHUNK_MASK : CHUNK_MASK);
+	m->last = m->chunk[at - 1];
 	return 0;
 }
 

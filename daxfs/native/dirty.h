@@ -59,6 +59,7 @@ struct dirty_map {
 	struct dirty_chunk **chunk;	/* sorted by number */
 	size_t n, cap;
 	uint64_t count;			/* bits set in all chunks */
+	struct dirty_chunk *last;	/* what was marked last: writes come side by side. NULL: it is gone */
 };
 
 /* With an arena, dirty_destroy alone may be called when the region is not entered. */
@@ -68,6 +69,28 @@ void dirty_destroy(struct dirty_map *m);
 size_t dirty_in_dram(const struct dirty_map *m);
 /* 0, or -ENOMEM (memory) or -EINVAL (past DIRTY_LIMIT) with nothing changed. */
 int dirty_set(struct dirty_map *m, uint64_t first, uint64_t count);
+/* The same as dirty_set, without a call for units of one word in the chunk that was marked last: what a write
+ * marks. */
+static inline int dirty_mark(struct dirty_map *m, uint64_t first, uint64_t count)
+{
+	struct dirty_chunk *c = m->last;
+	unsigned lo = first & (DIRTY_CHUNK_BITS - 1), w = lo / 64;
+	uint64_t fresh;
+
+	if (!c || c->number != first >> DIRTY_CHUNK_SHIFT || count - 1 > 63 - lo % 64)
+		return dirty_set(m, first, count);
+	fresh = (~UINT64_C(0) >> (64 - count)) << lo % 64 & ~c->word[w];
+	if (!fresh)
+		return 0;
+	c->word[w] |= fresh;
+	c->summary[w / 64] |= UINT64_C(1) << w % 64;
+	/* One bit is what a page has; the builtin is a call where the CPU may lack the instruction. */
+	count = fresh & (fresh - 1) ? (uint64_t)__builtin_popcountll(fresh) : 1;
+	c->count += count;
+	m->count += count;
+	return 0;
+}
+
 /* What lies past DIRTY_LIMIT is clear already; the same goes for the questions below. */
 void dirty_clear(struct dirty_map *m, uint64_t first, uint64_t count);
 /* First run at or after `from`: its first unit and *len, or DIRTY_NONE. */

@@ -79,9 +79,16 @@ int range_add(struct range_table *t, uint64_t pfn_start, uint64_t pfn_end, char 
 		t->cap = cap;
 	}
 	memmove(&t->r[i + 1], &t->r[i], (t->n - i) * sizeof(*t->r));
-	t->r[i] = (struct range){pfn_start, pfn_end, addr, flags};
+	t->r[i] = (struct range){pfn_start, pfn_end, addr, flags, -1};
 	t->n++;
 	return 0;
+}
+
+void range_is_file(struct range_table *t, uint64_t pfn_start, int fd)
+{
+	for (size_t i = 0; i < t->n; i++)
+		if (t->r[i].pfn_start == pfn_start)
+			t->r[i].fd = fd;
 }
 
 void filemap_init(struct filemap *m)

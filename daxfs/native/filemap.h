@@ -29,6 +29,7 @@ struct range {
 	uint64_t pfn_start, pfn_end;	/* [start, end) */
 	char *addr;			/* of pfn_start */
 	uint64_t flags;			/* PFN_DEV, PFN_MAP */
+	int fd;				/* of the file that it is, from byte 0 on; -1: nobody has said */
 };
 
 struct range_table {
@@ -75,6 +76,8 @@ char *range_address(const struct range_table *t, uint64_t pfn, uint64_t *avail);
 uint64_t range_next(const struct range_table *t, uint64_t pfn);
 /* 0, -EINVAL (empty, too high, flags), -EEXIST (overlaps a range), -ENOMEM. */
 int range_add(struct range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags);
+/* The range that begins at pfn_start is the file `fd`, which stays open as long as the table is alive. */
+void range_is_file(struct range_table *t, uint64_t pfn_start, int fd);
 
 enum iomap_type { IOMAP_HOLE = 0, IOMAP_UNWRITTEN = 1, IOMAP_MAPPED = 2 };
 

@@ -35,7 +35,7 @@ static int map_mark(struct filemap *f, uint64_t pos, uint64_t len, uint64_t pfn)
 
 	if (!f->dirty)
 		return -EINVAL;
-	return len ? dirty_set(f->dirty, first, ((pos + len - 1) >> shift) - first + 1) : 0;
+	return len ? dirty_mark(f->dirty, first, ((pos + len - 1) >> shift) - first + 1) : 0;
 }
 
 static uint64_t map_next_run(const struct filemap *f, uint64_t pos, uint64_t *len)

@@ -175,7 +175,8 @@ DATA = (
            r"a: \d+ words", r"missing .* store of 50 .*, flushed\n.*file_io.py:\d+ write", policy=CACHED),
     Mutant(
         "fsync clears the marks and flushes nothing",
-        edit("data.file_io:FileIo.fsync", "self.dax.writeback(node.map)", "node.map.unmark(0, 1 << 32)"),
+        edit("data.file_io:FileIo.fsync", "self.dax.writeback(node.map, times=times)",
+             "node.map.unmark(0, 1 << 32)"),
         (("open", "a"), OVERWRITE, ("fsync", "a")),
         r"a: \d+ words", r"missing .*not flushed\n.*file_io.py:\d+ write", policy=CACHED,
     ),

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-from lab import rigs, schedule, table, words  # noqa: E402
-from lab.plan import Axis, Cell, CellError, Family, Measure, Plan, Visit  # noqa: E402
+from lab import arguments, rigs, schedule, table, words  # noqa: E402
+from lab.plan import Axis, Cell, CellError, Family, HostError, Measure, Plan, Visit  # noqa: E402
 from lab.store import Run, RunError  # noqa: E402
 
 
@@ -218,3 +218,59 @@ def test_only_what_dead_runs_left_is_taken_away(tmp_path, monkeypatch):
                                                                   f"daxfs-lab-{gone}-0.mnt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [f"daxfs-lab-{os.getpid()}-0.log", "daxfs-lab-x", "daxfs-test-1-0.log"])
+
+
+@pytest.fixture
+def ready(tmp_path, monkeypatch):
+    """For `carry_out` here: mounts are possible, and nothing of this process or host changes."""
+    monkeypatch.setattr(arguments.mounts, "why_no_mounts", lambda: None)
+    monkeypatch.setattr(arguments.mounts, "end_on_sigterm", lambda: None)
+    monkeypatch.setattr(arguments.mounts, "close_all", lambda: None)
+    monkeypatch.setattr(arguments.mounts, "ENABLE_URING", tmp_path / "enable_uring")
+    monkeypatch.setattr(arguments.rigs, "prepare", list)
+    monkeypatch.setattr(sys, "argv", ["trial.py"])
+    (tmp_path / "enable_uring").write_text("N")
+    args = arguments.parser("A trial.", "trial", 3).parse_args(["--output", str(tmp_path / "run")])
+    yield arguments.settle(args, "trial")
+    arguments.mounts.why_no_transport.cache_clear()
+
+
+def test_uring_is_switched_on_before_anybody_plans_and_off_at_the_end(ready, tmp_path, capsys):
+    arguments.mounts.why_no_transport.cache_clear()
+    assert "echo Y" in arguments.mounts.why_no_transport("uring")
+
+    def plan(_args):
+        raise HostError(arguments.mounts.why_no_transport("uring") or "it can be had")
+    assert arguments.carry_out(ready, plan) == 2
+    assert "echo Y" not in capsys.readouterr().err
+    assert (tmp_path / "enable_uring").read_text() == "N"
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (HostError("no such host"), 2), (rigs.RigError("it died"), 1), (KeyboardInterrupt(), 130),
+    (OSError(28, "No space left on device"), 1),
+])
+def test_what_fails_has_a_status_and_a_line(ready, capsys, error, status):
+    closed = []
+    made = Made()
+
+    def visit(seconds, seed):
+        raise error
+    made.plan.families[0].cells[0].visit = visit
+    made.plan.close = lambda: closed.append(True)
+    assert arguments.carry_out(ready, lambda args: made.plan) == status
+    said = capsys.readouterr().err
+    assert "trial.py: " in said and "Traceback" not in said and closed == [True]
+    assert "goes on in" in said if status == 130 else str(error) in said
+
+
+def test_without_root_it_says_so(ready, monkeypatch, capsys):
+    monkeypatch.setattr(arguments.mounts, "why_no_mounts", lambda: "not root: mounts need it (sudo)")
+    assert arguments.carry_out(ready, lambda args: Made().plan) == 2
+    assert capsys.readouterr().err == "trial.py: not root: mounts need it (sudo)\n"
+
+
+def test_a_run_without_one_sample_fails(ready, capsys):
+    assert arguments.carry_out(ready, lambda args: Made(fails=(1, 2, 3)).plan) == 2
+    out = capsys.readouterr()
+    assert "skipped, dirty, 6 cells: it can't be had" in out.out and "nothing could be measured" in out.err

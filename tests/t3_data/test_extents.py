@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """track=extent and extent+clear (S15): idle until a mark, then any fsync flushes all of an active one."""
 
+import mmap
 import os
+import time
 
 import pytest
 from datakit import MIB, PAGE, calls, create, filemap, noise, reopen
 
-from daxfs._iomap import MAPPED
+from daxfs._iomap import MAPPED, FileMap
 from daxfs._record import Recorder
 from daxfs.data._dax_io import DaxIo
 from daxfs.data._tracker import TRACKERS, ExtentTracker
@@ -58,6 +60,67 @@ def test_what_has_no_memory_gets_none(kit):
     pair.dax.write(pair.one, 3 * PAGE, b"x")
     assert pair.flushed(pair.two) == [(601, 1), (603, 1)]
     assert os.fstat(pair.region.sources[0].fd).st_blocks - before == 2 * PAGE // 512
+
+
+GIB = 1 << 30
+
+
+def large(kit, *sizes):
+    """(region, data path, a file of all its pages) with nothing stored: 64 GiB have extents of 256 MiB."""
+    region = kit.sources(*sizes)
+    dax, f = DaxIo(region, ExtentTracker(None, region.npages), "cached"), FileMap()
+    parts = [(source.pfn_start, source.pages) for source in region.sources]
+    f.load([(start, pages, start, MAPPED, 0) for start, pages in parts])
+    f.size = sum(parts[-1]) * PAGE
+    dax.tracker.attach(f)
+    return region, dax, f
+
+
+@pytest.mark.parametrize("sizes", [(64 * GIB,), (16 * GIB + 5 * PAGE, 48 * GIB)])
+def test_holes_of_a_large_region(kit, sizes):
+    """What has memory is flushed, wherever it is, and nothing else gets any."""
+    region, dax, f = large(kit, *sizes)
+    extent = dax.tracker.held([])["unit_bytes"] // PAGE
+    at = region.sources[-1].pfn_start + 20 * extent
+    pages = {at, at + 1, at + 255, at + 256, at + 1000, at + extent // 2 + 77, at + 2 * extent - 1}
+    for page in pages:
+        dax.write(f, page * PAGE + 7, b"x")
+    storage = sum(os.fstat(source.fd).st_blocks for source in region.sources)
+    with Recorder(region, sites=False) as table:
+        assert dax.writeback(f) == len(pages)
+        log = calls(table)
+    assert {page for what, start, length in log if what == "flush"
+            for page in range(start // PAGE, (start + length) // PAGE)} == pages
+    assert sum(os.fstat(source.fd).st_blocks for source in region.sources) == storage == len(pages) * 8
+
+
+def test_a_hole_costs_no_look_at_each_page(kit):
+    """Two extents of 4 GiB with a page each: each page looked at would take 36 ms."""
+    _, dax, f = large(kit, 1024 * GIB)
+    took = []
+    for _ in range(20):
+        dax.write(f, 5000, b"x")
+        dax.write(f, 512 * GIB, b"x")
+        start = time.perf_counter_ns()
+        assert dax.writeback(f) == 2
+        took.append(time.perf_counter_ns() - start)
+    assert min(took) < 2_000_000, took
+
+
+def test_a_hole_that_a_program_made_in_an_own_range(pool_kit):
+    """MADV_REMOVE through a mapping, of which nobody told: the map still says MAPPED."""
+    io = pool_kit.io(write="cached")
+    io.set_tracker("extent")
+    one = create(io, b"one")
+    io.write(one, 0, noise(4096 * PAGE))
+    io.write(one, 0, noise(4096 * PAGE))
+    fd = one.map.own.fd
+    with mmap.mmap(fd, 4096 * PAGE) as program:
+        program.madvise(mmap.MADV_REMOVE, 10 * PAGE, 3000 * PAGE)
+    before = os.fstat(fd).st_blocks
+    assert before == 1096 * 8
+    assert io.fsync(one) == 1096
+    assert os.fstat(fd).st_blocks == before
 
 
 def test_pieces_of_one_mib(kit):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import loops
 import mounts
 import pytest
 
@@ -119,6 +118,14 @@ def test_flushers(tmp_path):
     assert [len(turn) for turn in found["samples"]["fsync, client free"]["two"]] == [3, 3]
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_tracker(tmp_path):
+    found, _ = tool("bench/tracker.py", tmp_path / "result", "--quick")
+    rows = {row["what"]: row["values"] for row in found["rows"]}
+    assert all(value > 0 for row in rows.values() for value in row.values())
+    assert {"1 MiB, dirty: pte", "64 MiB, clean: extent", "mount, free: line"} <= rows.keys()
+
+
 def test_emulate(tmp_path):
     found, _ = tool("bench/emulate.py", tmp_path / "result", "--quick")
     rows = {row["what"]: row["values"] for row in found["rows"]}
@@ -127,15 +134,6 @@ def test_emulate(tmp_path):
     # Never shorter than the medium: the shortest of all samples, in ns.
     assert min(found["samples"]["write"]["pmem1-single"]) >= 472_000
     assert min(found["samples"]["fsync"]["pmem1-single"]) >= 1900
-
-
-def test_s17(tmp_path):
-    if reason := loops.why_not("ext4"):
-        pytest.skip(reason)
-    found, _ = tool("bench/s17.py", tmp_path / "result", "--turns", "1", "--size", "64")
-    assert "64m" in found["title"]
-    values = {row["what"]: row["values"] for row in found["rows"]}
-    assert all(values[f"daxfs, {name}"]["MiB/s"] > 1 for name in here())
 
 
 @pytest.mark.skipif(not shutil.which("stress-ng"), reason="stress-ng is not installed")

@@ -130,7 +130,7 @@ def test_every_figure_is_there_twice(drawn):
                      "track=pmd", "track=extent", "stores by: write", "stores by: mmap", "0", "64 B"]),
     ("mapped-lines", ["mapped bytes", "fsync (lower is better)", "track=extent", "1 GiB"]),
     ("dirty-cdf", ["share of the samples", "stores by: write, dirty bytes: 1 MiB", "50 %", "track=pte"]),
-    ("dirty-phases", ["flush", "drain", "fsync: caller's median", "pte"]),
+    ("dirty-phases", ["flush", "drain", "fsync: caller's median", "fsync: caller's mean", "pte"]),
     ("s17-bars", ["throughput, MiB/s (higher is better)", "uring", "ext4", "tmpfs"]),
 ])  # fmt: skip
 def test_axes_and_lines_have_names(drawn, name, wanted):
@@ -277,6 +277,56 @@ def test_one_sample_and_several_runs_of_one_experiment(tmp_path):
     assert '<i class="faint">0 ns</i>' in (tmp_path / "both" / "report.html").read_text()
 
 
+def test_bars_of_names_and_of_numbers_far_apart(tmp_path):
+    """A policy at the abscissa gives the colour; sizes have a panel each; far apart, it is logarithmic."""
+    axes = lab_runs.AXES | {"how": {"label": "how", "kind": "name"}}
+    family = lab_runs.DIRTY | {"draw": ["bars"], "line": ["how"], "panel": []}
+    made = [lab_runs.visit("policies", {"track": track, "how": "a"}, {"ns": [ns]})
+            for track, ns in (("pte", 100), ("pmd", 20_000))]  # fmt: skip
+    made += [lab_runs.visit("sizes", {"dirty": size, "how": "a"}, {"ns": [size]}) for size in (64, 1 << 20)]
+    lab_runs.write(tmp_path, [family | {"name": "policies", "x": "track"}, family | {"name": "sizes"}], made,
+                   axes=axes)  # fmt: skip
+    plot(tmp_path)
+    found = {name: tmp_path / "plots" / f"fsync_sweep-{name}-bars.svg" for name in ("policies", "sizes")}
+    words = texts(found["policies"])
+    assert {"track=pte", "track=pmd", "100 ns", "20.0 µs", "1 µs", "10 µs"} <= set(words) and "0" not in words
+    assert looks.SERIES["pte"] in found["policies"].read_text()
+    words = [text.replace("\xa0", " ") for text in texts(found["sizes"])]
+    assert {"dirty bytes: 64 B", "dirty bytes: 1 MiB", "64.0 ns", "1.05 ms"} <= set(words)
+    assert words.count("0") == 2
+
+
+def test_twelve_lines_get_two_panels(tmp_path):
+    family = lab_runs.DIRTY | {"draw": ["lines"], "line": ["flushers"], "panel": []}
+    made = [lab_runs.visit("dirty", {"dirty": dirty, "flushers": flushers}, {"ns": [flushers]})
+            for dirty in (64, 4096) for flushers in range(1, 13)]  # fmt: skip
+    plot(lab_runs.write(tmp_path, [family], made))
+    words = texts(tmp_path / "plots" / "fsync_sweep-dirty-lines.svg")
+    assert {"(1 of 2)", "(2 of 2)", "flushers=1", "flushers=12"} <= {text.strip() for text in words}
+
+
+def test_two_runs_are_compared(tmp_path):
+    """The second has twice the times; one cell of it overlaps with the first, one is missing."""
+    places = [{"dirty": dirty, "track": "pte", "via": "write"} for dirty in (64, 128, 256, 512)]
+    family = lab_runs.DIRTY | {"draw": ["lines"]}
+    first = [lab_runs.visit("dirty", where, {"ns": [90, 100, 110]}) for where in places]
+    second = [lab_runs.visit("dirty", where, {"ns": values}) for where, values in
+              zip(places[:3], ([190, 200, 210], [1, 200, 300], [45, 50, 55]), strict=True)]  # fmt: skip
+    before = lab_runs.write(tmp_path / "before", [family], first)
+    after = lab_runs.write(tmp_path / "after", [family], second)
+    (found,) = json.loads(plot("--compare", before, after, "--json"))["comparison"]
+    assert [cell["ratio"] for cell in found["cells"]] == [2, 2, 0.5]
+    assert [cell["apart"] for cell in found["cells"]] == [True, False, True]
+    assert found["left_out"] == 1 and found["mean"] == pytest.approx(2 ** (1 / 3))
+    plot("--compare", before, after, "--output", tmp_path / "both")
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "of 3 ratios: 1.26. Clearly above 1: 1; clearly below: 1. 1 cells are in one" in page
+    assert '<i class="faint">2.00</i><span>100 ns \N{RIGHTWARDS ARROW} 200 ns' in page
+    other = few(tmp_path / "other", experiment="s17")
+    assert "is of fsync_sweep" in plot("--compare", before, other, "--json", status=2)
+    assert "takes two runs" in plot("--compare", before, status=2)
+
+
 BAD = {
     "json": ("run.json", lambda text: text[:100], "damaged, not JSON"),
     "no object": ("run.json", lambda text: "[]", "not the run.json"),
@@ -346,6 +396,12 @@ def test_order_and_chosen_places(drawn):
     assert sorted(names, key=cells.order) == [3, 20, "pte", "extent", "ext4", "tmpfs", "v9", "v10"]
 
 
+def test_names_stand_as_run_json_has_them(tmp_path):
+    axes = lab_runs.AXES | {"track": lab_runs.AXES["track"] | {"values": ["none", "pmd", "pte"]}}
+    _, views = load(few(tmp_path, axes=axes))
+    assert views["dirty"].lines == [("none",), ("pte",)] and views["dirty"].first(("write",)) == ("none",)
+
+
 def test_counts_are_means_by_samples(tmp_path):
     where = {"dirty": 64, "track": "pte", "via": "write"}
     made = [lab_runs.visit("dirty", where, {"ns": [5] * 30}, counts={"drains": 1}),
@@ -367,5 +423,7 @@ def test_numbers(value, unit, text):
 def test_ticks():
     assert units.log_ticks(900, 1.1e6) == [1e3, 1e4, 1e5, 1e6]
     assert units.log_ticks(2.5, 90) == [5, 10, 20, 50]
+    assert units.log_ticks(2.5, 90, 0.35) == [5, 20]
+    assert units.log_ticks(480, 7500, 0.25) == [500, 1000, 2000, 5000]
     assert units.binary_ticks(64, 1 << 26, 5) == [64, 1 << 11, 1 << 16, 1 << 21, 1 << 26]
     assert units.show(1 << 16, "B", units.short) == "64 KiB" and units.show(1e4, "ns", units.short) == "10 µs"

@@ -143,7 +143,8 @@ def main() -> int:
             found = over_mount(folder, args.rounds, args.count, options, cpu)
             one, ratio_one = turns_of(found, "one")
             double, ratio_two = turns_of(found, "two")
-            row = [middle([ns for turn in found["plain one"] for ns in turn]), one, double, ratio_one, ratio_two]
+            plain = middle([ns for turn in found["plain one"] for ns in turn])
+            row = [plain, one, double, ratio_one, ratio_two]
             report.add(f"fsync of 64 MiB, {where}: one", row, ratio_one, 0.9, at_least=True)
             report.add(f"fsync of 64 MiB, {where}: two", row, ratio_two, 1.5 if two else None, at_least=True)
             report.samples[f"fsync, {where}"] = found

@@ -87,6 +87,7 @@ def carry_out(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace]
         return 2
     mounts.end_on_sigterm()
     turned_on = mounts.switch_uring_on()
+    mounts.why_no_transport.cache_clear()  # somebody may have asked before
     status, reason = 2, None
     try:
         if gone := rigs.prepare():

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+
 from lab import units
 from lab.reading import NUMBER, Cell, Family, Run
 
@@ -23,14 +24,20 @@ def order(value) -> tuple:
     """Sorts numbers by value, then known names, then the others with the numbers in them by value."""
     if not isinstance(value, str):
         return (0, value, ())
-    if value.lower() in KNOWN:
-        return (1, KNOWN.index(value.lower()), ())
+    known = next((word for word in (value.lower(), *words(value)) if word in KNOWN), None)
+    rest = natural(value) if known != value.lower() else ()
+    return (2, 0, rest) if known is None else (1, KNOWN.index(known), rest)
+
+
+def words(value: str) -> list[str]:
+    """The words of a longer name: `daxfs uring, write=nt` has daxfs, uring, write and nt."""
+    return re.findall(r"[a-z0-9+]+", value.lower())
+
+
+def natural(value: str) -> tuple:
+    """Sorts names with the numbers in them by value."""
     parts = re.split(r"(\d+)", value.lower())
-    return (2, 0, tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part))
-
-
-def orders(values: tuple) -> tuple:
-    return tuple(order(value) for value in values)
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part)
 
 
 @dataclass
@@ -48,8 +55,8 @@ class Numbers:
 
     @classmethod
     def of(cls, samples: np.ndarray) -> "Numbers":
-        q1, median, q3, p99 = np.percentile(samples, [25, 50, 75, 99])
-        return cls(samples.size, samples.min(), q1, median, q3, p99, samples.max(), samples.mean())
+        low, q1, median, q3, p99, high = map(float, np.percentile(samples, [0, 25, 50, 75, 99, 100]))
+        return cls(samples.size, low, q1, median, q3, p99, high, float(samples.mean()))
 
 
 @dataclass
@@ -73,9 +80,17 @@ class View:
         for cell in cells:
             samples = cell.samples[family.measure]
             self.points[self._key(cell, self.line_axes)] = Point(cell, samples, Numbers.of(samples))
-        self.panels = sorted({key[0] for key in self.points}, key=orders)
-        self.lines = sorted({key[1] for key in self.points}, key=orders)
-        self.xs = sorted({key[2] for key in self.points}, key=order) if family.x else [None]
+        self.panels = self._sorted({key[0] for key in self.points}, family.panel)
+        self.lines = self._sorted({key[1] for key in self.points}, self.line_axes)
+        xs = self._sorted({(key[2],) for key in self.points}, (family.x,)) if family.x else [(None,)]
+        self.xs = [x for x, in xs]
+
+    def _sorted(self, keys: set, axes: tuple) -> list:
+        """Numbers by value; names as run.json has the axis's values, or as ``order`` has them."""
+        def place(axis: str, value) -> tuple:
+            told = self.run.axes[axis]["values"] if isinstance(value, str) else []
+            return (0, told.index(value), ()) if value in told else (1, *order(value))
+        return sorted(keys, key=lambda key: tuple(map(place, axes, key)))
 
     def _key(self, cell: Cell, line_axes: tuple) -> tuple:
         def pick(axes):
@@ -114,7 +129,11 @@ class View:
                           units.short)
 
     def line_text(self, line: tuple) -> str:
-        return ", ".join(map(self.value_text, self.line_axes, line)) or self.measure["label"]
+        """Names and what has a unit by themselves, other numbers with their axes; no value, no word."""
+        said = [self.value_text(axis, value) if isinstance(value, str) or self.run.axes[axis]["unit"]
+                else self.said(axis, value)
+                for axis, value in zip(self.line_axes, line, strict=True) if value != ""]  # fmt: skip
+        return ", ".join(said) or self.measure["label"]
 
     def line_title(self) -> str:
         return ", ".join(self.run.axes[axis]["label"] for axis in self.line_axes)
@@ -138,6 +157,7 @@ class View:
     # What tables and figures take.
 
     def xs_of(self, panel: tuple) -> list:
+        """Those of a panel; of a family without abscissa the one place there is."""
         return [x for x in self.xs if any((panel, line, x) in self.points for line in self.lines)]
 
     def chosen(self, panel: tuple) -> list:

@@ -8,6 +8,7 @@ worker, and asks the daemon before and after what it has done. Limits: one threa
 import contextlib
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import mounts
 
@@ -52,21 +53,21 @@ NAMES = {  # what may be given for an axis of names
     "pattern": ("together", "scattered"), "call": ("fsync", "fdatasync", "msync"),
 }  # fmt: skip
 WORDS = {  # for --help
-    "dirty": "bytes that are stored before each call, 64 to the size of the file",
-    "mapped": "size of the file, all of which is mapped where there is a mapping",
-    "other": "bytes that are dirty in another file meanwhile; 0: none",
-    "track": "what fsync takes for dirty (docs/tracking.md)",
-    "history": "track=extent: used, all of the file was stored to once; fresh, only what is stored now, at "
-               "the same places each time",
-    "via": "write(2); mmap: a plain mapping, which nobody observes; mappings observed by libdaxfs: kernel in "
-           "pages of 2 MiB, kernel-pte of 4 KiB, user with faults that the daemon answers",
-    "place": "packed (of the region), own (a range of its own, direct mappings); default: packed for write",
-    "flush": "instruction that writes lines back", "flushers": "threads that share a large write-back",
-    "write": "cached: stores, written back by fsync; nt: past the cache",
-    "drain": "write=nt: when its fence is",
-    "emulate": "medium, or the path of a file of one (docs/emulation.md)", "transport": "how requests come",
-    "pattern": "together: one piece; scattered: pages of 4 KiB anywhere in the file",
-    "call": "what is timed; msync: of what was stored",
+    "dirty": "Bytes that are stored before each call, 64 to the size of the file",
+    "mapped": "Size of the file, all of which is mapped where there is a mapping",
+    "other": "Bytes that are stored to another file before each call, and stay dirty",
+    "track": "What fsync takes for dirty (docs/tracking.md)",
+    "history": "Of track=extent: all of the file was stored to once; or only what is stored now, at the same "
+               "places each time",
+    "via": "write(2); a plain mapping; mappings observed by libdaxfs, in pages of 2 MiB, of 4 KiB, and with "
+           "faults that the daemon answers",
+    "place": "In the region, or in a range of its own, which is mapped directly (default: packed for write, "
+             "own for mappings)",
+    "flush": "Instruction that writes lines back", "flushers": "Threads that share a large write-back",
+    "write": "Stores, written back by fsync; or past the cache", "drain": "When write=nt fences",
+    "emulate": "Medium, or the path of a file of one (docs/emulation.md)", "transport": "How requests come",
+    "pattern": "One piece, or pages of 4 KiB anywhere in the file",
+    "call": "What is timed; msync: of what was stored",
 }  # fmt: skip
 MEASURES = {
     "ns": Measure("time of the call", "ns"),
@@ -163,6 +164,8 @@ class Bench:
         # Each visit begins with nothing dirty: extents are never cleared but by a switch, and nobody knows
         # what was stored under "none". So the file is made, mapped and written back under another policy.
         rig.set("track", "pte")
+        if cell["track"].startswith("extent") and cell["place"] == "packed":
+            _write_back(rig.folder("packed"))  # what is dirty in any file would be active from the start
         self._open(rig, cell)
         rig.set("track", cell["track"])
         if cell.get("history") != "fresh":
@@ -199,3 +202,13 @@ class Bench:
         self.worker.ask("open", path, cell["mapped"], cell["via"])
         if cell["other"]:
             self.worker.ask("other", other, cell["other"], cell["other"])
+
+
+def _write_back(folder: Path) -> None:
+    """fsync all files in *folder*."""
+    for there in os.scandir(folder):
+        fd = os.open(there.path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from lab.fsync_cells import AXES, GIB, KIB, MIB, Bench, cell_of, why_not
+from lab.fsync_cells import AXES, BIG, GIB, KIB, MIB, Bench, cell_of, why_not
 from lab.plan import Cell, Family
 
 KINDS = ("clwb", "clflushopt", "clflush", "none")
@@ -26,8 +26,8 @@ OBSERVED = """Before an fsync of a file with observed mappings the daemon looks 
 class Shape:
     """A family before its cells are made.
 
-    *crossed*: for --quick or not, the values of axes to be crossed, any number of such crosses. *order*: of a
-    cell, which go first in each round. *words*: spaces and line ends in it don't matter.
+    *crossed*: for --quick or not, the values of axes to be crossed, any number of such crosses. *words*:
+    spaces and line ends in it don't matter.
     """
 
     title: str
@@ -38,7 +38,6 @@ class Shape:
     panel: tuple[str, ...] = ()
     measure: str = "ns"
     draw: tuple[str, ...] = ("lines",)
-    order: Callable[[dict], int] = lambda cell: 0
 
 
 def _dirty(quick: bool) -> list[dict]:
@@ -129,11 +128,9 @@ SHAPES = {
         f"""{PINNED} The file has a range of its own (place=own), all of it was stored to once, and all of it
         is mapped where stores go through a mapping; then 4 KiB are stored for each fsync. What depends on
         dirty bytes alone is flat; what flushes all of the file (extent; every policy with a plain mapping)
-        rises with it. {OBSERVED} With pages of 4 KiB (kernel-pte) there are more page tables to
-        look through.""",
-        ("track",), _mapped, "mapped", ("via",),
-        # Large files last, one after the other: each goes before the next one is made.
-        order=lambda cell: cell["mapped"] * 4 + ("write", "mmap", "kernel", "user").index(cell["via"][:6])),
+        rises with it. {OBSERVED} Not with pages of 4 KiB (kernel-pte), of which there are many to
+        look at.""",
+        ("track",), _mapped, "mapped", ("via",)),
     "other": Shape(
         "fsync of one file against what is dirty in another",
         f"""{PINNED} Two packed files: before each fsync of the one, in which 4 KiB are dirty, so many bytes
@@ -207,9 +204,18 @@ def cells(crosses: list[dict], **more) -> list[dict]:
     return found
 
 
+def order(cell: dict) -> int:
+    """Which cells go first in each round: those with large files last, and those of one file together.
+
+    One large file goes before the next one is made (fsync_cells), which takes seconds. The others are
+    shuffled.
+    """
+    return 0 if cell["mapped"] < BIG else cell["mapped"] * 4 + ("w", "m", "k", "u").index(cell["via"][0])
+
+
 def family(bench: Bench, name: str, shape: Shape, quick: bool) -> Family:
     """The family *name*; its mounts go when it is over."""
-    made = [Cell(one, partial(bench.visit, one, shape.measure), shape.order(one))
+    made = [Cell(one, partial(bench.visit, one, shape.measure), order(one))
             for one in cells(shape.crossed(quick), **QUICK if quick else {})]
     return Family(name, shape.title, " ".join(shape.words.split()), shape.measure, shape.draw, shape.line,
                   made, shape.x, shape.panel, bench.close_rigs)

@@ -5,6 +5,8 @@ A colour belongs to a policy or a target. Figures have the light ones; the repor
 them as a variable and has a second set for a dark page (``VARIABLES``, ``DARK``).
 """
 
+from lab.cells import words
+
 INK, MUTED, GRID, PAPER, WARN = "#1a1a1b", "#5b5b5e", "#dcdcde", "#fffffe", "#b00020"
 
 # Mostly of Okabe and Ito, which colour-blind people can tell apart; extent and extent+clear are one family.
@@ -13,8 +15,8 @@ SERIES = {
     "none": "#3a3a3c", "ext4": "#e69f00", "xfs": "#56b4e9", "tmpfs": "#8c8c8c",
 }  # fmt: skip
 OTHERS = ("#332288", "#44aa99", "#999933", "#aa4499", "#6699cc", "#cc6677", "#117733", "#661100")
-# daxfs under its own name, and its transports, where targets are compared.
-ALIASES = {"daxfs": "pte", "uring": "pte", "dev": "line", "pyfuse3": "pmd"}
+# The transports of daxfs, where targets are compared; daxfs by itself.
+ALIASES = {"uring": "pte", "dev": "line", "pyfuse3": "pmd", "daxfs": "pte"}
 MARKS = {"pte": "o", "pmd": "s", "line": "^", "extent": "D", "extent+clear": "v", "none": "X", "ext4": "P",
          "xfs": "<", "tmpfs": "*"}  # fmt: skip
 DASHES = {"pte": "-", "pmd": (0, (6, 2)), "line": (0, (4, 1.5, 1, 1.5)), "extent": (0, (1.5, 1.2)),
@@ -24,10 +26,10 @@ MORE_MARKS = ("o", "s", "^", "D", "v", "X", "P", "<", "*", ">", "h", "p")
 MORE_DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.2)), (0, (4, 1.5, 1, 1.5)), (0, (8, 2, 2, 2)), (0, (2.5, 2.5)))
 
 PHASES = {
-    "look": "#88ccee", "walk": "#0072b2", "flush": "#d55e01", "drain": "#e69f01", "meta": "#009e74",
-    "reply": "#cc79a8", "other": "#b5b5b7",
+    "lock": "#117734", "look": "#88ccee", "walk": "#0072b3", "flush": "#d55e01", "drain": "#e69f01",
+    "meta": "#009e74", "reply": "#cc79a8", "python": "#999934", "other": "#b5b5b7",
 }  # fmt: skip
-MORE_PHASES = ("#44aa9a", "#999934", "#aa449a", "#661101", "#332289")
+MORE_PHASES = ("#44aa9a", "#aa449a", "#661101", "#332289")
 CALLER = "#1a1a1c"
 
 DARK = {
@@ -44,34 +46,38 @@ VARIABLES = {colour: f"--c{number}" for number, colour in enumerate(ALL)}
 
 
 def known(line: tuple) -> str | None:
-    """The policy or target that gives a line its colour: the first of its values that has one."""
-    for value in line:
-        name = str(value).lower()
-        if name in SERIES:
-            return name
-    return next((ALIASES[str(value).lower()] for value in line if str(value).lower() in ALIASES), None)
+    """The policy, target or transport that gives a line its colour: the first of its values that does."""
+    whole = [str(value).lower() for value in line]
+    parts = [word for value in whole for word in words(value)]
+    found = [name for name in (*whole, *parts) if name in SERIES or name in ALIASES]
+    return next((name for name in found if name != "daxfs"), found[0] if found else None)
 
 
 def styles(lines: list, others: dict) -> dict:
-    """Line -> {color, marker, linestyle}. Lines of one colour get marks and dashes of their own.
+    """Line -> {color, marker, linestyle}. The first value gives the colour, marks and dashes tell the rest.
 
-    *others*: numbers of the lines that have no colour of their own, kept by the caller over all figures.
+    *others*: numbers of the values that have no colour of their own, kept by the caller over all figures.
     """
     made: dict[tuple, dict] = {}
     used: dict[str, int] = {}
     for line in lines:
         name = known(line)
-        if name is None:
-            at = others.setdefault(line, len(others))
-            made[line] = {"color": OTHERS[at % len(OTHERS)], "marker": MORE_MARKS[at % len(MORE_MARKS)],
-                          "linestyle": MORE_DASHES[at % len(MORE_DASHES)]}  # fmt: skip
-            continue
-        again = used.get(name, 0)
-        used[name] = again + 1
-        style = {"color": SERIES[name], "marker": MARKS[name], "linestyle": DASHES[name]}
+        shared = ALIASES.get(name, name)
+        # A second line of a transport's has a colour of its own; of all others, that of the first.
+        if name is None or (name in ALIASES and shared in used):
+            shared = line if name else line[:1]
+            at = others.setdefault(shared, len(others))
+            style = {"color": OTHERS[at % len(OTHERS)], "marker": MORE_MARKS[at % len(MORE_MARKS)],
+                     "linestyle": MORE_DASHES[at % len(MORE_DASHES)]}  # fmt: skip
+        else:
+            style = {"color": SERIES[shared], "marker": MARKS[shared], "linestyle": DASHES[shared]}
+        again = used.get(shared, 0)
+        used[shared] = again + 1
         if again:
-            at = (MORE_MARKS.index(MARKS[name]) + again) % len(MORE_MARKS)
-            style |= {"marker": MORE_MARKS[at], "linestyle": MORE_DASHES[again % len(MORE_DASHES)]}
+            mark, dash = MORE_MARKS.index(style["marker"]) + again, style["linestyle"]
+            rest = [other for other in MORE_DASHES if other != dash]
+            style["marker"] = MORE_MARKS[mark % len(MORE_MARKS)]
+            style["linestyle"] = rest[(again - 1) % len(rest)]
         made[line] = style
     return made
 

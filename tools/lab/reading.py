@@ -125,8 +125,9 @@ def _dict(path: Path, facts: dict, name: str) -> dict:
 def _axis(path: Path, name: str, axis) -> dict:
     if not isinstance(axis, dict) or axis.get("kind", NAME) not in (NUMBER, NAME):
         raise RunError(f"{path}: axis {name!r} is neither of numbers nor of names")
+    values = axis.get("values")
     return {"label": str(axis.get("label") or name), "unit": str(axis.get("unit") or ""),
-            "kind": axis.get("kind", NAME)}  # fmt: skip
+            "kind": axis.get("kind", NAME), "values": values if isinstance(values, list) else []}  # fmt: skip
 
 
 def _measure(path: Path, name: str, measure) -> dict:

@@ -15,8 +15,9 @@ from string import Template
 
 from lab import looks, units
 from lab.cells import P99_FROM, Point, View
-from lab.drawing import Figure, place_text, possible, stem
+from lab.drawing import Figure, possible, stem
 from lab.reading import Run
+from lab.sheet import place_text
 from lab.wording import ARGUMENT, GLOSSARY, QUESTIONS
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -41,7 +42,8 @@ class Section:
 def write(path: Path, sections: list, comparison: str = "", folder: str = "plots") -> None:
     """The report of *sections* to *path*; *comparison*: more HTML; *folder*: where the figures' files are."""
     titles = _titles(sections)
-    title = titles[0] if len(titles) == 1 else "daxfs laboratory: " + "; ".join(titles)
+    plain = dict.fromkeys(_title(section) for section in sections)
+    title = "; ".join(plain) if len(plain) <= 2 else f"daxfs: {len(titles)} experiments"
     body = [f"<h1>{escape(title)}</h1>"]
     if len(sections) > 1:
         links = [f'<li><a href="#{section.name}">{escape(text)}</a></li>'
@@ -49,23 +51,27 @@ def write(path: Path, sections: list, comparison: str = "", folder: str = "plots
         body.append(f"<ul>{''.join(links)}</ul>")
     else:
         body += _head(sections[0])
-    body += _argument(sections)
+    body += [comparison, *_argument(sections)]
     for section, text in zip(sections, titles, strict=True):
         if len(sections) > 1:
             body += [f'<h2 id="{section.name}">{escape(text)}</h2>', *_head(section)]
         for view in section.views:
             body += _family(section, view, folder)
         body += _skipped(section)
-    body += [comparison, *_again(sections), *_glossary()]
+    body += [*_again(sections, bool(comparison)), *_glossary()]
     page = Template(TEMPLATE.read_text("utf-8")).substitute(
         title=escape(title), colours=looks.style_sheet(), body="\n".join(part for part in body if part))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, "utf-8")
 
 
+def _title(section: Section) -> str:
+    return str(section.run.facts.get("title") or section.run.experiment)
+
+
 def _titles(sections: list) -> list[str]:
     """A title for each run, with its directory and commit where several have the same."""
-    plain = [str(section.run.facts.get("title") or section.run.experiment) for section in sections]
+    plain = [_title(section) for section in sections]
     return [title if plain.count(title) == 1 else
             f"{title} ({section.run.path.name}, {section.run.host.get('commit', '?')})"
             for title, section in zip(plain, sections, strict=True)]  # fmt: skip
@@ -83,6 +89,7 @@ def warnings(run: Run) -> list[str]:
     if emulate != "none":
         found.append(f"emulate={emulate}: the times of stores and flushes are those of a model of that "
                      "medium (docs/emulation.md), not of a real one.")
+    found += _emulated(run)
     if run.options.get("quick"):
         found.append("A --quick run: few cells and samples, to have a look. No evidence.")
     found += _unfinished(run)
@@ -95,6 +102,15 @@ def warnings(run: Run) -> list[str]:
     if str(run.host.get("commit", "")).endswith("-dirty"):
         found.append("The code had changes that are in no commit.")
     return found
+
+
+def _emulated(run: Run) -> list[str]:
+    """Where single cells have a medium."""
+    families = {family.title: {str(cell.where.get("emulate", "none"))
+                               for cell in run.cells[family.name].values()}
+                for family in run.families}  # fmt: skip
+    return [f"Some of \"{title}\" has emulate={', '.join(sorted(media - {'none'}))}: times of a model."
+            for title, media in families.items() if media - {"none"}]
 
 
 def _unfinished(run: Run) -> list[str]:
@@ -261,13 +277,16 @@ def _flat(view: View, panel: tuple) -> str:
 
 def _per_call(view: View) -> str:
     """Counts and phases of each cell, by the daemon's own counters."""
-    counts, phases = view.counts(), view.phases()
+    phases = view.phases()
+    counts = [name for name in view.counts()
+              if any(point.cell.counts.get(name) for point in view.points.values())]  # fmt: skip
     if not counts and not phases:
         return ""
     points = [(key, point) for key, point in _in_order(view) if point.cell.counts or point.cell.phases]
     lead = (["where"] if view.family.panel else []) + ([_x_label(view)] if view.family.x else [])
     lead.append(view.line_title())
-    totals = ["all phases", f"{view.measure['label']}, median"] if phases else []
+    label = view.measure["label"]
+    totals = ["all phases", f"{label}, mean", f"{label}, median"] if phases else []
     head = "".join(f"<th>{escape(name)}</th>" for name in [*lead, *counts, *phases, *totals])
     rows = []
     for (panel, line, x), point in points:
@@ -278,7 +297,8 @@ def _per_call(view: View) -> str:
         made += "".join(f"<td>{_ns(point.cell.phases.get(name))}</td>" for name in phases)
         if phases:
             made += f"<td>{_ns(sum(point.cell.phases.values()) or None)}</td>"
-            made += f"<td>{view.show(point.numbers.median)}</td>"
+            caller = (point.numbers.mean, point.numbers.median)
+            made += "".join(f"<td>{view.show(value)}</td>" for value in caller)
         rows.append(f"<tr>{made}</tr>")
     return _details("Of one call, by the daemon's counters",
                     f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
@@ -315,7 +335,7 @@ def _skipped(section: Section) -> list[str]:
     return [*made, "</ul>"]
 
 
-def _again(sections: list) -> list[str]:
+def _again(sections: list, compared: bool) -> list[str]:
     """How to measure it again, and to draw it again."""
     made = ["<h2>To do it again</h2>"]
     for commit, group in groupby(sections, key=lambda section: str(section.run.host.get("commit") or "?")):
@@ -323,7 +343,7 @@ def _again(sections: list) -> list[str]:
         made.append(f"<p>At commit <code>{escape(commit)}</code>, after <code>make build</code>:</p>"
                     f"<pre>{escape(chr(10).join(lines))}</pre>")
     dirs = " ".join(str(section.run.path) for section in sections)
-    draw = escape(f"tools/plot_sweep.py {dirs}")
+    draw = escape(f"tools/plot_sweep.py {'--compare ' if compared else ''}{dirs}")
     made.append(f"<p>The figures, from the files alone:</p><pre>{draw}</pre>")
     return made
 

@@ -59,6 +59,7 @@ class Rig:
         transport = named.get("transport", "")
         if transport and (reason := mounts.why_no_transport(transport)):
             raise CellError(reason)
+        need(size, f"a region of {size >> 20} MiB")
         self.live = {name: named[name] for name in LIVE if name in named}
         self.region: mounts.MountedRegion | None = None
         self.huge = pages == "always"
@@ -89,6 +90,12 @@ class Rig:
     def why_no_direct(self) -> str:
         """Why files in ``own`` are not mapped directly; empty: they are."""
         return self.stat()["direct"]["why_not"]
+
+    def remount(self, options: str) -> None:
+        """Mount the same region with other *options*."""
+        self.region.remount(options)
+        named = dict(word.partition("=")[::2] for word in options.split(",") if word)
+        self.live = {name: named[name] for name in LIVE if name in named}
 
     def set(self, name: str, value: str) -> None:
         """`daxfs set DIR NAME=VALUE`, if it is another one than now."""

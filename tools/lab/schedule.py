@@ -21,7 +21,7 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNComple
            TimeElapsedColumn())
 
 
-TELL_S = 2.0  # between two lines where there is no terminal
+TELL_S = 5.0  # between two lines where there is no terminal
 
 
 class Progressing:
@@ -45,19 +45,23 @@ class Progressing:
 
     def visit(self, family: Family, cell: Cell) -> None:
         """This one is next."""
-        self._over += 1
         if self._bar:
             words = " ".join(show(name, value) for name, value in cell.axes.items())
             self._bar.update(self._task, description=f"{family.name}: {words}"[:60], completed=self._over)
+        else:
+            self._tell(family.name, TELL_S)
+        self._over += 1
 
     def round(self, family: Family, turn: int, rounds: int) -> None:
-        """This one is over. A line is printed now and then, and for the last one."""
+        """This one is over. Without a bar a line is printed for it, unless there was one just now."""
+        if not self._bar:
+            self._tell(f"{family.name}: round {turn + 1} of {rounds}", TELL_S if turn + 1 < rounds else 0)
+
+    def _tell(self, what: str, apart: float) -> None:
         took = time.monotonic() - self._began
-        if self._bar or (took < self._told + TELL_S and turn + 1 < rounds):
-            return
-        self._told = took
-        self._console.print(f"{took:6.1f} s  {family.name}: round {turn + 1} of {rounds}, "
-                            f"{self._over} of {self._total} visits", markup=False)
+        if took >= self._told + apart:
+            self._told = took
+            self._console.print(f"{took:6.1f} s  {what}, {self._over} of {self._total} visits", markup=False)
 
     def at(self, over: int) -> None:
         """So many are over, whether made or given up."""

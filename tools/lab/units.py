@@ -4,11 +4,12 @@
 Plain functions, nothing of matplotlib's. A value's unit is the one that run.json gives its axis or measure.
 """
 
+import itertools
 import math
 
 IEC = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
-SUBS = ((1.3, (1, 1.5, 2, 3, 5, 7)), (2.4, (1, 2, 5)))  # up to so many decades: the ticks of each decade
+SUBS = ((1.3, (1, 1.5, 2, 3, 5, 7)), (2.7, (1, 2, 5)), (99, (1,)))  # up to so many decades: ticks of each
 
 
 def digits(value: float) -> str:
@@ -56,16 +57,25 @@ def carried(unit: str) -> bool:
     return unit in ("B", "ns")
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Ticks from *low* to *high*, both above 0: a few in each decade, or decades alone."""
+def log_ticks(low: float, high: float, apart: float = 0.0) -> list[float]:
+    """Ticks from *low* to *high*, both above 0: a few in each decade, or decades alone.
+
+    *apart*: the decades that there have to be between two of them, at least.
+    """
     decades = math.log10(high / low)
-    subs = next((subs for limit, subs in SUBS if decades <= limit), (1,))
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ticks = [sub * 10.0**power for power in range(first, last + 1) for sub in subs]
-    ticks = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
-    if subs == (1,) and len(ticks) > 7:
-        ticks = ticks[:: -(-len(ticks) // 7)]
-    return ticks
+    ticks: list[float] = []
+    for limit, subs in SUBS:
+        found = [sub * 10.0**power for power in range(first, last + 1) for sub in subs]
+        found = [tick for tick in found if low * 0.999 <= tick <= high * 1.001]
+        if decades <= limit and (len(found) > 1 or not ticks):
+            ticks = found
+            if all(math.log10(b / a) >= apart for a, b in itertools.pairwise(found)):
+                break
+    step = max(-(-len(ticks) // 7), 1)
+    while step < len(ticks) and any(math.log10(b / a) < apart for a, b in itertools.pairwise(ticks[::step])):
+        step += 1
+    return ticks[::step]
 
 
 def binary_ticks(low: float, high: float, most: int) -> list[float]:

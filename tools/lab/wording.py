@@ -184,9 +184,13 @@ GLOSSARY = (
     ),
     (
         "phases",
-        "Where the daemon spent a call. look: asking the page tables of clients what they wrote; walk: "
-        "finding dirty ranges; flush and drain; meta: size and times; reply: handing the answer to the "
-        "kernel; other: the rest inside the daemon. What lies between their end and the caller's median "
-        "is outside of it: the kernel's way there and back, and waking threads.",
+        "Where the daemon spent a call, on the average. lock: waiting for the file's lock; look: what "
+        "programs stored through mappings (page tables, entries of the fault handler); walk: which units "
+        "are dirty, and marking them clean; flush: queueing their lines; drain: until they are durable; "
+        "meta: times, the journal, the fsync of a range's own file; reply: handing the answer over; "
+        "python: Python, and waiting for it; other: the rest inside the daemon. They are means, so what "
+        "is outside of the daemon (the kernel's way there and back, waking threads) is the caller's mean "
+        "without them; a few slow calls make a mean longer than the median. What the daemon does after "
+        "its answer is in them too, so that they can be longer than the call.",
     ),
 )
