@@ -16,7 +16,7 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.append(str(TOOLS))  # at its end: tools/ and tests/ have modules of the same names
 
-from lab import cells, looks, reading, units  # noqa: E402
+from lab import cells, drawing, looks, reading, units  # noqa: E402
 
 TRACKS, SIZES, VIAS = ("pte", "pmd", "extent"), (0, 64, 4096, 1 << 20), ("write", "mmap")
 SKIP = {"family": "dirty", "cell": {"dirty": 64, "track": "pmd", "via": "msync"},
@@ -294,6 +294,13 @@ def test_bars_of_names_and_of_numbers_far_apart(tmp_path):
     words = [text.replace("\xa0", " ") for text in texts(found["sizes"])]
     assert {"dirty bytes: 64 B", "dirty bytes: 1 MiB", "64.0 ns", "1.05 ms"} <= set(words)
     assert words.count("0") == 2
+
+
+def test_a_panel_of_bars_begins_with_a_heading():
+    groups = [[("head", x, None), *[("bar", (line,), x) for line in range(4)]] for x in range(9)]
+    panels = drawing.together(groups)
+    assert [len(panel) for panel in panels] == [30, 15] and panels[1][0] == ("head", 6, None)
+    assert [row for panel in panels for row in panel] == [row for group in groups for row in group]
 
 
 def test_twelve_lines_get_two_panels(tmp_path):

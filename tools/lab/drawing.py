@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The figures of a run: curves (lab.curves), bars and phases; each as PNG and as SVG.
 
-A figure of bars has at most ``ROWS`` of them.
+A figure of bars has at most ``ROWS`` of them, a panel ``TALL``.
 """
 
 import re
@@ -15,7 +15,7 @@ from lab.curves import cdf, lines, pages
 from lab.reading import NUMBER
 from lab.sheet import LETTER, TICK, Sheet, headings, linear_axis, place_text, value_axis, value_label
 
-ROWS = 44
+ROWS, TALL = 44, 30
 BAR = 0.36  # inches
 APART = 60  # times the smallest: bars of so different length can't be seen on one scale
 
@@ -37,6 +37,16 @@ def rows_of(view: View, panel: tuple, xs: list) -> list:
         if x is not None:
             made.append(("head", view.x_said(x), None))
         made += [("bar", line, x) for line in view.lines if (panel, line, x) in view.points]
+    return made
+
+
+def together(groups) -> list:
+    """Groups of rows one under the other, in panels of at most TALL rows that begin with a heading."""
+    made: list[list] = [[]]
+    for group in groups:
+        if made[-1] and len(made[-1]) + len(group) > TALL:
+            made.append([])
+        made[-1] += group
     return made
 
 
@@ -84,8 +94,8 @@ def bars(view: View, others: dict):
         if apart:  # by the size of what is done, values lie far apart: each gets a scale of its own
             groups = [(x, rows_of(view, panel, [x])[1:]) for x in view.xs_of(panel)]
         else:
-            groups = [(None, rows_of(view, panel, view.xs_of(panel)))]
-        panels += [((panel, x), part) for x, rows in groups for part in pages(rows, 30)]
+            groups = [(None, rows) for rows in together(rows_of(view, panel, [x]) for x in view.xs_of(panel))]
+        panels += [((panel, x), part) for x, rows in groups for part in pages(rows, TALL)]
     for page in by_rows(panels):
         sheet, wide = bar_sheet(view, "bars", page, [place_text(view, *place) for place, _ in page], [])
         tinted = by_place(view, others)
@@ -128,7 +138,10 @@ def _bars(view: View, axis, found: list, wide: float) -> None:
         else:
             axis.barh(place, one.median, height=0.72, color=colour)
         spread = [[one.median - one.q1], [one.q3 - one.median]]
-        axis.errorbar(one.median, place, xerr=spread, fmt="none", color=looks.INK, capsize=3, linewidth=1.3)
+        # On a light edge, as bars may be as dark as the whisker.
+        for colour_of, width, cap in ((looks.PAPER, 3.2, 3.8), (looks.INK, 1.3, 3)):
+            axis.errorbar(one.median, place, xerr=spread, fmt="none", color=colour_of, capsize=cap,
+                          linewidth=width, capthick=width)  # fmt: skip
         axis.annotate(text, (one.q3, place), xytext=(7, 0), textcoords="offset points", va="center",
                       size=TICK)  # fmt: skip
 

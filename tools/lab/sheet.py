@@ -142,7 +142,9 @@ def small_print(view: View, draw: str) -> str:
     numbers = [point.numbers.n for point in view.points.values()]
     count = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
     what = {"lines": "medians with quartiles", "bars": "medians, whiskers are quartiles",
-            "cdf": "each sample counts", "phases": "numbers: the daemon's of the caller's mean"}[draw]
+            "cdf": "each sample counts", "phases": "numbers: the daemon's mean"}[draw]  # fmt: skip
+    if draw == "phases" and view.measure["unit"] == "ns":
+        what += " of the caller's mean"
     facts = [f"{what}, n = {count} each"]
     facts += [view.said(axis, value) for axis, value in view.steady().items()]
     for name, text in (("cpu", "{}"), ("cpus", "{} CPUs"), ("kernel", "Linux {}"), ("commit", "commit {}"),
