@@ -99,7 +99,7 @@ class Session:
                              "all is written back by msync")
         if profile is not None:
             try:
-                self.medium = emulate.Medium(region.flush, profile)
+                self.medium = region.medium = emulate.Medium(region.flush, profile)
             except BaseException:
                 region.close()
                 raise
