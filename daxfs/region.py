@@ -75,6 +75,10 @@ class Region(Stores):
             for path in sources:
                 opened.append(cls._open_next(opened, path, mode, lock))
             chosen = coarsest([choose(source.detected, granularity) for source in opened])
+            if flush == "none" and chosen != "byte":
+                raise UsageError(f"flush=none can't be had with granularity {chosen!r}: a store is durable "
+                                 "only when it is written back; it needs granularity=byte (flush on power "
+                                 "failure)")
             return cls(opened, mode, chosen, Flush(granularity=chosen, kind=flush, nt=nt))
         except BaseException:
             for source in opened:

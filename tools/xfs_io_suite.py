@@ -60,7 +60,8 @@ SHAPES = {
         "region, none nothing.",
         ("fsync-clean", "fsync-4k", "fsync-1m"),
         tuple(f"packed:write=cached,track={track}" for track in ("pte", "line", "pmd", "extent", "none")),
-        (("fsync-4k",), tuple(f"packed:write=cached,track={track}" for track in ("pte", "pmd", "extent", "none"))),
+        (("fsync-4k",),
+         tuple(f"packed:write=cached,track={track}" for track in ("pte", "pmd", "extent", "none"))),
         "ns"),
     "map": Shape(
         "mappings: loads, stores, msync",

@@ -12,7 +12,7 @@ import pyfuse3
 import trio
 
 from daxfs.errors import SourceError, UsageError, fail
-from daxfs.fuse import facts, raw
+from daxfs.fuse import facts, options, raw
 from daxfs.fuse.handler import handler
 from daxfs.fuse.ops import Operations, make_operations
 from daxfs.fuse.options import MountConfig
@@ -45,6 +45,7 @@ class FsSession(Session):
         if config.revoke and config.record:
             raise UsageError("revoke can't be had with record=: its log can't hold a revocation")
         self.check_tracker(config.track)
+        self._check_flushers(config.flushers)
         # Replay of a read-only mount stays in this process.
         self.open_region("cow" if config.readonly else "rw")
         self._check_dax()
@@ -61,6 +62,15 @@ class FsSession(Session):
         if policy == "none" and self.config.record and self.config.write == "cached":
             raise UsageError("track=none can't be had with record= and write=cached: a recording is judged "
                              "by what fsync promises, and this one promises nothing")
+
+    def _check_flushers(self, count: int) -> None:
+        if count > 1 and self.config.record:
+            raise UsageError(f"flushers={count} can't be had with record=: its log has one order of what is "
+                             "flushed, that of one thread")
+
+    def set_flushers(self, value: str) -> dict:
+        self._check_flushers(options.count("flushers", value))
+        return super().set_flushers(value)
 
     def _check_raw(self) -> None:
         """What -o raw can't be had with."""

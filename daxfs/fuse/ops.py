@@ -83,7 +83,7 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
         server.atime = "noatime" if fs.readonly else fs.atime
         server.lazytime = fs.lazytime
         # With msync there is one word for errors in the region, and a thread can't know whose they are.
-        server.writes = writes and not fs.readonly and fs.region.granularity != "page"
+        server.writes = writes and not fs.readonly and fs.region.flush.kind != "msync"
         server.nothing = self.recorded or fs.shut
         server.parks = writes and not fs.readonly
         if not server.parks or server.nothing:

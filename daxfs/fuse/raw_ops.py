@@ -148,7 +148,7 @@ class RawOperations(BaseOperations):
         """As Operations.tell_limits: at the beginning, and whenever something changes."""
         fs, server = self.fs, self.server
         server.atime = "noatime"
-        server.writes = writes and not fs.readonly and fs.region.granularity != "page"
+        server.writes = writes and not fs.readonly and fs.region.flush.kind != "msync"
         server.nothing = fs.shut
 
     def is_raw(self, ino: int) -> bool:

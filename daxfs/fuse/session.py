@@ -95,8 +95,8 @@ class Session:
         if region.flush.kind == "msync" and (config.flushers > 1 or config.nt_threshold):
             region.close()
             name = "nt_threshold" if config.nt_threshold else "flushers"
-            raise UsageError(f"{name}={getattr(config, name)} can't be had with granularity=page: "
-                             "all is written back by msync")
+            raise UsageError(f"{name}={getattr(config, name)} can't be had with flush kind "
+                             "'msync' (granularity=page): there is nothing to choose")
         if profile is not None:
             try:
                 self.medium = region.medium = emulate.Medium(region.flush, profile)

@@ -157,7 +157,7 @@ def test_refusals_leave_the_source_free(region_factory, tmp_path, tape):
 
 
 def test_with_flush_on_power_failure_only_what_goes_past_the_cache_costs(mount_factory, tape):
-    region = mount_factory(options=f"emulate={tape},flush=none,write=cached,drain=fsync")
+    region = mount_factory(options=f"emulate={tape},granularity=byte,write=cached,drain=fsync")
     fsyncs(region.path / "file")  # new blocks are always written past the cache
     before = region.stat()["emulation"]["lines"]
     fsyncs(region.path / "file")

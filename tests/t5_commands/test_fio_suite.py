@@ -20,13 +20,14 @@ from lab.plan import CellError  # noqa: E402
 PROGRAM = ROOT / "tools/fio_suite.py"
 TINY = ["--size", "4M", "--runtime", "0.05", "--rounds", "2"]
 PAGE, MIB = 4096, 1 << 20
-HERE = [pytest.mark.mount, pytest.mark.skipif(not shutil.which("fio"), reason="fio is not installed")]
+FIO = shutil.which("fio")
+HERE = [pytest.mark.mount, pytest.mark.skipif(not FIO, reason="fio is not installed")]
 
 
 def suite(*args, status: int = 0, **kwargs) -> str:
     """Its output; the status has to be *status*, and nothing of it may be left."""
-    process = subprocess.Popen([sys.executable, PROGRAM, *map(str, args)], stdin=subprocess.DEVNULL, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+    process = subprocess.Popen([sys.executable, PROGRAM, *map(str, args)], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
     out, _ = process.communicate(timeout=180)
     assert process.returncode == status, out
     assert "Traceback" not in out
@@ -68,18 +69,19 @@ class TestJobFiles:
 
     def test_refuses_to_guess(self, path, dax, tmp_path):
         """Without the variables fio says so and touches nothing."""
-        bare = {name: value for name, value in os.environ.items() if name not in ("DIRECTORY", "SIZE", "RUNTIME")}
+        given = ("DIRECTORY", "SIZE", "RUNTIME")
+        bare = {name: value for name, value in os.environ.items() if name not in given}
         assert mounts.run(["fio", path], check=False, cwd=tmp_path, env=bare).returncode != 0
         assert not list(tmp_path.iterdir()) and not list(dax.iterdir())
 
 
-@pytest.mark.mount
-@pytest.mark.skipif(not shutil.which("fio"), reason="fio is not installed")
 class TestRun:
+    pytestmark = HERE
+
     def test_counts_are_those_of_the_jobs(self, tmp_path):
         """What the daemon counted for each request is what this job must have cost, by write= and track=."""
         wanted = {
-            # lines that are flushed (one is the inode's times), bytes stored past the cache, drains, bytes by fsync
+            # lines flushed (one is the inode's times), bytes past the cache, drains, bytes by fsync
             ("psync-randwrite-4k", "packed"): (1, PAGE, 1, 0),
             ("psync-randread-4k", "packed"): (0, 0, 0, 0),
             ("sync-fsync-1", "packed"): (1, PAGE, 2, 0),
@@ -87,8 +89,8 @@ class TestRun:
             ("sync-fsync-1", "packed:write=cached,track=none"): (1, 0, 1, 0),
             ("sync-fsync-1", "packed:write=cached,track=pmd"): (2 * MIB / 64 + 1, 0, 1, 2 * MIB),
         }
-        targets_of = [word for name in dict.fromkeys(name for _, name in wanted) for word in ("--target", name)]
-        suite("--job", ",".join(dict.fromkeys(job for job, _ in wanted)), *targets_of, *TINY, "--rounds", "1",
+        on = [word for name in dict.fromkeys(name for _, name in wanted) for word in ("--target", name)]
+        suite("--job", ",".join(dict.fromkeys(job for job, _ in wanted)), *on, *TINY, "--rounds", "1",
               "--output", tmp_path)
         found = {(row["cell"]["job"], row["cell"]["target"]): row["counts"] for row in rows(tmp_path)}
         assert len(found) == 3 * 4
@@ -98,22 +100,23 @@ class TestRun:
             assert counts == pytest.approx(numbers, rel=0.1, abs=0.05), cell
 
     def test_samples_are_what_fio_reported(self, tmp_path):
-        out = suite("--job", "sync-fsync-1,mmap-msync-32", "--target", "packed", "--target", "tmpfs", *TINY,
-                    "--output", tmp_path)
+        out = suite("--job", "sync-fsync-1,mmap-msync-32", "--target", "packed", "--target", "tmpfs",
+                    *TINY, "--output", tmp_path)
         assert "bandwidth" in out and "fsync p99" in out and "drains" in out
         found = rows(tmp_path)
         assert len(found) == 2 * 2 * 2 == len(list((tmp_path / "fio").iterdir()))
         facts = json.loads((tmp_path / "run.json").read_text())
-        assert facts["options"]["size"] == 4 * MIB and facts["options"]["runtime"] == 0.05 and facts["host"]["commit"]
-        assert facts["ended"] and facts["seed"] == 1 and facts["axes"]["target"]["values"] == ["packed", "tmpfs"]
+        assert facts["options"]["size"] == 4 * MIB and facts["options"]["runtime"] == 0.05
+        assert facts["ended"] and facts["seed"] == 1 and facts["host"]["commit"]
+        assert facts["axes"]["target"]["values"] == ["packed", "tmpfs"]
         for row in found:
-            (kept,) = [path for path in (tmp_path / "fio").iterdir()
-                       if path.name.startswith(f"{row['family']}.{row['cell']['job']}.{row['cell']['target']}.")
-                       and json.loads(path.read_text())["jobs"][0]["write"]["total_ios"] / 1000
-                       == pytest.approx(row["samples"]["iops"][0] * _seconds(path) / 1000)]
-            report = json.loads(kept.read_text())["jobs"][0]
-            bandwidth = report["write"]["io_bytes"] / MIB / (report["write"]["runtime"] / 1000)
-            assert row["samples"]["mib_s"] == [pytest.approx(bandwidth)]
+            cell = row["cell"]
+            kept = (tmp_path / "fio").glob(f"{row['family']}.{cell['job']}.{cell['target']}.*.json")
+            found_there = {_bandwidth(path): path for path in kept}
+            assert len(found_there) == 2
+            report = json.loads(found_there[row["samples"]["mib_s"][0]].read_text())["jobs"][0]
+            rate = report["write"]["total_ios"] / (report["write"]["runtime"] / 1000)
+            assert row["samples"]["iops"] == [pytest.approx(rate)]
             latencies = row["samples"]["lat_ns"]
             assert len(latencies) == min(200, report["write"]["total_ios"])
             assert len(row["samples"]["sync_ns"]) == min(200, report["sync"]["total_ios"])
@@ -129,23 +132,24 @@ class TestRun:
         found = {(row["cell"]["job"], row["cell"]["target"]): row for row in rows(tmp_path)}
         assert found["mmap-msync-32", "own"]["counts"]["flushed_bytes"] == 0
         assert found["sync-fsync-2m", "own"]["counts"]["flushed_bytes"] > 0
-        # Each msync flushes whole pages of what is dirty, in the program: it takes longer than a call that does nothing.
+        # The program flushes what is dirty: that takes longer than a call that does nothing.
         slow, fast = (found["mmap-msync-32", name]["samples"]["sync_ns"] for name in ("run-kernel", "own"))
         assert slow[len(slow) // 2] > 5 * fast[len(fast) // 2]
 
     def test_verify_and_the_others(self, tmp_path):
-        out = suite("--job", "verify,append-4k", "--target", "packed:transport=dev", *TINY, "--output", tmp_path)
-        assert "VERIFY" not in out
+        arguments = ["--job", "verify,append-4k", "--target", "packed:transport=dev", *TINY,
+                     "--output", tmp_path]
+        assert "VERIFY" not in suite(*arguments)
         found = [row for row in rows(tmp_path) if row["cell"]["job"] == "append-4k"]
         # Everything was written once, past the cache: 4 MiB by 1024 requests.
         assert [row["counts"]["nt_bytes"] for row in found] == pytest.approx([PAGE] * 2, rel=0.05)
-        again = suite("--job", "verify,append-4k", "--target", "packed:transport=dev", *TINY, "--output", tmp_path)
-        assert "complete already" in again
+        assert "complete already" in suite(*arguments)
 
     def test_an_engine_that_is_missing_is_skipped(self, tmp_path):
         fake = tmp_path / "bin/fio"
         fake.parent.mkdir()
-        fake.write_text(f'#!/bin/sh\n[ "$1" = --enghelp ] && exec printf "Engines:\\n\\tpsync\\n"\nexec {shutil.which("fio")} "$@"\n')
+        fake.write_text('#!/bin/sh\n[ "$1" = --enghelp ] && exec printf "Engines:\\n\\tpsync\\n"\n'
+                        f'exec {FIO} "$@"\n')
         fake.chmod(0o755)
         out = suite("--job", "psync-read-4k,libpmem-randread-4k", "--target", "packed", *TINY, "--output",
                     tmp_path / "out", env={**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"})
@@ -157,11 +161,12 @@ class TestRun:
         """Exit status 1, with fio's words and the command to see them again."""
         fake = tmp_path / "bin/fio"
         fake.parent.mkdir()
-        fake.write_text(f'#!/bin/sh\ncase "$*" in *--enghelp*) exec {shutil.which("fio")} "$@";; esac\n'
+        fake.write_text(f'#!/bin/sh\ncase "$*" in *--enghelp*) exec {FIO} "$@";; esac\n'
                         'echo "fio: something is wrong" >&2\nexit 7\n')
         fake.chmod(0o755)
-        out = suite("--job", "psync-read-4k", "--target", "packed:track=pmd", *TINY, "--output", tmp_path / "out",
-                    status=1, env={**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"})
+        out = suite("--job", "psync-read-4k", "--target", "packed:track=pmd", *TINY,
+                    "--output", tmp_path / "out", status=1,
+                    env={**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"})
         assert "fio: something is wrong" in out and "status 7" in out
         assert "again: tools/fio_suite.py --job psync-read-4k --target packed:track=pmd" in out
         assert "fio --randseed=" in out and "VERIFY" not in out
@@ -173,12 +178,13 @@ class TestRun:
                         "[planted]\nrw=read\nverify=crc32c\nverify_fatal=1\n")
         job = fio.jobs(tmp_path)["planted"]
         place = targets.Place(targets.parse("tmpfs"), tmp_path, None)
-        with pytest.raises(mounts.CommandError, match="VERIFY FAILED.*planted on tmpfs"):
+        with pytest.raises(mounts.CommandError, match=r"VERIFY FAILED.*planted on tmpfs"):
             fio.run(job, place, 1 * MIB, 0.1, 1, tmp_path / "kept.json")
 
 
-def _seconds(path: Path) -> float:
-    return json.loads(path.read_text())["jobs"][0]["write"]["runtime"] / 1000
+def _bandwidth(path: Path) -> float:
+    way = json.loads(path.read_text())["jobs"][0]["write"]
+    return way["io_bytes"] / MIB / way["runtime"] * 1000
 
 
 @pytest.mark.parametrize(("args", "word"), [
@@ -210,8 +216,9 @@ def test_list(tmp_path):
 
 
 def test_job_files_are_read_as_fio_reads_them(tmp_path):
-    (tmp_path / "a.fio").write_text("; about the file\n[global]\nioengine=psync\nrw=read\nthread\n\n; about one\n[one]\n"
-                                    "numjobs=2\n\n[two]\nrw = randwrite\n[three]\nrw=randrw\noverwrite=1\n"
+    (tmp_path / "a.fio").write_text("; about the file\n[global]\nioengine=psync\nrw=read\nthread\n\n"
+                                    "; about one\n[one]\nnumjobs=2\n\n[two]\nrw = randwrite\n"
+                                    "[three]\nrw=randrw\noverwrite=1\n"
                                     "filename=x\n")
     found = fio.jobs(tmp_path)
     assert list(found) == ["one", "two", "three"]
@@ -230,7 +237,8 @@ def test_latencies_are_taken_evenly():
 
 
 def test_bandwidth_of_a_report():
-    way = {"io_bytes": 10 * MIB, "total_ios": 2560, "runtime": 500, "clat_ns": {"max": 9, "bins": {"7": 2560}}}
+    way = {"io_bytes": 10 * MIB, "total_ios": 2560, "runtime": 500,
+           "clat_ns": {"max": 9, "bins": {"7": 2560}}}
     none = {"io_bytes": 0, "total_ios": 0, "runtime": 0, "clat_ns": {"max": 0}}
     report = {"read": way, "write": {**way, "runtime": 400, "io_bytes": 5 * MIB}, "sync": {"total_ios": 0}}
     mixed = fio.samples(fio.Job("a", Path("a.fio"), "", {}), report).samples
@@ -247,7 +255,8 @@ def test_targets_say_what_they_mean():
     assert (target.kind, target.track, target.transport) == ("packed", "pmd", "dev")
     assert target.options == "transport=dev,write=nt,flush=clflush"
     assert targets.parse("own").daxfs and not targets.parse("xfs").daxfs
-    assert targets.Place(targets.parse("run-user"), Path(), None).command[1:] == ["run", "--fault", "user", "--"]
+    observed = targets.Place(targets.parse("run-user"), Path(), None)
+    assert observed.command[1:] == ["run", "--fault", "user", "--"]
 
 
 def test_no_memory_is_a_reason(monkeypatch):

@@ -79,5 +79,6 @@ def _texts(values: list[float] | None, measure: dict) -> list[str]:
         return [""] * len(tails)
     size = 1000 if measure["unit"] == "ns" else 1
     values = sorted(values)
-    found = [statistics.median(values) if tail == 0.5 else values[int(tail * (len(values) - 1))] for tail in tails]
+    found = [statistics.median(values) if tail == 0.5 else values[int(tail * (len(values) - 1))]
+             for tail in tails]
     return [number(value / size) for value in found]

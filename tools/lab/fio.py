@@ -106,8 +106,10 @@ def run(job: Job, place: Place, size: int, runtime: float, seed: int, keep: Path
     """One run of *job*, whose report is kept as *keep*. CommandError: fio failed; CellError: it can't run."""
     if reason := why_not(job):
         raise CellError(reason)
-    for name in job.files:
+    for name in job.files or ["warm"]:
         fill(place.folder / name, size)
+    # A job that makes its own files finds memory that was in use just now, as the others do.
+    (place.folder / "warm").unlink(missing_ok=True)
     keep.parent.mkdir(parents=True, exist_ok=True)
     words = command(job, place, seed, "--output-format=json+", f"--output={keep.resolve()}")
     given = environment(place, size, runtime)

@@ -121,7 +121,7 @@ def show_list(names: dict[str, str], shapes: dict[str, Shape]) -> None:
         for job in _matching(list(names), shape.jobs):
             console.print(f"  {job:30} {names[job]}", markup=False)
         console.print(f"  on {', '.join(shape.targets)}", markup=False)
-    console.print("[bold]targets[/], with options of mount.daxfs behind a colon: packed:transport=dev,track=pmd")
+    console.print("[bold]targets[/], options of mount.daxfs behind a colon: packed:transport=dev,track=pmd")
     for kind, words in KINDS.items():
         console.print(f"  {kind:12} {words}", markup=False)
 

@@ -107,10 +107,9 @@ class Session:
         text = "".join(f"{line}\n" for line in (*lines, MARK)).encode()
         said, marked = b"", False
         began = time.perf_counter_ns()
-        try:
+        # One that ended has said why: it is read below.
+        with contextlib.suppress(BrokenPipeError):
             os.write(self._process.stdin.fileno(), text)
-        except BrokenPipeError:
-            raise self._failure(lines, "") from None
         while not marked:
             if not select.select([self._out], [], [], PATIENCE)[0]:
                 raise self._failure(lines, f"no end after {PATIENCE} s")
@@ -123,7 +122,7 @@ class Session:
         return ns, [line for line in said.decode(errors="replace").splitlines()[:-1] if line]
 
     def quiet(self, lines: list[str]) -> int:
-        """As `send`, of lines that say nothing but errors: CellError for what there isn't, else CommandError."""
+        """As `send`, of lines that say errors alone: CellError for what isn't there, else CommandError."""
         ns, said = self.send(lines)
         self._check(lines, said)
         return ns
@@ -155,7 +154,7 @@ class Session:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(1)
             status = f", ended by {signal.Signals(-code).name}" if code < 0 else f", ended with status {code}"
-        said = said[-800:] or "nothing said"
+        said = " | ".join(said.splitlines())[-800:] or "nothing said"
         return failure(self.job, self.place, f"{'; '.join(lines[:4])}: {said}{status}")
 
     def close(self) -> None:
@@ -181,9 +180,9 @@ def failure(job: Job, place: Place, said: str) -> mounts.CommandError:
     flags = job.settings.get("flags", "-f")
     return mounts.CommandError(
         f"xfs_io failed: {job.name} on {place.target.text}: {said}\n"
-        f"again: tools/xfs_io_suite.py --job {job.name} --target {shlex.quote(place.target.text)} --rounds 1\n"
-        "or on a mount of your own: "
-        f"sed '/^#/d; s/${{SIZE}}/64m/g' {path} | {shlex.join(place.command)} xfs_io {flags} FILE")
+        f"again: tools/xfs_io_suite.py --job {job.name} --target {shlex.quote(place.target.text)} "
+        "--rounds 1\nor on a mount of your own: "
+        f"sed '/^#/d; s/${{SIZE}}/64m/g' {path} | {shlex.join([*place.command, 'xfs_io'])} {flags} FILE")
 
 
 def run(job: Job, place: Place, size: int, seconds: float) -> Visit:
