@@ -14,6 +14,8 @@ from pathlib import Path
 import mounts
 import pytest
 
+from daxfs._flush import Flush
+
 PROGRAM = Path(__file__).resolve().parents[2] / "tools/fsync_sweep.py"
 TINY = ["--mapped", "2M", "--samples", "3", "--rounds", "2"]
 MIB = 1 << 20
@@ -82,6 +84,14 @@ def test_what_is_flushed_is_what_the_policy_forces(tmp_path):
     facts = json.loads((tmp_path / "run.json").read_text())
     assert facts["ended"] and facts["seed"] == 1 and facts["options"]["samples"] == 3
     assert set(facts["host"]) >= {"commit", "kernel", "cpu", "cpus", "memory_bytes", "flush"}
+
+
+@pytest.mark.mount
+def test_every_instruction_of_this_cpu_is_measured(tmp_path):
+    """flush=none is for granularity=byte alone, which the sweep asks for."""
+    kinds = ["clflush", "none", Flush().kind]
+    sweep("--dirty", "4K", "--flush", ",".join(kinds), *TINY, "--rounds", 1, "--output", tmp_path)
+    assert {row["cell"]["flush"] for row in rows(tmp_path) if row["samples"]} == set(kinds)
 
 
 @pytest.mark.mount
@@ -211,7 +221,7 @@ def test_what_can_t_be_had_is_skipped(tmp_path):
     out = sweep("--mapped", "7G", "--via", "mmap", "--rounds", 1, "--output", tmp_path / "large", status=2)
     assert re.search(r"no room for a file of 7 GiB: \d+ MiB are free|a file of 7 GiB needs 7168 MiB", out)
     out = sweep("--emulate", "/nonexistent.toml", *TINY, "--output", tmp_path / "none", status=2)
-    assert "nonexistent.toml" in out and "nothing could be measured" in out
+    assert "1 cell: mount.daxfs: emulate=/nonexistent.toml: " in out and "nothing could be measured" in out
 
 
 @pytest.mark.mount

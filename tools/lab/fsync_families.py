@@ -64,8 +64,8 @@ def _other(quick: bool) -> list[dict]:
 
 def _history(quick: bool) -> list[dict]:
     sizes = (4 * KIB, MIB) if quick else (64, 4 * KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB)
-    return [{"dirty": sizes, "track": ("extent",), "history": ("used", "fresh")},
-            {"dirty": sizes, "track": ("pte",)}]
+    return [{"dirty": sizes, "track": ("pte",)},
+            {"dirty": sizes, "track": ("extent",), "history": ("used", "fresh")}]
 
 
 def _flush(quick: bool) -> list[dict]:

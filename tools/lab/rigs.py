@@ -78,7 +78,8 @@ class Rig:
                 mounts.set_dax(self.region.path / "own")
         except mounts.CommandError as exc:
             self.close()
-            raise CellError(" ".join(str(exc).split())[-200:]) from None
+            # What the command said, without the command.
+            raise CellError(" ".join((str(exc).partition("\n")[2] or str(exc)).split())) from None
         except BaseException:
             self.close()
             raise
