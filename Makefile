@@ -92,7 +92,7 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/tracker.py
 	$(SUDO) $(VENV)/bin/python tools/bench/faults.py
 	$(SUDO) $(VENV)/bin/python tools/bench/persist.py
-	$(SUDO) $(VENV)/bin/python tools/bench/s17.py
+	$(SUDO) $(VENV)/bin/python tools/s17.py --family ways --target --anew --output build/lab/s17-bench
 
 # The directory is made first, so that it is the user's, as are the figures.
 sweep: $(BUILD)

@@ -31,8 +31,8 @@ from pathlib import Path
 import lab.start  # noqa: F401
 import loops
 import mounts
-from lab import arguments, words
-from lab.memory import Reservoir, affordable
+from lab import arguments
+from lab.choices import bytes_of_a_file, some_of
 from lab.pinned import held
 from lab.plan import Axis, Cell, CellError, Family, Measure, Plan, Visit
 from lab.rigs import Rig, Rigs
@@ -47,6 +47,8 @@ STEP = 16 * PAGE  # between pages that are touched for themselves: further than 
 OWN = ("direct", "kernel", "kernel-pte", "user", "user-same")  # of DAX files
 DISKS = ("ext4", "xfs")
 THROUGH_CACHE = ("cached", *DISKS)
+MODES = (*OWN, "cached", "tmpfs", *DISKS)
+NOT_QUICK = ("kernel-pte", "user-same", "xfs")
 BOTH_SIZES = ("direct", "kernel", "user", "user-same", "tmpfs")
 USER = ("user", "user-same")
 
@@ -60,27 +62,30 @@ MEASURES = {
     "load_ns": Measure("load", "ns"), "unit_ns": Measure("2 MiB", "ns"),
 }
 WORDS = {
-    "touch": "Files are made anew (hole; unwritten, by fallocate; written) and mapped; then places in "
-             "random order are touched, each timed for itself. With 4 KiB it is one page of each 64 "
-             "KiB, on a source without huge pages (kernel-pte: in pages of 4 KiB of a source with "
+    "touch": "Files are made anew (hole; unwritten, by fallocate; written) and mapped; then places "
+             "in random order are touched, each timed for itself. With 4 KiB it is one page of each "
+             "64 KiB, on a source without huge pages (kernel-pte: in pages of 4 KiB of a source with "
              "them); with 2 MiB one in each 2 MiB. Nothing reads ahead, and page caches are cold but "
-             "for 'warm'. 'again' has no fault: what the clock costs. Compare 512 times a bar of 4 KiB "
-             "with one of 2 MiB: that is what the larger mapping saves. mkwrite is what each write- "
-             "back makes the next store cost where stores are tracked; direct and tmpfs have none, and "
-             "nobody knows what was stored.",
+             "for 'warm'. A plain load maps up to 15 pages around it, too, a load of an observed "
+             "mapping does not. 'again' is no fault: clock, caches and TLB. Compare 512 times a bar "
+             "of 4 KiB with one of 2 MiB: that is what the larger mapping saves, where blocks are "
+             "there; in a hole both pay for zeroing. mkwrite is what each write-back makes the next "
+             "store cost where stores are tracked; direct and tmpfs have none, and nobody knows what "
+             "was stored.",
     "sweep": "A whole file is touched once, a store or a load in each 4 KiB, all together; or the "
-             "kernel does it by one madvise(2) (populate-read is what MAP_POPULATE does with a shared "
-             "mapping). tmpfs beside it is the bound. With fault=user and 4 KiB each page is a way to "
-             "the daemon and back, so those files are a sixteenth as long.",
+             "kernel does it by one madvise(2) (populate-read is what MAP_POPULATE does with a "
+             "shared mapping). tmpfs beside it is the bound. With fault=user and 4 KiB each page is "
+             "a way to the daemon and back, so those files are a sixteenth as long.",
     "resident": "Loads at random places of a file that is mapped from end to end, each waiting for the "
                 "one before. There are no faults: what differs is the hardware's way through the page "
-                "table, which 2 MiB mappings shorten. fault=user fills 2 MiB with 512 entries, so it does "
-                "not gain here.",
-    "refused": "A store to each page of 2 MiB of written blocks (no-huge-zero-page: a load from a hole), "
-               "mapped so that one reason of docs/fault.md forbids a PMD; 'none': one that is given. "
-               "With fault=user the daemon decides as the kernel's DAX does, and the counts of each "
-               "sample name the reason; tmpfs, whose faults direct and kernel are, knows only some of "
-               "these reasons. One fault becomes 512.",
+                "table, which 2 MiB mappings shorten. fault=user fills 2 MiB with 512 entries, so it "
+                "does not gain here. In a virtual machine there is a second page table, the host's: if "
+                "that has pages of 4 KiB, little is gained.",
+    "refused": "A store to each page of 2 MiB of written blocks (no-huge-zero-page: a load from a "
+               "hole), mapped so that one reason of docs/fault.md forbids a PMD; 'none': one that is "
+               "given. With fault=user the daemon decides as the kernel's DAX does, and the counts of "
+               "each sample name the reason; tmpfs, whose faults direct and kernel are, knows only "
+               "some of these reasons. One fault becomes 512.",
 }
 
 
@@ -97,7 +102,6 @@ class Places:
 
     def __init__(self, options: str, size: int):
         self.options, self.size = options, size
-        self.fresh = Reservoir(size)
         self._own = {HUGE: Rigs(64 * MIB, "always"), PAGE: Rigs(64 * MIB, "never")}
         self._packed = Rigs(size + size // 4 + 256 * MIB)
         self._others: dict[str, mounts.Tmpfs | loops.LoopMount] = {}
@@ -133,7 +137,6 @@ class Places:
         for other in self._others.values():
             other.close()
         self._others.clear()
-        self.fresh.close()
 
 
 def prepare(path: Path, state: str, size: int) -> None:
@@ -142,13 +145,14 @@ def prepare(path: Path, state: str, size: int) -> None:
     *state*: hole, unwritten, written, warm (and in the page cache), or half: the second MiB of each 2 MiB is
     punched out.
     """
-    with open(path, "wb") as file:
-        file.truncate(size)
+    with open(path, "wb", buffering=0) as file:
+        for pos in range(0, size, MIB):
+            file.write(b"x" * min(MIB, size - pos))
+        if state in ("hole", "unwritten"):  # written first, so that the memory is warm (choices.py)
+            file.truncate(0)
+            file.truncate(size)
         if state == "unwritten":
             os.posix_fallocate(file.fileno(), 0, size)
-        for pos in range(0, size if state in ("written", "warm", "half") else 0, MIB):
-            file.write(b"x" * min(MIB, size - pos))
-        file.flush()
         for pos in range(MIB, size if state == "half" else 0, HUGE):
             punch(file.fileno(), pos, MIB)
         os.fsync(file.fileno())
@@ -208,15 +212,16 @@ def run(command: list, environment: dict | None = None) -> dict:
     return json.loads(done.stdout)
 
 
-def touched(place: Place, mode: str, command: list, environment: dict | None = None) -> tuple[dict, dict]:
-    """What the toucher says, and counts for each touch: page faults, and what the daemon decided."""
+def touched(place: Place, mode: str, command: list, environment: dict | None = None,
+            units: int = 0) -> tuple[dict, dict]:
+    """What the toucher says; page faults and what the daemon decided, for each touch or each of *units*."""
     with placed(mode, place.rig), place.rig.watched() if place.rig else contextlib.nullcontext():
         before = settled(place.rig) if place.rig else None
         got = run(command, environment)
         counts = {"minor": got["minor"], "major": got["major"]}
         if place.rig:
             counts |= faults_of(settled(place.rig)) - faults_of(before)
-    counts = {name: round(value / got["touches"], 4) for name, value in counts.items()}
+    counts = {name: round(value / (units or got["touches"]), 6) for name, value in counts.items()}
     return got, counts | {"pmd_mapped_bytes": got["pmd_bytes"]}
 
 
@@ -228,15 +233,14 @@ def how(mode: str, page: int) -> str:
 
 
 @contextlib.contextmanager
-def new_file(place: Place, places: Places, state: str, size: int) -> Iterator[Path]:
-    """A file in *place*; its memory is what we gave back just before, and is given back at the end."""
+def new_file(place: Place, state: str, size: int) -> Iterator[Path]:
+    """A file in *place*, which is gone afterwards."""
     path = place.folder / "file"
-    with places.fresh.lent():
-        try:
-            prepare(path, state, size)
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+    try:
+        prepare(path, state, size)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def touch(places: Places, cell: dict, most: int, seconds: float, seed: int) -> Visit:
@@ -244,7 +248,7 @@ def touch(places: Places, cell: dict, most: int, seconds: float, seed: int) -> V
     mode, page = cell["mode"], cell["page"]
     place, step = places.get(mode, page), STEP if page == PAGE else HUGE
     count = most if page == PAGE else max(most // 16, 4)
-    with new_file(place, places, cell["state"], count * step) as path:
+    with new_file(place, cell["state"], count * step) as path:
         got, counts = touched(place, mode, ["each", how(mode, page), path, count * step, step, cell["access"],
                                             count, int(seconds * 1e9), seed])
     return Visit({"ns": got["ns"]}, counts)
@@ -254,7 +258,7 @@ def sweep(places: Places, cell: dict, _seconds: float, seed: int) -> Visit:
     """All pages of a new file."""
     mode, page, size = cell["mode"], cell["page"], cell["size"]
     place = places.get(mode, page)
-    with new_file(place, places, cell["state"], size) as path:
+    with new_file(place, cell["state"], size) as path:
         got, counts = touched(place, mode, ["whole", how(mode, page), path, size, cell["order"],
                                             cell["access"], seed])
     return Visit({"mib_s": [round(size / MIB / (got["ns"][0] / 1e9), 2)]}, counts)
@@ -264,7 +268,7 @@ def resident(places: Places, cell: dict, count: int, _seconds: float, seed: int)
     """Loads from what is mapped."""
     mode, page, size = cell["mode"], cell["page"], cell["size"]
     place = places.get(mode, page)
-    with new_file(place, places, "written", size) as path:
+    with new_file(place, "written", size) as path:
         got, counts = touched(place, mode, ["resident", how(mode, page), path, size, count, seed])
     return Visit({"load_ns": got["ns"]}, counts)
 
@@ -288,32 +292,27 @@ def refused(places: Places, cell: dict, most: int, _seconds: float, seed: int) -
     by = how(mode, HUGE)
     # As `daxfs run` does it.
     shim = {"LD_PRELOAD": str(client.PRELOAD), "DAXFS_FAULT": by} if by != "plain" else {}
-    with new_file(place, places, state, units * HUGE - (PAGE if shape == "eof" else 0)) as path:
+    with new_file(place, state, units * HUGE - (PAGE if shape == "eof" else 0)) as path:
         command = ["shape", shape, path, units, access]
         if reason == "pmd-off" and mode in USER:  # the library alone can ask the daemon for that
             command, shim = ["whole", "user-pte", path, units * HUGE, "sequential", access, seed], {}
-        got, counts = touched(place, mode, command, shim)
-    ns = got["ns"] if command[0] == "shape" else [got["ns"][0] / units]
-    of_each = got["touches"] / units
-    return Visit({"unit_ns": ns}, {name: value if name == "pmd_mapped_bytes" else round(value * of_each, 2)
-                                   for name, value in counts.items()})
+        got, counts = touched(place, mode, command, shim, units)
+    return Visit({"unit_ns": got["ns"] if command[0] == "shape" else [got["ns"][0] / units]}, counts)
 
 
-def where(quick: bool) -> list[tuple[str, int]]:
+def where(modes: list[str]) -> list[tuple[str, int]]:
     """Modes and sizes of pages that are compared."""
-    left_out = ("kernel-pte", "user-same", "xfs") if quick else ()
-    modes = [mode for mode in (*OWN, "cached", "tmpfs", *DISKS) if mode not in left_out]
     return [(mode, page) for page in (PAGE, HUGE) for mode in modes if page == PAGE or mode in BOTH_SIZES]
 
 
-def touch_cells(places: Places, quick: bool) -> list[Cell]:
+def touch_cells(places: Places, modes: list[str], quick: bool) -> list[Cell]:
     kinds = [("load", "hole"), ("load", "written"), ("store", "hole"), ("store", "written"),
              ("upgrade", "written"), ("mkwrite", "written"), ("again", "written")]
     if not quick:
         kinds += [("load", "unwritten"), ("store", "unwritten"), ("upgrade", "hole"),
                   ("upgrade", "unwritten")]
     cells = []
-    for mode, page in where(quick):
+    for mode, page in where(modes):
         more = [("load", "warm"), ("store", "warm")] if mode in THROUGH_CACHE else []
         for access, state in kinds + more:
             cell = {"mode": mode, "page": page, "state": state, "access": access}
@@ -321,14 +320,15 @@ def touch_cells(places: Places, quick: bool) -> list[Cell]:
     return cells
 
 
-def sweep_cells(places: Places, quick: bool, size: int) -> list[Cell]:
+def sweep_cells(places: Places, modes: list[str], quick: bool, size: int) -> list[Cell]:
     kinds = [("store", "sequential", "hole"), ("store", "sequential", "written"),
-             ("load", "sequential", "written"), ("store", "random", "written"), ("populate-read", "at once", "written")]
+             ("load", "sequential", "written"), ("store", "random", "written"),
+             ("populate-read", "at once", "written")]
     if not quick:
         kinds += [("store", "sequential", "unwritten"), ("load", "random", "written"),
                   ("populate-write", "at once", "hole"), ("populate-write", "at once", "written")]
     cells = []
-    for mode, page in where(quick):
+    for mode, page in where(modes):
         some = size // 16 if mode in USER and page == PAGE else size
         for access, order, state in kinds:
             cell = {"mode": mode, "page": page, "state": state, "access": access, "order": order,
@@ -337,9 +337,9 @@ def sweep_cells(places: Places, quick: bool, size: int) -> list[Cell]:
     return cells
 
 
-def resident_cells(places: Places, quick: bool, size: int) -> list[Cell]:
+def resident_cells(places: Places, modes: list[str], quick: bool, size: int) -> list[Cell]:
     cells = []
-    for mode, page in where(quick):
+    for mode, page in where(modes):
         if mode in (*DISKS, "kernel-pte", "user-same") or (mode, page) == ("user", PAGE):
             continue  # nothing else than others in pages of this size
         for some in sorted({max(size // 64, 4 * MIB), max(size // 8, 4 * MIB), size}):
@@ -348,9 +348,9 @@ def resident_cells(places: Places, quick: bool, size: int) -> list[Cell]:
     return cells
 
 
-def refused_cells(places: Places, quick: bool) -> list[Cell]:
+def refused_cells(places: Places, modes: list[str], quick: bool) -> list[Cell]:
     cells = []
-    for mode in ("direct", "kernel", "user") if quick else ("direct", "kernel", "user", "user-same"):
+    for mode in [mode for mode in ("direct", "kernel", *USER) if mode in modes]:
         for reason in REASONS:
             cell = {"mode": mode, "reason": reason}
             cells.append(Cell(cell, partial(refused, places, cell, 2 if quick else 8)))
@@ -358,30 +358,26 @@ def refused_cells(places: Places, quick: bool) -> list[Cell]:
 
 
 def plan(args) -> Plan:
-    """Families that were asked for. RunError: a size that makes no sense."""
-    try:
-        size = words.parse_bytes(args.size) if args.size else (64 * MIB if args.quick else 1 << 30)
-    except ValueError as exc:
-        raise RunError(f"--size {exc}") from None
-    if size < 16 * MIB or size % HUGE:
-        raise RunError(f"--size {args.size}: at least 16M, and a multiple of 2M")
-    size = affordable(size, 8)
-    wanted = args.families.split(",") if args.families else list(WORDS)
-    if unknown := [name for name in wanted if name not in WORDS]:
-        raise RunError(f"--families: {', '.join(unknown)}: not one of {', '.join(WORDS)}")
+    """Families that were asked for. RunError: a size or name that makes no sense."""
+    wanted = some_of(WORDS, args.family, "--family")
+    usual = [mode for mode in MODES if not (args.quick and mode in NOT_QUICK)]
+    modes = some_of(MODES, args.modes, "--modes") if args.modes else usual
+    size = bytes_of_a_file(args, 64 * MIB if args.quick else 1 << 30, 16 * MIB, 8)
     places, quick = Places(args.options, size), args.quick
     families = [
         Family("touch", "A first touch, by who answers the fault", WORDS["touch"], "ns", ("bars", "cdf"),
-               ("mode",), touch_cells(places, quick), "state", ("access", "page"), places.close),
+               ("mode",), touch_cells(places, modes, quick), "state", ("access", "page"), places.close),
         Family("sweep", "First touch of a whole file", WORDS["sweep"], "mib_s", ("bars",),
-               ("mode",), sweep_cells(places, quick, size), "access", ("state", "order", "page"),
+               ("mode",), sweep_cells(places, modes, quick, size), "access", ("state", "order", "page"),
                places.close),
         Family("resident", "Random loads from what is mapped", WORDS["resident"], "load_ns", ("lines",),
-               ("mode", "page"), resident_cells(places, quick, size), "size", (), places.close),
+               ("mode", "page"), resident_cells(places, modes, quick, size), "size", (), places.close),
         Family("refused", "2 MiB, with and without a PMD", WORDS["refused"], "unit_ns", ("bars",),
-               ("mode",), refused_cells(places, quick), "reason", (), places.close),
+               ("mode",), refused_cells(places, modes, quick), "reason", (), places.close),
     ]
-    made = [family for family in families if family.name in wanted]
+    made = [family for family in families if family.name in wanted and family.cells]
+    if not made:
+        raise RunError(f"--modes: none of {', '.join(wanted)} is measured with {', '.join(modes)} alone")
     return Plan(NAME, "What page faults cost", AXES, MEASURES, made, args.rounds, places.close)
 
 
@@ -389,7 +385,9 @@ def main() -> int:
     parser = arguments.parser(__doc__, NAME, 5)
     parser.add_argument("--size", metavar="BYTES", help="of files that are touched as a whole (default 1G, "
                                                         "with --quick 64M; less where memory is short)")
-    parser.add_argument("--families", metavar="NAME[,NAME]", help=f"of {', '.join(WORDS)} (default: all)")
+    parser.add_argument("--family", metavar="NAME[,NAME]", help=f"of {', '.join(WORDS)} (default: all)")
+    parser.add_argument("--modes", metavar="NAME[,NAME]", help=f"of {', '.join(MODES)} (default: all; with "
+                                                               f"--quick all but {', '.join(NOT_QUICK)})")
     return arguments.carry_out(arguments.settle(parser.parse_args(), NAME), plan)
 
 

@@ -63,7 +63,7 @@ def why_no_user_faults():
 
 
 def msyncs():
-    """daxfs_msyncs of daxfs.h: "count" of write-backs by msync, and ns of "wait", "scan", "flush", "drain"."""
+    """daxfs_msyncs of daxfs.h: "count" of write-backs, and ns of "wait", "scan", "flush", "drain"."""
     cdef daxfs_msyncs_ out
     daxfs_msyncs(&out)
     return {"count": out.count, "wait": out.wait, "scan": out.scan, "flush": out.flush, "drain": out.drain}

@@ -336,7 +336,8 @@ static void drop_pages(int f, uint64_t first, uint64_t last)
 static void take_pages(int f)
 {
 	static unsigned char used[PAGES];
-	uint64_t n = 1 + pick(40), most = f == 2 ? own.pages : FILE_PAGES, at = pick(most), pfn = f == 2 ? OWN_AT + at : pick(REGION);
+	uint64_t n = 1 + pick(40), most = f == 2 ? own.pages : FILE_PAGES, at = pick(most);
+	uint64_t pfn = f == 2 ? OWN_AT + at : pick(REGION);
 	struct iomap m, e;
 
 	if (f < 2 && !pick(3))

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import loops
 import mounts
 import pytest
 
@@ -149,15 +148,6 @@ def test_emulate(tmp_path):
     # Never shorter than the medium: the shortest of all samples, in ns.
     assert min(found["samples"]["write"]["pmem1-single"]) >= 472_000
     assert min(found["samples"]["fsync"]["pmem1-single"]) >= 1900
-
-
-def test_s17(tmp_path):
-    if reason := loops.why_not("ext4"):
-        pytest.skip(reason)
-    found, _ = tool("bench/s17.py", tmp_path / "result", "--turns", "1", "--size", "64")
-    assert "64m" in found["title"]
-    values = {row["what"]: row["values"] for row in found["rows"]}
-    assert all(values[f"daxfs, {name}"]["MiB/s"] > 1 for name in here())
 
 
 @pytest.mark.skipif(not shutil.which("stress-ng"), reason="stress-ng is not installed")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def held(pid: int | None, client: set[int], daemon: set[int]) -> Iterator[None]:
-    """What this thread starts meanwhile runs on *client*, the threads of process *pid*, if any, on *daemon*."""
+    """What this thread starts meanwhile is on *client*, threads of process *pid* (None: no) on *daemon*."""
     before = os.sched_getaffinity(0)
     tasks = [int(task) for task in os.listdir(f"/proc/{pid}/task")] if pid else []
     _place(tasks, daemon)

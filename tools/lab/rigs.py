@@ -91,6 +91,12 @@ class Rig:
         """Why files in ``own`` are not mapped directly; empty: they are."""
         return self.stat()["direct"]["why_not"]
 
+    def remount(self, options: str) -> None:
+        """Mount the same region with other *options*."""
+        self.region.remount(options)
+        named = dict(word.partition("=")[::2] for word in options.split(",") if word)
+        self.live = {name: named[name] for name in LIVE if name in named}
+
     def set(self, name: str, value: str) -> None:
         """`daxfs set DIR NAME=VALUE`, if it is another one than now."""
         if self.live.get(name) != value:
