@@ -2,6 +2,7 @@
 from collections.abc import Buffer
 
 def why_no_user_faults() -> str: ...
+def msyncs() -> dict[str, int]: ...
 
 class Mapping:
     observed: bool

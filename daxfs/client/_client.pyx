@@ -38,6 +38,9 @@ cdef extern from "daxfs/client/daxfs.h" nogil:
     int daxfs_flush(const void *addr, size_t length)
     void daxfs_drain()
     int daxfs_persist(const void *addr, size_t length)
+    struct daxfs_msyncs_ "daxfs_msyncs":
+        uint64_t count, wait, scan, flush, drain
+    void daxfs_msyncs(daxfs_msyncs_ *out)
     ssize_t daxfs_dirty(const void *addr, size_t length, daxfs_piece *out, size_t room)
 
 cdef enum:
@@ -57,6 +60,13 @@ def why_no_user_faults():
     if rc == -EPERM:
         return "it needs root or CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1"
     return f"no userfaultfd for faults of shared memory: {os.strerror(-rc)}" if rc else ""
+
+
+def msyncs():
+    """daxfs_msyncs of daxfs.h: "count" of write-backs, and ns of "wait", "scan", "flush", "drain"."""
+    cdef daxfs_msyncs_ out
+    daxfs_msyncs(&out)
+    return {"count": out.count, "wait": out.wait, "scan": out.scan, "flush": out.flush, "drain": out.drain}
 
 
 cdef int _fail() except -1:

@@ -129,6 +129,18 @@ struct daxfs_flushes {
 };
 void daxfs_flushes(struct daxfs_flushes *out);
 
+/*
+ * Where the time of daxfs_msync, and under `daxfs run` of msync(2), went since the process began, in ns:
+ * write-backs of observed mappings by this process itself. `wait`: for another thread's write-back of the
+ * file, and for an fsync(2) of it that the daemon is at; `scan`: finding, and protecting, what was stored;
+ * `flush`: queueing its lines; `drain`: until they are durable. Not in it: the call around, and what is
+ * msync(2) of plain mappings.
+ */
+struct daxfs_msyncs {
+	uint64_t count, wait, scan, flush, drain;
+};
+void daxfs_msyncs(struct daxfs_msyncs *out);
+
 #pragma GCC visibility pop
 
 #ifdef __cplusplus

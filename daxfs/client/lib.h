@@ -153,6 +153,7 @@ CLIENT_HIDDEN void client_lock(sigset_t *old);
 CLIENT_HIDDEN void client_unlock(const sigset_t *old);
 /* Of write-back, while signals are held. All of them: in ascending order. */
 CLIENT_HIDDEN void client_turn_take(int turn);
+CLIENT_HIDDEN int client_turn_try(int turn);	/* 0: another thread has it */
 CLIENT_HIDDEN void client_turn_leave(int turn);
 CLIENT_HIDDEN void client_turns_take(void);
 CLIENT_HIDDEN void client_turns_leave(void);
@@ -160,6 +161,9 @@ CLIENT_HIDDEN void client_turns_leave(void);
 /* -- writeback.c: by any thread -- */
 /* Write back what was stored to the observed parts of [start, end). Signals wait. 0 or -errno. */
 CLIENT_HIDDEN int client_sync(uintptr_t start, uintptr_t end);
+/* Write-backs by client_sync so far, and where their time went, in ns. */
+CLIENT_HIDDEN void client_sync_times(uint64_t *count, uint64_t *wait, uint64_t *scan, uint64_t *flush,
+				     uint64_t *drain);
 /* Hand the runs of `p` that were stored to, to `found`; 0, what it returned that was not 0, or -errno. */
 CLIENT_HIDDEN int client_dirty(const struct piece *p, int (*found)(void *ctx, uint64_t start, uint64_t end),
 			       void *ctx);

@@ -276,6 +276,11 @@ void daxfs_flushes(struct daxfs_flushes *out)
 	flushing_counts(&out->calls, &out->lines, &out->drains);
 }
 
+void daxfs_msyncs(struct daxfs_msyncs *out)
+{
+	client_sync_times(&out->count, &out->wait, &out->scan, &out->flush, &out->drain);
+}
+
 int daxfs_info_at(const void *addr, struct daxfs_info *info)
 {
 	uintptr_t at = (uintptr_t)addr;

@@ -39,6 +39,17 @@ static void take(struct lock *l)
 	l->depth++;
 }
 
+static int try_take(struct lock *l)
+{
+	if (!is_mine(l)) {
+		if (pthread_mutex_trylock(&l->mutex))
+			return 0;
+		__atomic_store_n(&l->owner, (uintptr_t)pthread_self(), __ATOMIC_RELAXED);
+	}
+	l->depth++;
+	return 1;
+}
+
 static void leave(struct lock *l)
 {
 	if (--l->depth)
@@ -91,6 +102,11 @@ void client_unlock(const sigset_t *old)
 void client_turn_take(int turn)
 {
 	take(&turns[turn]);
+}
+
+int client_turn_try(int turn)
+{
+	return try_take(&turns[turn]);
 }
 
 void client_turn_leave(int turn)

@@ -22,11 +22,64 @@
 #include <unistd.h>
 
 #include "daxfs/client/lib.h"
+#include "daxfs/native/latency.h"
 #include "daxfs/native/pagemap.h"
 
 #define RUNS 32		/* small: a signal handler's stack may be all there is */
 #define LOOK 256	/* pages: as small */
 #define MADV_POPULATE_READ_ 22	/* linux/mman.h of 5.14 */
+
+/*
+ * Where the time of write-backs goes, by laps as the daemon times an fsync (native/fsync.h): each gives the
+ * time since the lap before to one phase. For each turn, and under it: so without locked adds.
+ */
+enum phase { WAIT, SCAN, FLUSH, DRAIN, PHASES };
+static struct times {
+	uint64_t count, last, ns[PHASES];
+} __attribute__((aligned(64))) times[CLIENT_TURNS];
+
+static void add(uint64_t *sum, uint64_t n)
+{
+	__atomic_store_n(sum, *sum + n, __ATOMIC_RELAXED);
+}
+
+static void lap(const struct piece *p, enum phase phase)
+{
+	struct times *t = &times[p->turn];
+	uint64_t now = latency_now();
+
+	add(&t->ns[phase], now - t->last);
+	t->last = now;
+}
+
+/* Take the turn. Only who has to wait for it looks at the clock before. */
+static void begin(const struct piece *p)
+{
+	uint64_t began = 0;
+
+	if (!client_turn_try(p->turn)) {
+		began = latency_now();
+		client_turn_take(p->turn);
+	}
+	times[p->turn].last = began ? began : latency_now();
+	add(&times[p->turn].count, 1);
+	if (began)
+		lap(p, WAIT);
+}
+
+void client_sync_times(uint64_t *count, uint64_t *wait, uint64_t *scan, uint64_t *flush, uint64_t *drain)
+{
+	int i;
+
+	*count = *wait = *scan = *flush = *drain = 0;
+	for (i = 0; i < CLIENT_TURNS; i++) {
+		*count += __atomic_load_n(&times[i].count, __ATOMIC_RELAXED);
+		*wait += __atomic_load_n(&times[i].ns[WAIT], __ATOMIC_RELAXED);
+		*scan += __atomic_load_n(&times[i].ns[SCAN], __ATOMIC_RELAXED);
+		*flush += __atomic_load_n(&times[i].ns[FLUSH], __ATOMIC_RELAXED);
+		*drain += __atomic_load_n(&times[i].ns[DRAIN], __ATOMIC_RELAXED);
+	}
+}
 
 /* Pages that can't be loaded from are written back through another mapping, made before any mark is taken:
  * lines are the memory's. 0 or -errno. */
@@ -102,13 +155,17 @@ static int64_t scan(const struct piece *p, uint64_t start, uint64_t end, int pro
 
 	while (n >= 0 && start < end) {
 		n = pagemap_scan(kernel_pagemap(), start, end, user ? -1 : protect, run, RUNS, &start);
+		/* It fails where the daemon is gone: nobody is to see the next store. */
+		for (i = 0; user && i < n; i++)
+			kernel_protect(p->mode, run[i].start, run[i].end, 1);
+		if (n > 0)
+			lap(p, SCAN);
 		for (i = 0; i < n; i++) {
-			/* It fails where the daemon is gone: nobody is to see the next store. */
-			if (user)
-				kernel_protect(p->mode, run[i].start, run[i].end, 1);
 			queue(p, run[i].start, run[i].end);
 			bytes += run[i].end - run[i].start;
 		}
+		if (n > 0)
+			lap(p, FLUSH);
 	}
 	return n < 0 ? n : bytes;
 }
@@ -183,20 +240,29 @@ static void write_back(const struct piece *p)
 		all = scan_candidates(p);
 	else if (!all)
 		all = scan(p, p->start, p->end, 1) < 0;
-	if (all) {	/* it is not registered any more, and a part of the marks may be gone */
+	if (all)	/* it is not registered any more, and a part of the marks may be gone */
 		candidates_forget(p->start, p->end);
+	lap(p, SCAN);
+	if (all) {
 		queue_all(p, p->start, p->end);
+		lap(p, FLUSH);
 	}
 	/* Orders the lines queued here before whatever the caller, or who waits for this turn, stores next; and
 	 * before the count that an fsync waits for. */
 	flushing_drain();
+	lap(p, DRAIN);
 	if (counts)
 		kernel_ends(p->turn);
 	/* After our own count, or both would wait. What the daemon has protected, no scan of ours has found. */
 	if (kernel_is_owner() && !kernel_daemon_has_flushed(p->turn)) {
+		lap(p, WAIT);
 		queue_all(p, p->start, p->end);
+		lap(p, FLUSH);
 		/* Orders them as above: these are what the daemon is about to flush, too. */
 		flushing_drain();
+		lap(p, DRAIN);
+	} else {
+		lap(p, WAIT);
 	}
 }
 
@@ -209,7 +275,7 @@ static int sync_piece(struct piece *p)
 	r = show(p);
 	if (r)
 		return r;
-	client_turn_take(p->turn);
+	begin(p);
 	write_back(p);
 	client_turn_leave(p->turn);
 	unshow(p);

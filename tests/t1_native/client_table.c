@@ -478,12 +478,47 @@ static void case_taken(void)
 	CHECK(!daxfs_unmap(at, SIZE) && pieces_count() == 0);
 }
 
+static uint64_t sum_of(const struct daxfs_msyncs *m)
+{
+	return m->wait + m->scan + m->flush + m->drain;
+}
+
+/* Where the time of msync goes. */
+static void case_times(void)
+{
+	char *at = observed(new_file());
+	struct daxfs_msyncs before, after, zero = {0, 0, 0, 0, 0};
+	struct timespec t[2];
+
+	daxfs_msyncs(&before);
+	CHECK(!memcmp(&before, &zero, sizeof(zero)));
+	for (int i = 0; i < PAGES; i++)
+		at[i * 4096] = 1;
+	clock_gettime(CLOCK_MONOTONIC, &t[0]);
+	CHECK(!msync(at, SIZE, MS_SYNC) && written() == PAGES);
+	clock_gettime(CLOCK_MONOTONIC, &t[1]);
+	daxfs_msyncs(&after);
+	CHECK(after.count == 1 && after.scan && after.flush && after.drain);
+	CHECK(sum_of(&after) <= (uint64_t)((t[1].tv_sec - t[0].tv_sec) * 1000000000 + t[1].tv_nsec - t[0].tv_nsec));
+	before = after;
+	CHECK(!msync(at, SIZE, MS_SYNC) && written() == 0);
+	daxfs_msyncs(&after);
+	CHECK(after.count == 2 && after.scan > before.scan && after.flush == before.flush);
+	/* An fsync that does not end: waited for, and then all is flushed. */
+	count_of_daemon(7, 6);
+	before = after;
+	CHECK(!msync(at, SIZE, MS_SYNC) && written() == PAGES);
+	daxfs_msyncs(&after);
+	CHECK(after.count == 3 && after.wait - before.wait >= 90000000 && after.flush > before.flush);
+	CHECK(!daxfs_unmap(at, SIZE) && pieces_count() == 0);
+}
+
 static const struct client_case CASES[] = {
 	{"msync", case_msync}, {"errors", case_errors}, {"plain", case_plain}, {"partial_munmap", case_partial_munmap},
 	{"mmap_fixed", case_mmap_fixed}, {"mremap", case_mremap}, {"madvise", case_madvise}, {"fork", case_fork},
 	{"signal", case_signal}, {"threads", case_threads}, {"descriptors", case_descriptors}, {"exec", case_exec},
 	{"many", case_many}, {"counts", case_counts}, {"mprotect", case_mprotect}, {"turns", case_turns}, {"huge", case_huge},
-	{"taken", case_taken},
+	{"times", case_times}, {"taken", case_taken},
 };
 
 int main(int argc, char **argv)

@@ -38,7 +38,7 @@ def breaks(tmp_path_factory):
 
 
 def test_the_cases_are_there():
-    assert len(CASES) == 18 and len(BREAKS) == 11 and len(CLIENT) == 11
+    assert len(CASES) == 19 and len(BREAKS) == 11 and len(CLIENT) == 11
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "huge"])
