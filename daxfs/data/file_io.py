@@ -220,16 +220,20 @@ class FileIo:
             # Orders the records that hold this inode before the size in place: replay would undo that.
             fs.journal.settle()
         try:
-            if fmap.state & OBSERVED:
-                # Zeros behind the end have the extents learned anew, to which storage that nobody has touched
-                # yet is a hole.
-                fmap.own.cover(fmap, pos >> PAGE_SHIFT, own.pages_of(end))
+            self._covered(fmap, pos, end)
             self.dax.fill(fmap, pos, data, list(extent.holes(node, pos >> PAGE_SHIFT, own.pages_of(end))), ())
         except BaseException:
             own.shorten(node)
             raise
         file.grow(fs, node, end, fs.clock())
         return len(data)
+
+    @staticmethod
+    def _covered(fmap, pos: int, end: int) -> None:
+        """Take [pos, end) again, where the zeros behind the old end had extents of an observed file learned
+        anew: to that, storage which nobody has touched yet is a hole."""
+        if fmap.state & OBSERVED:
+            fmap.own.cover(fmap, pos >> PAGE_SHIFT, own.pages_of(end))
 
     def fallocate(self, node, mode: int, pos: int, length: int) -> None:
         """fallocate(2) (`meta.fallocate`); durable on return, whatever the policies.

@@ -56,8 +56,8 @@ OWNED = (
     ),
     _own(
         "an append to a range, its size before its data",
-        edit("data.file_io:FileIo._write_own", "    try:\n        self.dax.fill",
-             "    file.grow(fs, node, end, fs.clock())\n    try:\n        self.dax.fill",
+        edit("data.file_io:FileIo._write_own", "    try:\n        self._covered",
+             "    file.grow(fs, node, end, fs.clock())\n    try:\n        self._covered",
              "    file.grow(fs, node, end, fs.clock())\n    return", "    return"),
         (("append", "d/p", 5000, 39),), "neither old nor new",
     ),
