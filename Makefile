@@ -15,7 +15,7 @@ SOURCES := pyproject.toml meson.build $(shell find daxfs docs/man -type f -not -
 BUILD  := build
 INSTALL := $(PIP) install -q --no-build-isolation --no-deps --config-settings=build-dir=build
 
-.PHONY: help build debug test test-fast test-long test-vm crash bench lint docs dist quickstart unquickstart clean
+.PHONY: help build debug test test-fast test-long test-vm crash bench lint docs dist quickstart unquickstart clean sweep
 
 help:
 	@echo 'make quickstart    install what is missing, build, mount an emulated region, try it'
@@ -26,6 +26,7 @@ help:
 	@echo 'make crash         60 rounds of kill -9 under load; then power failures at every point of short'
 	@echo '                   sequences of operations (up to an hour, goes on where it was stopped)'
 	@echo 'make bench         what is promised about speed, measured'
+	@echo 'make sweep         what fsync costs, by every policy, in small: build/lab/fsync_sweep-quick/report.html (2 minutes)'
 	@echo 'make build         build and install into $(VENV); debug: not optimised, with symbols and assertions'
 	@echo 'make lint          ruff and the tests of style'
 	@echo 'make docs          check the manual pages, make HTML of them in build/docs'
@@ -85,12 +86,19 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/bench/emulate.py
 	$(SUDO) $(VENV)/bin/python tools/bench/transport.py
 	$(SUDO) $(VENV)/bin/python tools/bench/direct.py
+	$(SUDO) $(VENV)/bin/python tools/bench/fsync.py
 	$(SUDO) $(VENV)/bin/python tools/bench/state.py
 	$(SUDO) $(VENV)/bin/python tools/bench/flushers.py
 	$(SUDO) $(VENV)/bin/python tools/bench/tracker.py
 	$(SUDO) $(VENV)/bin/python tools/bench/faults.py
 	$(SUDO) $(VENV)/bin/python tools/bench/persist.py
-	$(SUDO) $(VENV)/bin/python tools/bench/s17.py
+	$(SUDO) $(VENV)/bin/python tools/s17.py --family ways --target --anew --output build/lab/s17-bench
+
+# The directory is made first, so that it is the user's, as are the figures.
+sweep: $(BUILD)
+	mkdir -p build/lab/fsync_sweep-quick
+	$(SUDO) $(VENV)/bin/python tools/fsync_sweep.py --quick --anew
+	$(VENV)/bin/python tools/plot_sweep.py build/lab/fsync_sweep-quick
 
 lint: $(BUILD)
 	$(VENV)/bin/ruff check .

@@ -3,8 +3,10 @@
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from daxfs._flush cimport DirtyMap, dirty_map
+from daxfs._fsync cimport fsync_run
 
 cdef extern from "daxfs/native/file_lock.h" nogil:
+    enum: FILE_LOCK_QUEUE
     struct file_lock:
         uint32_t word
     int file_lock_try(file_lock *l, int exclusive)
@@ -103,6 +105,7 @@ cdef class FileMap:
     cdef bint _mine(self) noexcept nogil
     cdef void read_lock(self) noexcept nogil
     cdef void write_lock(self) noexcept nogil
+    cdef void fsync_lock(self, fsync_run *run) noexcept nogil
     cpdef void unlock(self) noexcept nogil
     cdef void _shared(self) noexcept
     cdef void _exclusive(self) noexcept

@@ -15,12 +15,16 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from daxfs._flush cimport DirtyMap
+from daxfs._fsync cimport FSYNC_PYTHON, fsync_run
 from daxfs._window cimport Window
 
 import os
 import time
 
 from daxfs.errors import CorruptError, UsageError, fail
+
+cdef extern from "daxfs/native/fsync.h" nogil:
+    void fsync_take_lock "fsync_take_lock"(fsync_run *r, file_lock *l, int before)
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -343,6 +347,14 @@ cdef class FileMap:
         else:
             file_lock_take(&self.m.lock, 0)
 
+    cdef void fsync_lock(self, fsync_run *run) noexcept nogil:
+        """write_lock, timed, by an fsync that was in Python until now."""
+        if self._mine():
+            self.depth += 1
+        else:
+            fsync_take_lock(run, &self.m.lock, FSYNC_PYTHON)
+            store_owner(&self.owner, pthread_self())
+
     cdef void write_lock(self) noexcept nogil:
         if self._mine():
             self.depth += 1
@@ -435,6 +447,11 @@ cdef class FileMap:
     def dirty(self):
         """The DirtyMap of the tracker, in its units; None where it has none, or there is no tracker."""
         return self.bits
+
+    @property
+    def waited_for(self):
+        """Whether some thread waits for the lock."""
+        return bool(load_state(&self.m.lock.word) & FILE_LOCK_QUEUE)
 
     @property
     def policy(self):

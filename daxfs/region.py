@@ -46,6 +46,7 @@ class Region(Stores):
         self._mem = self._array = None
         self._pool: Pool | None = None
         self.recorder = None  # a Recorder (_record.pyx) while one is on the region
+        self.medium = None  # the emulate.Medium that its flush table costs
         self._closed = False
         self.bind(flush, mode != "ro")
         end = 0

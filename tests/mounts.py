@@ -76,7 +76,7 @@ def why_no_mounts() -> str | None:
     if not os.path.exists("/dev/fuse"):
         return "no /dev/fuse: load the fuse module or pass the device into the container"
     if os.geteuid() != 0:
-        return "not root: mount tests need it"
+        return "not root: mounts need it (sudo)"
     return None
 
 

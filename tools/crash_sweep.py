@@ -75,6 +75,9 @@ def arguments(words=None) -> argparse.Namespace:
     add("--ownlong", type=int, metavar="N", help=f"sequences of set ownlong (default {SIZES.ownlong})")
     add("--observedlong", type=int, metavar="N",
         help=f"sequences of set observedlong (default {SIZES.observedlong})")
+    add("--track", type=int, metavar="N",
+        help=f"sequences of set track under each policy (default {SIZES.track})")
+    add("--switch", type=int, metavar="N", help=f"sequences of set switch (default {SIZES.switch})")
     add("--sample", type=share, metavar="SHARE", help="run only this share of each set: 10%% or 0.1")
     add("--match", metavar="TEXT", help="run only sequences whose name contains TEXT; a full name means one")
     add("--time", type=float, metavar="SECONDS", help="stop after this time; the same command goes on")

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Print what pyproject.toml asks for, a requirement a line: for building, running and testing.
+"""Print what pyproject.toml asks for, a requirement a line: for building and running, and for its extras.
+
+    tools/requirements.py [EXTRA...]      default: test plot
 
 Needed because pip, asked to build daxfs without build isolation, builds its dependencies so too; one that
 comes as source and wants other tools (pyfuse3 wants setuptools) can't be built then.
 """
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,5 +16,6 @@ with open(Path(__file__).resolve().parent.parent / "pyproject.toml", "rb") as fi
     wanted = tomllib.load(file)
 project = wanted["project"]
 for requirement in (*wanted["build-system"]["requires"], *project["dependencies"],
-                    *project["optional-dependencies"]["test"]):  # fmt: skip
+                    *(one for extra in sys.argv[1:] or ("test", "plot")
+                      for one in project["optional-dependencies"][extra])):  # fmt: skip
     print(requirement)

@@ -67,6 +67,8 @@ def render(facts: dict, before: dict | None = None, seconds: float = 0) -> Group
         parts.append(faults(facts["faults"]))
     if answered_faults := (facts.get("dax", {}).get("observed", {}).get("handler") or {}).get("faults"):
         parts.append(handled(answered_faults))
+    if facts["fsync"]["count"]:
+        parts.append(fsyncs(facts["fsync"]))
     if any(one["count"] for _, one, _ in write_backs(facts)):
         parts.append(flushing(facts))
     if facts["raw"]:
@@ -217,6 +219,20 @@ def handled(rows: list[dict]) -> Table:
     for row in sorted(rows, key=lambda row: -row["count"]):
         table.add_row(row["kind"], "PMD" if row["order"] else "PTE", row["result"], row["reason"],
                       str(row["count"]), show_time(row["p50_ns"]), show_time(row["p99_ns"]))
+    return table
+
+
+def fsyncs(found: dict) -> Table:
+    """Where the time of fsync goes (docs/fsync.md): phases that took some, and the whole of it."""
+    whole = found["total"]["total_ns"]
+    table = _grid("fsync", ">of the time", ">mean", ">p50 ≤", ">p99 ≤", ">total")
+    for name, one in [*found["phases"].items(), ("all of it", found["total"])]:
+        if one["total_ns"]:
+            table.add_row(name, f"{100 * one['total_ns'] / whole:.1f} %",
+                          show_time(one["total_ns"] / found["count"]), show_time(one["p50_ns"]),
+                          show_time(one["p99_ns"]), show_time(one["total_ns"]))
+    table.caption = f"{found['count']} fsyncs, {found['served']} of them served natively"
+    table.caption_justify, table.caption_style = "left", ""
     return table
 
 

@@ -33,7 +33,7 @@ class _Classes(click.ParamType):
 @click.command("trace", short_help="Requests, replies and faults of a mount, in words.")
 @click.argument("directory", metavar="DIR", type=click.Path())
 @click.option("-e", "--events", metavar="CLASS[,CLASS...]", type=_Classes(), default=["requests"],
-              help="What to show: requests (the default), faults, writeback, or all.")
+              help="What to show: requests (the default), faults, writeback, fsync, or all.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object on each line.")
 def command(directory, events, as_json):
     """Print every request to the daemon of the mount at DIR, and every reply,

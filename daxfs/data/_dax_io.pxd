@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from daxfs._flush cimport Flush, daxfs_flush
+from daxfs._fsync cimport LATENCY_BUCKETS, fsync_run, latency
 from daxfs._iomap cimport FileMap, RangeTable, filemap, range_table
 from daxfs.data._trace cimport TraceRing, trace_ring
 from daxfs.data._tracker cimport Tracker
@@ -11,12 +12,6 @@ cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base
         size_t iov_len
-
-cdef extern from "daxfs/native/latency.h" nogil:
-    enum: LATENCY_BUCKETS
-    struct latency:
-        uint64_t total
-        uint64_t bucket[40]
 
 cdef extern from "daxfs/native/flushers.h" nogil:
     struct flushers:
@@ -43,7 +38,7 @@ cdef extern from "daxfs/native/daxio.h" nogil:
     int dax_copy_in(daxio *io, filemap *f, uint64_t pos, uint64_t size, const char *source, int nt)
     int dax_fill_new(daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn, uint64_t pos, uint64_t size,
                      const char *source)
-    int64_t dax_writeback(daxio *io, filemap *f, uint64_t first, uint64_t last)
+    int64_t dax_writeback(daxio *io, filemap *f, uint64_t first, uint64_t last, fsync_run *run)
     int64_t dax_persist(daxio *io, const filemap *f, uint64_t pos, uint64_t len)
 
 @cython.no_gc_clear

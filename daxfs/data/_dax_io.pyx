@@ -17,6 +17,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t, UINT64_MAX, uintptr_t
 
 from daxfs._flush cimport DAXFS_MSYNC
+from daxfs._fsync cimport FSYNC_PYTHON, FsyncRun, fsync_lap
 from daxfs._iomap cimport IOMAP_MAPPED, FileMap, filemap_lookup, iomap, range_enter, range_exit
 
 from daxfs.errors import UsageError, fail
@@ -319,15 +320,20 @@ cdef class DaxIo:
 
     # -- writeback --------------------------------------------------------------------------
 
-    def writeback(self, FileMap f not None, uint64_t first=0, uint64_t last=UINT64_MAX):
+    def writeback(self, FileMap f not None, uint64_t first=0, uint64_t last=UINT64_MAX, FsyncRun times=None):
         """Flush what is dirty in the pages [first, last), drain, mark it clean; how many pages that was.
 
-        Costs what is dirty, not the size of the file. EIO after kill, or what msync said.
+        Costs what is dirty, not the size of the file. *times*: of the fsync that it is done for. EIO after
+        kill, or what msync said.
         """
         cdef int64_t done
+        cdef fsync_run *run = NULL
+        if times is not None:
+            run = &times.r
         with nogil:
-            f.write_lock()
-            done = dax_writeback(&self.io, &f.m, first, last)
+            fsync_lap(run, FSYNC_PYTHON)
+            f.fsync_lock(run)
+            done = dax_writeback(&self.io, &f.m, first, last, run)
             f.unlock()
         self._check()
         if done < 0:

@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
+from daxfs._fsync cimport fsync_counts
 from daxfs._iomap cimport filemap
 from daxfs.data._dax_io cimport DaxIo, daxio, iovec
 
@@ -54,6 +55,7 @@ cdef extern from "daxfs/native/serve.h" nogil:
         uint64_t *relayed
         uint64_t **bucket
         uint64_t malformed
+        fsync_counts fsync
     struct serve_opener:
         uint32_t flags, uid, gid, pid
     enum: SERVE_PARKED_MOST, SERVE_PARKED_EACH
@@ -108,5 +110,6 @@ cdef class Server:
     cdef readonly DaxIo dax
     cdef dict maps               # fh: FileMap of each open file
     cdef object faults           # keeps s.fault_ctx alive
-    # {"operations": {name: latency.Operation}, "relayed": {name: n}, "malformed": n} of *n* threads
+    # {"operations": {name: latency.Operation}, "relayed": {name: n}, "malformed": n, "fsync": FsyncCounts} of
+    # *n* threads
     cdef dict summed(self, const serve_counts **all, int n)

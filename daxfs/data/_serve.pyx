@@ -13,6 +13,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from daxfs._fsync cimport FsyncCounts
 from daxfs._iomap cimport FileMap
 
 from daxfs.latency import Operation
@@ -311,14 +312,17 @@ cdef class Server:
 
     cdef dict summed(self, const serve_counts **all, int n):
         cdef serve_counts total
+        cdef FsyncCounts fsyncs = FsyncCounts()
         memset(&total, 0, sizeof(total))
         for i in range(n):
             serve_counts_add(&total, all[i])
+        fsyncs.take(&total.fsync)
         return {
             "operations": {_name(op): _operation(&total, op) for op in range(WIRE_OPCODES)
                            if total.count[op]},
             "relayed": {_name(op): total.relayed[op] for op in range(WIRE_OPCODES) if total.relayed[op]},
             "malformed": total.malformed,
+            "fsync": fsyncs,
         }
 
     def fuzz(self, list corpus not None, uint64_t seed, uint64_t count, size_t room=0):

@@ -31,10 +31,14 @@ cdef class Tracker:
         In the place of another one it begins with at least what that one had. *suspect*: where that one
         marked nothing, all pages that are MAPPED. MemoryError, with *f* as it was.
         """
-        if f.policy == self.name:
+        if self.tracks(f):
             return
         bits = DirtyMap(self.arena) if self.maps else None
         f.track(self.t, bits, suspect and f.policy == "none", NULL, None)
+
+    def tracks(self, FileMap f not None):
+        """Whether *f* has this tracker, and not another one of the same name."""
+        return f.m.tracker == self.t
 
     def keeps(self, FileMap f not None):
         """Whether the marks of *f* stay when it is closed, so that its last close need not write back."""
@@ -100,11 +104,14 @@ cdef class ExtentTracker(Tracker):
         self.everything = FileMap()
 
     def attach(self, FileMap f not None, bint suspect=False):
-        if f.policy != self.name:
+        if not self.tracks(f):
             f.track(self.t, None, suspect and f.policy == "none", &self.m, self)
 
+    def tracks(self, FileMap f not None):
+        return f.m.tracker == self.t and f.m.shared == &self.m
+
     def keeps(self, FileMap f not None):
-        return f.own is None
+        return f.own is None and self.tracks(f)
 
     def finish(self, dax):
         self.everything.track(self.t, None, False, &self.m, None)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 from collections.abc import Buffer, Iterable
 
+from daxfs._fsync import FsyncRun
 from daxfs.data._serve import Server
 
 KINDS: dict[str, int]
@@ -18,6 +19,7 @@ class Call:
     arg: bytes
     data: memoryview
     interrupted: bool
+    fsync: FsyncRun | None
     def reply(self, error: int = 0, pieces: Iterable[Buffer] = ()) -> None: ...
 
 class Transport:

@@ -15,6 +15,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 import os
 
+from daxfs._fsync cimport FSYNC_PYTHON, FsyncCounts, FsyncRun, fsync_counts, fsync_lap, fsync_run
 from daxfs.data._dax_io cimport iovec
 from daxfs.data._serve cimport Server, serve_counts, serve_msg, server, wire_in
 
@@ -25,6 +26,7 @@ cdef extern from "daxfs/native/transport.h" nogil:
     struct pending:
         wire_in head
         serve_msg msg
+        fsync_run fsync
         int interrupted
     struct channel:
         serve_counts counts
@@ -33,6 +35,7 @@ cdef extern from "daxfs/native/transport.h" nogil:
         int ended
         uint32_t open_flags
         uint64_t npending
+        fsync_counts fsyncs
         channel *channel[512]
         int nchannels
     int transport_init(transport *t, server *s, int kind, int fuse_fd, int pair_fd, size_t max_payload)
@@ -70,7 +73,7 @@ cdef class Call:
 
     opcode, unique, nodeid, uid, gid, pid: of its header. arg: bytes, the fixed struct of the opcode. data:
     memoryview of what follows; not for use after `reply`. interrupted: the caller does not wait any more
-    for all of it (INTERRUPT); may turn true at any time.
+    for all of it (INTERRUPT); may turn true at any time. fsync: a FsyncRun, of an FSYNC.
     """
 
     cdef Transport owner
@@ -79,6 +82,7 @@ cdef class Call:
     cdef readonly uint64_t unique, nodeid
     cdef readonly bytes arg
     cdef readonly object data
+    cdef readonly FsyncRun fsync
 
     @property
     def interrupted(self):
@@ -104,6 +108,9 @@ cdef class Call:
             # The memory behind it goes with the reply. BufferError where somebody still looks at it.
             self.data.release()
             self.p = NULL
+            if self.fsync is not None:
+                fsync_lap(&self.fsync.r, FSYNC_PYTHON)
+                p.fsync = self.fsync.r
             with nogil:
                 transport_reply(t, p, -error, iov, n)
         finally:
@@ -197,6 +204,9 @@ cdef class Transport:
         call.opcode, call.unique, call.nodeid = p.head.opcode, p.head.unique, p.head.nodeid
         call.uid, call.gid, call.pid = p.head.uid, p.head.gid, p.head.pid
         call.arg = PyBytes_FromStringAndSize(p.msg.arg, p.msg.arg_len)
+        if p.fsync.began:
+            call.fsync = FsyncRun.__new__(FsyncRun)
+            call.fsync.r = p.fsync
         call.data = PyMemoryView_FromMemory(<char *>p.msg.data, p.msg.data_len, PyBUF_READ)
         return call
 
@@ -206,9 +216,14 @@ cdef class Transport:
         return self.t.nchannels
 
     def counts(self):
-        """What the threads answered and passed on, summed up, as `Server.counts` has it."""
+        """What the threads answered and passed on, summed up, as `Server.counts` has it.
+
+        ``fsync_called``: FsyncCounts of those that Python answered.
+        """
         cdef const serve_counts *all[512]
+        cdef FsyncCounts called = FsyncCounts()
         cdef int i
         for i in range(self.t.nchannels):
             all[i] = &self.t.channel[i].counts
-        return self.server.summed(all, self.t.nchannels)
+        called.take(&self.t.fsyncs)
+        return self.server.summed(all, self.t.nchannels) | {"fsync_called": called}

@@ -13,7 +13,8 @@ import logging
 
 from .. import layout as L
 from .._flush import StateArena
-from .._iomap import COARSE, PLAIN, POISONED, UNSETTLED
+from .._fsync import LOOK, META, PYTHON, FsyncRun
+from .._iomap import COARSE, OBSERVED, PLAIN, POISONED, UNSETTLED
 from ..errors import fail
 from ..meta import attr, extent, fallocate, file, own, placement, prealloc
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
@@ -48,6 +49,7 @@ class FileIo:
         self.arena = state_arena(fs)
         self.tracker = self._make_tracker(track)
         self.dax = DaxIo(fs.region, self.tracker, write, drain, flushers, nt_threshold)
+        self.left: list = []  # trackers that were changed for others, with marks of files that are closed
         self.coarse_fsyncs = self.coarse_pages = 0  # fsyncs that took all of a file for dirty; what that was
 
     def opened(self, node) -> None:
@@ -60,33 +62,48 @@ class FileIo:
         attr.note_plain(self.fs, node)
 
     def set_tracker(self, policy: str) -> int:
-        """Have every file tracked by *policy*, those that are open and those that will be; how many are.
+        """Have every file tracked by *policy*, those that are open and those that will be; how many changed.
 
-        One file after the other, each under its lock: with the new tracker it has at least what was dirty.
-        What was stored under ``none`` nobody knows: all pages of the file count as dirty, once, where they
-        may have been stored to through the cache. OSError, MemoryError: some files have the new one then,
-        and the next call goes on.
+        One file after the other, each under its lock: with the new tracker it has at least what was dirty,
+        and what was dirty before ``none`` is written back. What was stored under ``none`` nobody knows: all
+        pages of the file count as dirty, once, where they may have been stored to through the cache. OSError,
+        MemoryError: perhaps only some files have the new one then, and the next call goes on.
         """
-        if policy == self.tracker.name:
-            return 0
-        old, tracker = self.tracker, self._make_tracker(policy)
+        tracker = self.tracker if policy == self.tracker.name else self._make_tracker(policy)
         nodes = [node for node in self.fs.nodes.values() if node.map.policy is not None]
-        for node in nodes:
-            self._track(node.map, tracker)
-        self.tracker = self.dax.tracker = tracker
-        # Order: after every file has the new one, so that nobody marks in the old one any more.
-        old.finish(self.dax)
-        return len(nodes)
+        changed = sum([self._track(node.map, tracker) for node in nodes])
+        if tracker is not self.tracker:
+            self.left.append(self.tracker)
+            self.tracker = self.dax.tracker = tracker
+        self._finish_left()
+        return changed
 
-    def _track(self, fmap, tracker) -> None:
-        """*fmap* has *tracker* from now on, with what was dirty. OSError, MemoryError: as it was."""
-        if fmap.policy == tracker.name:
-            return
+    def _finish_left(self) -> None:
+        """Write back what only trackers know that no file has any more. OSError: the next call tries again.
+
+        Order: after every file has another one, so that nobody marks in them.
+        """
+        while self.left:
+            self.left[0].finish(self.dax)
+            del self.left[0]
+
+    def _track(self, fmap, tracker) -> bool:
+        """*fmap* has *tracker* from now on, with what was dirty; False: it had it.
+
+        OSError, MemoryError: it is as it was.
+        """
+        if tracker.tracks(fmap):
+            return False
         mapped = fmap.own is not None and bool(fmap.own.pages)
         with fmap:
-            if mapped and fmap.policy == "none" and not self.fs.readonly:
+            if fmap.policy == "none" and mapped and not self.fs.readonly:
                 fmap.own.learn(fmap, 0, fmap.own.pages)  # what programs stored to is MAPPED, too
+            if tracker.name == "none" and fmap.marked and not (self.fs.shut or self.tracker.keeps(fmap)):
+                # Order: before the marks go, as nobody has them then. What is stored later is not ours. What
+                # the old tracker keeps it flushes once, for all files (`_finish_left`).
+                self.dax.writeback(fmap)
             tracker.attach(fmap, not self.dax.nt or mapped)
+        return True
 
     def _make_tracker(self, policy: str):
         return TRACKERS[policy](self.arena, self.fs.region.npages)
@@ -203,6 +220,10 @@ class FileIo:
             # Orders the records that hold this inode before the size in place: replay would undo that.
             fs.journal.settle()
         try:
+            if fmap.state & OBSERVED:
+                # Zeros behind the end have the extents learned anew, to which storage that nobody has touched
+                # yet is a hole.
+                fmap.own.cover(fmap, pos >> PAGE_SHIFT, own.pages_of(end))
             self.dax.fill(fmap, pos, data, list(extent.holes(node, pos >> PAGE_SHIFT, own.pages_of(end))), ())
         except BaseException:
             own.shorten(node)
@@ -217,30 +238,38 @@ class FileIo:
         """
         fallocate.fallocate(self.fs, node, mode, pos, length, self.fs.clock())
 
-    def fsync(self, node) -> int:
+    def fsync(self, node, times: FsyncRun | None = None) -> int:
         """Make data, size and times of *node* durable; returns the pages that had to be flushed.
 
         Where nothing is dirty one drain does for all: it orders non-temporal stores
         that no drain followed yet (drain=fsync) and the time words before the reply.
+        *times*: where its phases are noted.
         """
+        times = times or FsyncRun()
         if node.map.own is not None:
-            self._before_fsync(node)
-        pages = self.dax.writeback(node.map) if node.map.marked else 0
-        self.fs.sync_inode(node.ino)
+            self._before_fsync(node, times)
+        pages = self.dax.writeback(node.map, times=times) if node.map.marked else 0
+        if self.left:
+            self._finish_left()
+        self.fs.sync_inode(node.ino, times)
         return pages
 
-    def _before_fsync(self, node) -> None:
+    def _before_fsync(self, node, times: FsyncRun) -> None:
         """What programs stored through mappings of the range: all of it, or what was found (observer.py)."""
         self._mend(node)
         fmap = node.map
         if fmap.state & COARSE and not self.fs.readonly and fmap.policy != "none":
             # Nobody tracks those stores, so every page counts as dirty (S15).
+            times.lap(PYTHON)
             self.coarse_pages += own.mark_stored(node, 0, fmap.own.pages)
+            times.lap(LOOK)
             self.coarse_fsyncs += 1
+        times.lap(PYTHON)
         # Orders stores that the kernel below tracks, and the range's length, before size and times.
         fmap.own.sync()
         if not self.fs.readonly:
             own.fold_times(self.fs, node)
+        times.lap(META)
 
     def release(self, node) -> None:
         """A handle closes. Dirty pages stay dirty in the FileMap; the last close writes them back.
@@ -272,6 +301,7 @@ class FileIo:
             if node.map.marked and not self.tracker.keeps(node.map):
                 self.dax.writeback(node.map)
         self.tracker.finish(self.dax)
+        self._finish_left()
 
     def quiesce(self) -> None:
         """Before umount or a remount read-only: native threads write no more, nothing is dirty or spare."""

@@ -8,6 +8,7 @@ size never changes. Metadata thread; native threads serve READ and WRITE beside 
 import errno
 import os
 
+from .._fsync import DRAIN, FLUSH, LOOK, META, PYTHON, FsyncRun
 from .._iomap import COARSE, MAPPED, PLAIN, FileMap
 from ..errors import fail
 from ..pfn import PAGE_SIZE
@@ -55,21 +56,29 @@ class RawFile:
             raise fail(errno.EIO, f"{self.path}: not mapped at byte {pos}")
         return len(data)
 
-    def fsync(self) -> None:
-        """What was stored is durable: through us, and where COARSE says so through direct mappings too."""
+    def fsync(self, times: FsyncRun | None = None) -> None:
+        """What was stored is durable: through us, and where COARSE says so through direct mappings too.
+
+        *times*: where its phases are noted.
+        """
+        times = times or FsyncRun()
         if self.map.marked:
-            self.dax.writeback(self.map)
+            self.dax.writeback(self.map, times=times)
         else:
+            times.lap(PYTHON)
             # Orders stores past the cache that no drain followed yet (drain=fsync) before the reply.
             self.region.drain()
+            times.lap(DRAIN)
         if not self.map.state & COARSE:
             return
+        times.lap(PYTHON)
         if self.source.detected.emulated:
-            self._flush_all()
+            self._flush_all(times)
         else:
             os.fsync(self.source.fd)  # its kernel knows what the mappings have dirtied
+            times.lap(META)
 
-    def _flush_all(self) -> None:
+    def _flush_all(self, times: FsyncRun) -> None:
         """Nobody tracks stores into pages of a tmpfs: each line may be dirty.
 
         But not those of a page without memory; flushing them would give it some.
@@ -77,9 +86,13 @@ class RawFile:
         base, end = self.source.pfn_start * PAGE_SIZE, 0
         while (start := self._seek(end, os.SEEK_DATA)) < self.size:
             end = self._seek(start, os.SEEK_HOLE)
+            times.lap(LOOK)
             self.region.flush_range(base + start, end - start)
+            times.lap(FLUSH)
+        times.lap(LOOK)
         # Orders what was stored through mappings before the reply to fsync.
         self.region.drain()
+        times.lap(DRAIN)
 
     def _seek(self, pos: int, whence: int) -> int:
         """lseek(2) on the source, `size` at most and where there is nothing more."""

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from daxfs._fsync cimport FSYNC_PYTHON, FsyncRun, fsync_lap, fsync_run
 from daxfs._iomap cimport FileMap, filemap
 
 import os
@@ -54,7 +55,7 @@ cdef extern from "daxfs/native/handler.h" nogil:
                     uint64_t pgoff, filemap *f, int pmd, uint32_t pid)
     int handler_remove(handler *h, uint64_t key, uint64_t id, uint64_t start, uint64_t length)
     void handler_end(handler *h, uint64_t key)
-    int64_t handler_writeback(handler *h, filemap *f, uint64_t first, uint64_t last)
+    int64_t handler_writeback(handler *h, filemap *f, uint64_t first, uint64_t last, fsync_run *run)
     int handler_take(handler *h, filemap *f)
     uint64_t handler_dirty(handler *h, const filemap *f)
     int handler_uses(handler *h, const filemap *f)
@@ -142,14 +143,18 @@ cdef class FaultHandler:
             raise fail(-err, "a mapping to forget")
         self._collect()
 
-    def write_back(self, FileMap f not None, uint64_t first=0, uint64_t last=1 << 40):
+    def write_back(self, FileMap f not None, uint64_t first=0, uint64_t last=1 << 40, FsyncRun times=None):
         """Flush what clients stored to pages [first, last) of *f*, whose range has an address: pages.
 
         Any thread; it waits for clients, so never one that serves requests. OSError: the rest is still dirty.
         """
         cdef int64_t pages
+        cdef fsync_run *run = NULL
+        if times is not None:
+            run = &times.r
         with nogil:
-            pages = handler_writeback(&self.h, &f.m, first, last)
+            fsync_lap(run, FSYNC_PYTHON)
+            pages = handler_writeback(&self.h, &f.m, first, last, run)
         if pages < 0:
             raise fail(-pages, "write-back of observed mappings")
         return pages

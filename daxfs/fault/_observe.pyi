@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
+from daxfs._fsync import FsyncRun
 from daxfs._iomap import FileMap
 
 HUGE: int
 
 def available() -> bool: ...
 def span(
-    maps: int, start: int, end: int, offset: int, device: int, ino: int
+    maps: int, start: int, end: int, offset: int, device: int, ino: int, times: FsyncRun | None = None
 ) -> tuple[int, int] | None: ...
 
 class Found:
@@ -14,6 +15,7 @@ class Found:
     def runs(self) -> list[tuple[int, int]]: ...
     def add(self, first: int, pages: int) -> None: ...
     def scan(
-        self, pagemap: int, start: int, end: int, address: int, offset: int, protect: bool = True
+        self, pagemap: int, start: int, end: int, address: int, offset: int, protect: bool = True,
+        times: FsyncRun | None = None,
     ) -> None: ...
     def mark(self, f: FileMap) -> None: ...

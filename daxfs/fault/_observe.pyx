@@ -9,6 +9,7 @@ from libc.errno cimport ENOENT, ENOMEM, ESRCH
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
+from daxfs._fsync cimport FSYNC_LOOK, FSYNC_PYTHON, FsyncRun, fsync_lap, fsync_run
 from daxfs._iomap cimport FileMap, IOMAP_MAPPED, filemap, filemap_lookup, iomap, tracker_mark_pages
 
 import os
@@ -43,19 +44,25 @@ def available() -> bool:
     return bool(pagemap_available())
 
 
-def span(int maps, uint64_t start, uint64_t end, uint64_t offset, uint64_t device, uint64_t ino):
+def span(int maps, uint64_t start, uint64_t end, uint64_t offset, uint64_t device, uint64_t ino,
+         FsyncRun times=None):
     """The addresses [start, end), made larger to whole huge pages as far as their areas go, as (low, high).
 
     *maps*: a descriptor of /proc/PID/maps. None where a part of them does not show, shared, this file (st_dev
-    and st_ino) from *offset* on, or the process has no such address space any more.
+    and st_ino) from *offset* on, or the process has no such address space any more. *times*: of the fsync.
     """
     cdef pagemap_area area
     cdef uint64_t at = start, low = start, high = end
     cdef uint32_t major = os.major(device), minor = os.minor(device)
     cdef int rc
+    cdef fsync_run *run = NULL
+    if times is not None:
+        run = &times.r
     while at < end:
         with nogil:
+            fsync_lap(run, FSYNC_PYTHON)
             rc = pagemap_area_at(maps, at, &area)
+            fsync_lap(run, FSYNC_LOOK)
         if rc == -ENOENT or rc == -ESRCH:
             return None
         if rc:
@@ -128,16 +135,21 @@ cdef class Found:
             raise MemoryError
 
     def scan(self, int pagemap, uint64_t start, uint64_t end, uint64_t address, uint64_t offset,
-             bint protect=True):
+             bint protect=True, FsyncRun times=None):
         """What was stored to in [start, end) since the last scan that protected; *protect*: from now on anew.
 
         *address* shows *offset* of the file. An error, EPERM where it is not registered for that, leaves
-        unknown what was stored there: it may be protected.
+        unknown what was stored there: it may be protected. *times*: of the fsync.
         """
         cdef int rc
+        cdef fsync_run *run = NULL
+        if times is not None:
+            run = &times.r
         self.g.base = address - offset
         with nogil:
+            fsync_lap(run, FSYNC_PYTHON)
             rc = pagemap_each(pagemap, start, end, protect, _found, &self.g)
+            fsync_lap(run, FSYNC_LOOK)
         if rc == -ENOMEM:
             raise MemoryError
         if rc:

@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from .._fsync import FsyncRun
 from .._iomap import COARSE, OBSERVED, FileMap
 from ..errors import fail
 from ..latency import Operation
@@ -267,17 +268,19 @@ class Look:
         self.unsure: list[Mapping] = []
         self.begun = self.done = self.failed = False
         self.ns = 0
+        self.times = FsyncRun()
 
     def run(self) -> None:
         """In a thread of its own. Whatever it meets, `take` knows what to make of it."""
-        self.begun = True
+        self.begun, self.times = True, FsyncRun()
         start = time.perf_counter_ns()
         try:
             for mapping, maps, pagemap, pieces, doubts in self.work:
                 # Order: before the scan. What is unmapped by now has taken its marks with it, and what is
                 # stored beside it from now on the scan finds.
                 for doubt in doubts:
-                    if span(maps.fd, doubt.start, doubt.end, doubt.offset, self.device, self.ino) is None:
+                    where = doubt.start, doubt.end, doubt.offset, self.device, self.ino
+                    if span(maps.fd, *where, times=self.times) is None:
                         self.settled.append((mapping, doubt))
                 for piece in pieces:
                     if not self._scan(maps.fd, pagemap.fd, piece):
@@ -307,18 +310,18 @@ class Look:
     def _scan(self, maps: int, pagemap: int, piece: Piece) -> bool:
         """False: somebody else's addresses, or nobody's."""
         where = piece.start, piece.end, piece.offset, self.device, self.ino
-        wide = span(maps, *where)
+        wide = span(maps, *where, times=self.times)
         if wide is None:
             return False
         try:
             # Order: protected before flush and drain. What is stored from now on, the next look finds.
-            self.found.scan(pagemap, *wide, piece.start, piece.offset)
+            self.found.scan(pagemap, *wide, piece.start, piece.offset, times=self.times)
         except OSError as error:
             if error.errno != errno.EPERM:
                 raise
             return False  # registered no more
         # Unmapped, or the process ended, while it was scanned? Then part of what was stored was not found.
-        return span(maps, *where) is not None
+        return span(maps, *where, times=self.times) is not None
 
 
 def _has_written_back(progress: Progress, slot: int, until: float) -> bool:

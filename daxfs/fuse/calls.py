@@ -71,8 +71,8 @@ async def _fsync(ops, call):
     _handle(ops, fh, call.nodeid, _REGULAR)
     async with contextlib.AsyncExitStack() as stack:
         if ops.observing is not None and ops.observing.looks_at(call.nodeid):
-            await stack.enter_async_context(ops.observing.around_fsync(call.nodeid))
-        await ops.fsync(fh, bool(flags & wire.FSYNC_DATASYNC))
+            await stack.enter_async_context(ops.observing.around_fsync(call.nodeid, call.fsync))
+        await ops.fsync(fh, bool(flags & wire.FSYNC_DATASYNC), call.fsync)
     return ()
 
 

@@ -22,6 +22,7 @@ from collections import Counter
 import trio
 
 from .._flush import FLUSH_KINDS, GRANULARITIES
+from .._fsync import LOOK, PYTHON, FsyncRun
 from .._iomap import POISONED, FileMap
 from ..errors import fail
 from ..fault import _handler, _observe
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 VERSION, MODE_KERNEL, MODE_USER = 2, 1, 2
 ABOUT, OBSERVE, FORGET = 0x8040DA00, 0xC040DA01, 0x4020DA02
-ABOUT_OUT = struct.Struct("=6I2QiI2Q")
+ABOUT_OUT = struct.Struct("=6I2QiI2IQ")
 OBSERVE_IO = struct.Struct("=2IiI5QiI")
 OBSERVE_PTE, OBSERVE_PROGRESS = 1, 2  # flags of OBSERVE; the first with fault=user alone
 FORGET_IN = struct.Struct("=3Q2I")
@@ -73,6 +74,8 @@ class Observing:
         self.nursery: trio.Nursery | None = None
         self.watched: dict[Process, trio.CancelScope] = {}
         operations.fs.poison.healed = self._healed
+        medium = operations.fs.region.medium
+        self.price = medium.profile.price() if medium else (0, 0, 0)
 
     # -- what clients ask ------------------------------------------------------------------
 
@@ -83,7 +86,7 @@ class Observing:
         return ABOUT_OUT.pack(
             VERSION, operations.is_direct(ino), self.modes, FLUSH_KINDS.index(flush.kind),
             GRANULARITIES.index(fs.region.granularity), self.syncs,
-            ino, generation, _our_pid(pid), 0, 0, 0)  # fmt: skip
+            ino, generation, _our_pid(pid), 0, *self.price)  # fmt: skip
 
     async def observe(self, fh: int, pid: int, data: bytes) -> bytes:
         """The argument, with its id."""
@@ -207,39 +210,43 @@ class Observing:
         return file is not None and (bool(file.mappings) or file.left)
 
     @contextlib.asynccontextmanager
-    async def around_fsync(self, ino: int):
+    async def around_fsync(self, ino: int, times: FsyncRun):
         """Around an fsync. Before it, what programs stored through observed mappings of *ino* becomes dirty;
-        until it has succeeded their clients can see that we have it.
+        until it has succeeded their clients can see that we have it. *times*: of the fsync.
         """
         debt = self.observer.owe(ino)
         try:
-            await self._before_fsync(ino)
+            await self._before_fsync(ino, times)
             yield
         except BaseException:
             self.observer.owes_still(ino, debt)
             raise
         self.observer.paid(debt)
 
-    async def _before_fsync(self, ino: int) -> None:
+    async def _before_fsync(self, ino: int, times: FsyncRun) -> None:
         if self.operations.fs.readonly or self.operations.fs.shut:
             return
         async with self._turn(ino):
-            await self._write_back(ino)
+            await self._write_back(ino, times)
             look = self.observer.look(ino, self.operations.device)
             if look is None:
                 return
             busy = look.file.look is not None  # that one does not come back: nor would another one
             if not busy:
                 await self._in_thread(Look.run, look)
+            times.lap(PYTHON)
             if look.done:
+                if not busy:
+                    times.absorb(look.times)
                 self.observer.take(look)
+                times.lap(LOOK)
                 if look.work:
                     self.operations.ring.look(ino, look.found.pages, look.ns)
             else:
                 self.observer.give_up(look, look.begun)
             self._watch()
 
-    async def _write_back(self, ino: int) -> None:
+    async def _write_back(self, ino: int, times: FsyncRun) -> None:
         """What was stored through mappings with fault=user."""
         fmap = self.observer.writes_back(ino)
         if fmap is None:
@@ -248,16 +255,22 @@ class Observing:
         try:
             fmap.own.learn(fmap, 0, 0)  # so that the range has an address
             if fmap not in self.writing:  # else that one does not come back: nor would another one
-                done = await self._in_thread(self._write_back_now, fmap) is not None
+                theirs = await self._in_thread(self._write_back_now, fmap)
+                done = theirs is not None
+                times.lap(PYTHON)
+                if done:
+                    times.absorb(theirs)
         except OSError as error:
             log.warning("inode %d: %s", ino, error)
         self.observer.wrote_back(ino, fmap, done)
 
-    def _write_back_now(self, fmap: FileMap) -> int:
-        """In a thread."""
+    def _write_back_now(self, fmap: FileMap) -> FsyncRun:
+        """In a thread; where its time went."""
         self.writing.add(fmap)
         try:
-            return self.observer.handler.write_back(fmap)
+            times = FsyncRun()
+            self.observer.handler.write_back(fmap, times=times)
+            return times
         finally:
             self.writing.discard(fmap)
 

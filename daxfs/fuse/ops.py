@@ -90,8 +90,13 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
             self.reap()
 
     def set_tracker(self, policy: str) -> int:
-        """track= is *policy* from now on; how many files have it. MemoryError, OSError."""
+        """track= is *policy* from now on; how many files changed. MemoryError, OSError."""
         return self.files.set_tracker(policy)
+
+    @property
+    def track(self) -> str:
+        """What a file that is opened now has for track=."""
+        return self.files.tracker.name
 
     def set_flushers(self, count: int) -> None:
         """flushers= is *count* from now on. UsageError, OSError."""
@@ -270,7 +275,11 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
     def _opened(self, ino: int, flags: int, ctx) -> FileInfo:
         """A handle on a file. Direct I/O, of all or with O_DIRECT: each read and write is a request."""
         node = self.fs.open(ino)
-        self.files.opened(node)
+        try:
+            self.files.opened(node)
+        except BaseException:
+            self.fs.release(node)  # a handle that nobody gets keeps no file open
+            raise
         opener = (flags, ctx.uid, ctx.gid, ctx.pid)
         if self.sync:
             flags |= os.O_DSYNC
@@ -353,8 +362,10 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
         self.files.release(node)
 
     @handler
-    def fsync(self, fh, datasync):
-        self.files.fsync(self.handles[fh].node)
+    def fsync(self, fh, datasync, times=None):
+        """*times*: a FsyncRun, where who counts it has begun it."""
+        with self.timed(fh, times) as times:
+            self.files.fsync(self.handles[fh].node, times)
 
     # -- directories -----------------------------------------------------------------------
 

@@ -3,14 +3,17 @@
 (raw_ops.py). Counters, handles, the native server, the handshake's made-up FORGET, the end of a lost region.
 """
 
+import contextlib
 import errno
 import logging
 
 import pyfuse3
 import trio
 
+from .._fsync import PYTHON, FsyncRun
 from ..data._serve import Server
 from ..errors import fail
+from . import trace
 from .handshake import FEATURES, HANDOFF_NODE
 from .parking import ParkingOperations
 from .passthrough import Passthrough
@@ -59,6 +62,26 @@ class BaseOperations(ParkingOperations, pyfuse3.Operations):
         self.ring = dax.trace  # of what `daxfs trace` shows
         self.server = Server(dax)  # numbers of handles, and what native threads may answer
         self.server.set_fault_hook(faults)
+
+    @contextlib.contextmanager
+    def timed(self, fh: int, times: FsyncRun | None):
+        """Around an fsync. *times*: of a call, which the transport counts when it is answered; else it is
+        counted here, and its reply, which pyfuse3 makes, is not in it."""
+        if times is not None:
+            yield times
+            return
+        times, code = FsyncRun(), 0
+        try:
+            yield times
+        except BaseException as error:
+            code = getattr(error, "errno", None) or errno.EIO
+            raise
+        finally:
+            times.lap(PYTHON)
+            self.stats.fsyncs.add(times)
+            if self.ring.classes & trace.CLASSES["fsync"]:
+                handle = self.handles.get(fh)
+                self.ring.put(trace.fsync_record(handle.ino if handle else 0, code, times))
 
     def is_raw(self, ino: int) -> bool:
         """Whether *ino* is one of the raw region's."""

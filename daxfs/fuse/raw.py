@@ -238,8 +238,9 @@ class RawTree:
     def flush(self, fh):
         """close(2) promises nothing."""
 
-    def fsync(self, fh, datasync):
-        self.ops.handles[fh].file.fsync()
+    def fsync(self, fh, datasync, times=None):
+        with self.ops.timed(fh, times) as times:
+            self.ops.handles[fh].file.fsync(times)
 
     def lseek(self, fh, pos, whence):
         """All of it is data."""

@@ -84,7 +84,7 @@ BEGIN = {
     "read": lambda ops, fh, pos, size, mapping=False: _on_handle(ops, fh, pos=pos, size=size),
     "write": lambda ops, fh, pos, data, writer=None: _on_handle(ops, fh, pos=pos, **_sum(data)),
     "release": _on_handle,
-    "fsync": lambda ops, fh, datasync: _on_handle(ops, fh, datasync=bool(datasync)),
+    "fsync": lambda ops, fh, datasync, times=None: _on_handle(ops, fh, datasync=bool(datasync)),
     "opendir": lambda ops, ino, ctx: {"ino": ino},
     "readdir": lambda ops, fh, start, token: _on_handle(ops, fh, start=start),
     "releasedir": _on_handle,

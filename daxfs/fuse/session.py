@@ -99,7 +99,7 @@ class Session:
                              "'msync' (granularity=page): there is nothing to choose")
         if profile is not None:
             try:
-                self.medium = emulate.Medium(region.flush, profile)
+                self.medium = region.medium = emulate.Medium(region.flush, profile)
             except BaseException:
                 region.close()
                 raise
@@ -287,8 +287,12 @@ class Session:
         self.check_tracker(policy)
         try:
             files = self.operations.set_tracker(policy)
-        except MemoryError as exc:
-            raise fail(errno.ENOMEM, f"{exc}; some files still have track={was}") from None
+        except (MemoryError, OSError) as exc:
+            config.track = self.operations.track
+            number = errno.ENOMEM if isinstance(exc, MemoryError) else exc.errno
+            half = config.track == was
+            what = f"some files still have track={was}" if half else f"track={policy} all the same"
+            raise fail(number, f"{exc}; {what}") from None
         config.track = policy
         log.info("%s: track=%s, was %s; %d files", self.mountpoint, policy, was, files)
         self.warn_of_tracker()

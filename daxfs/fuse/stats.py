@@ -8,6 +8,7 @@ operations has is said in latency.py.
 import time
 from collections import Counter
 
+from .._fsync import FsyncCounts
 from ..latency import Operation
 
 # Requests whose handler has another name than theirs.
@@ -48,12 +49,28 @@ def merged(handlers: dict[str, Operation], native: dict, called: set[str]) -> di
     return out
 
 
+def fsyncs(handlers: FsyncCounts, native: dict | None) -> dict:
+    """One snapshot of all fsyncs. *handlers*: of those that pyfuse3 brought; *native*: of Transport.counts.
+
+    ``served``: how many of them native threads answered. The rest was Python's, in part.
+    """
+    both, served = FsyncCounts(), 0
+    both.merge(handlers)
+    if native is not None:
+        served = native["fsync"].count
+        both.merge(native["fsync"])
+        both.merge(native["fsync_called"])
+    found = both.snapshot()
+    return {"count": found.pop("count"), "served": served, **found}
+
+
 class Counters:
     """What is counted of any mount. *faults* and *flush* are asked when a snapshot is made."""
 
     def __init__(self, faults, flush):
         self.faults, self.flush = faults, flush
         self.operations: dict[str, Operation] = {}
+        self.fsyncs = FsyncCounts()  # that pyfuse3 brought
         self.native = None  # a started Transport
         self.dax = dict  # what Operations say of direct mappings
         self.called: set[str] = set()  # requests that it leaves to Python, not to pyfuse3
@@ -62,16 +79,18 @@ class Counters:
     def operation(self, name: str) -> Operation:
         return self.operations.setdefault(name, Operation())
 
-    def _operations(self) -> dict:
-        if self.native is None:
+    def _operations(self, native: dict | None) -> dict:
+        if native is None:
             return {k: v.snapshot() for k, v in sorted(self.operations.items()) if v.count}
-        return merged(self.operations, self.native.counts(), self.called)
+        return merged(self.operations, native, self.called)
 
     def snapshot(self) -> dict:
         """Plain values, for JSON."""
+        native = None if self.native is None else self.native.counts()
         return {
             "uptime_ns": time.monotonic_ns() - self.started,
-            "operations": self._operations(),
+            "operations": self._operations(native),
+            "fsync": fsyncs(self.fsyncs, native),
             "faults": self.faults.snapshot(),
             "flush": {"kind": self.flush.kind, "nt_kind": self.flush.nt, **self.flush.counters()},
         }

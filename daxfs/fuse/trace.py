@@ -15,6 +15,7 @@ import os
 import struct
 import time
 
+from daxfs._fsync import PHASES, FsyncRun
 from daxfs.fuse import trace_dax
 from daxfs.fuse.trace_fields import (
     NAMES,
@@ -31,9 +32,9 @@ from daxfs.fuse.wire import OPCODES
 HEAD = struct.Struct("<QIIQQIIIiIIQB7x")
 BODY = 144  # of a message without its header; no reply but data and listings is longer
 RECORD = struct.Struct(f"{HEAD.format}{BODY}s")
-REQUEST, REPLY, LOST, NOTIFICATION, DAX = range(5)
+REQUEST, REPLY, LOST, NOTIFICATION, DAX, FSYNC = range(6)
 # What a watcher may ask for: class -> bit (native/trace.h).
-CLASSES = {"requests": 1, "faults": 2, "writeback": 4}
+CLASSES = {"requests": 1, "faults": 2, "writeback": 4, "fsync": 8}
 HOW = ("served", "relayed", "called", "")
 IN_HEADER, OUT_HEADER = 40, 16
 
@@ -42,6 +43,7 @@ SHOWN = 24  # bytes of data, as strace shows a part of them
 _NO_REPLY = ("FORGET", "BATCH_FORGET", "INTERRUPT", "NOTIFY_REPLY")
 _HAS_DATA = {"WRITE": "data", "SETXATTR": "value", "IOCTL": "data", "NOTIFY_REPLY": "data"}
 _BATCH = {"BATCH_FORGET": (8, "<QQ", ("ino", "nlookup")), "REMOVEMAPPING": (4, "<QQ", ("moffset", "len"))}
+_PHASES = struct.Struct(f"<{len(PHASES)}Q")  # ns, of a finished fsync
 _DIRENT = struct.Struct("<QQII")
 _ENTRY_OUT = 128
 # SETATTR says in `valid` which of its fields count: field -> bit, and the bit for "now".
@@ -55,9 +57,17 @@ def class_of(record: bytes) -> int:
     _, kind, opcode, *_ = HEAD.unpack_from(record)
     if kind == LOST:
         return -1
+    if kind == FSYNC:
+        return CLASSES["fsync"]
     if kind != DAX:
         return CLASSES["requests"]
     return CLASSES["faults" if opcode < trace_dax.FIRST_WRITEBACK else "writeback"]
+
+
+def fsync_record(ino: int, error: int, times: FsyncRun) -> bytes:
+    """A finished fsync, as native/transport.c makes one."""
+    body = _PHASES.pack(*times.phases().values())
+    return RECORD.pack(0, FSYNC, 0, 0, ino, 0, 0, 0, -error, 0, 3, times.total, len(body), body)
 
 
 class Word(str):
@@ -226,6 +236,12 @@ class Decoder:
             more = ({"pid": pid} if pid else {}) | ({"latency_ns": latency} if latency else {})
             found = trace_dax.event(opcode, nodeid, self.device, body)
             return {"kind": "dax", "time_ns": ns, **found, **more}
+        if kind == FSYNC:
+            phases = _PHASES.unpack_from(body) if len(body) >= _PHASES.size else ()
+            return {"kind": "fsync", "time_ns": ns, "unique": unique, "op": "fsync_done", "ino": nodeid,
+                    **({"pid": pid} if pid else {}), "how": HOW[how] if how < len(HOW) else "",
+                    "error": _code(error), "latency_ns": latency,
+                    "args": dict(zip(PHASES, phases, strict=False))}
         op = OPCODES.get(opcode, f"opcode {opcode}" if opcode else "")
         base = {"kind": "", "time_ns": ns, "unique": unique, "op": op, "bytes": size,
                 "how": HOW[how] if how < len(HOW) else ""}
@@ -251,11 +267,15 @@ class Decoder:
         if ino:
             event["ino"] = ino
         event["latency_ns"] = latency or (max(event["time_ns"] - start, 0) if start else 0)
-        event["error"] = errno.errorcode.get(-error, str(-error)) if error else None
+        event["error"] = _code(error)
         if not error:
             size = max(event["bytes"] - OUT_HEADER, len(body))
             event["result"] = reply_fields(event["op"], body, size, args)
         return event
+
+
+def _code(error: int) -> str | None:
+    return errno.errorcode.get(-error, str(-error)) if error else None
 
 
 def _note(code: int, body: bytes, size: int) -> dict:
@@ -318,6 +338,8 @@ def line(event: dict) -> str:
         took = f" <{show_time(event['latency_ns'])}>" if "latency_ns" in event else ""
         caller = f" pid {event['pid']}" if "pid" in event else ""
         return f"{clock} {trace_dax.text(event)}{took}{caller}"
+    if kind == "fsync":
+        return f"{clock} {_fsync(event)}"
     head = f"{clock} #{event['unique']} {event['op'] or '?'}"
     if kind == "request":
         caller = f" pid {event['pid']} uid {event['uid']}" if event.get("pid") else ""
@@ -330,6 +352,15 @@ def line(event: dict) -> str:
         number = getattr(errno, event["error"], None)
         return f"{head} = -{event['error']}{f' ({os.strerror(number)})' if number else ''}{tail}"
     return f"{head} = {_result(event['result'])}{tail}"
+
+
+def _fsync(event: dict) -> str:
+    """A finished fsync: the phases that took time."""
+    number = f"#{event['unique']} " if event["unique"] else ""
+    caller = f" pid {event['pid']}" if "pid" in event else ""
+    phases = ", ".join(f"{name} {show_time(ns)}" for name, ns in event["args"].items() if ns)
+    tail = ", ".join(filter(None, (show_time(event["latency_ns"]), event["how"], event["error"])))
+    return f"{number}fsync_done: ino {event['ino']:#x} {phases} <{tail}>{caller}"
 
 
 def _result(fields: dict) -> str:

@@ -15,6 +15,7 @@ import time
 from collections import namedtuple
 
 from .. import layout as L
+from .._fsync import DRAIN, META, PYTHON, FsyncRun
 from .._iomap import PLAIN, STALE_TIMES, UNSETTLED
 from ..errors import CorruptError, FormatError, fail
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
@@ -287,18 +288,26 @@ class FileSystem:
         if node is not None and node.map.clear_state(STALE_TIMES):
             self.region.flush_range(self.inodes.place(ino), L.INODE_HOT)
 
-    def sync_inode(self, ino: int) -> None:
-        """Make size and times of *ino* durable, and safe from replay. The caller's data are flushed."""
+    def sync_inode(self, ino: int, times: FsyncRun | None = None) -> None:
+        """Make size and times of *ino* durable, and safe from replay. The caller's data are flushed.
+
+        *times*: of the fsync that it is done for.
+        """
         if self.readonly:
             return
+        times = times or FsyncRun()
         self.may_change()
+        times.lap(PYTHON)
         self.sync_times(ino)
         if ino in self.unsettled:
             # A record since the tail holds older times of this inode: replay must not bring them back.
             self.journal.settle()
+            times.lap(META)
             return
+        times.lap(META)
         # Orders the caller's flushed data and the time words above before the reply to fsync.
         self.region.drain()
+        times.lap(DRAIN)
         self.region.flush.check()
 
     def sync_all(self) -> None:

@@ -338,9 +338,11 @@ int dax_fill_new(struct daxio *io, uint64_t pgoff, uint64_t pages, uint64_t pfn,
 	return range_leave(io->table, err);
 }
 
-/* What a write-back has to flush: gathered for helpers to have a share, or, without any, flushed at once. */
+/* What a write-back has to flush, gathered: so that helpers have a share, and that the walk and the flush are
+ * told apart by two looks at the clock, not by two for each run of dirty units. */
 struct gather {
 	struct daxio *io;
+	struct fsync_run *run;		/* NULL: not timed */
 	uint64_t bytes;
 	uint32_t n;
 	struct flush_piece piece[GATHERED];
@@ -348,29 +350,29 @@ struct gather {
 
 static void hand_out(struct gather *g)
 {
+	struct flushers *helpers = __atomic_load_n(&g->io->flushers, __ATOMIC_ACQUIRE);
 	struct daxfs_flush *ops = g->io->ops;
 
+	fsync_lap(g->run, FSYNC_WALK);
 	/* A recording has one order of events, that of the caller. */
-	if (g->bytes >= FLUSHERS_FROM && !ops->recorder) {
-		flushers_run(__atomic_load_n(&g->io->flushers, __ATOMIC_ACQUIRE), ops, g->piece, g->n);
+	if (helpers && g->bytes >= FLUSHERS_FROM && !ops->recorder) {
+		flushers_run(helpers, ops, g->piece, g->n);
 	} else {
 		for (uint32_t i = 0; i < g->n; i++)
 			ops->flush(ops, g->piece[i].p, g->piece[i].n);
 	}
 	g->n = 0;
 	g->bytes = 0;
+	fsync_lap(g->run, FSYNC_FLUSH);
 }
 
 static void put_flush(struct gather *g, const char *p, uint64_t n)
 {
+	int shared = __atomic_load_n(&g->io->flushers, __ATOMIC_ACQUIRE) != NULL;
 	uint64_t some;
 
-	if (!__atomic_load_n(&g->io->flushers, __ATOMIC_ACQUIRE)) {
-		g->io->ops->flush(g->io->ops, p, n);
-		return;
-	}
 	for (; n; p += some, n -= some) {
-		some = smaller(n, FLUSH_PIECE);
+		some = shared ? smaller(n, FLUSH_PIECE) : n;
 		if (g->n == GATHERED)
 			hand_out(g);
 		g->piece[g->n++] = (struct flush_piece){p, some};
@@ -488,8 +490,9 @@ static int64_t flush_region(struct gather *g, uint64_t first, uint64_t last)
 	int64_t total = 0, done;
 	uint64_t n, at;
 
-	/* The last extent may end behind the region. */
-	while (first < last && (r = range_lookup(g->io->table, first)) != NULL) {
+	/* Sources that don't end on 2 MiB have a gap behind them; the last extent may end behind the region. */
+	while ((first = range_next(g->io->table, first)) < last) {
+		r = range_lookup(g->io->table, first);
 		n = smaller(r->pfn_end, last) - first;
 		at = (first - r->pfn_start) << DAXFS_PAGE_SHIFT;
 		done = flush_resident(g, r->addr + at, n << DAXFS_PAGE_SHIFT, r->fd, at);
@@ -526,8 +529,7 @@ static const struct dax_tracker *tracker_of(const struct filemap *f)
 	return f->tracker ? f->tracker : &dax_tracker_none;
 }
 
-/* Flush what is dirty from pos to end, which are bounds of units; or, without g, mark it clean. Bytes that
- * were flushed, or -errno. */
+/* Flush what is dirty from pos to end, which are bounds of units. Bytes, or -errno. */
 static int64_t walk(struct gather *g, struct filemap *f, uint64_t pos, uint64_t end,
 		    struct trace_ring *trace)
 {
@@ -537,10 +539,6 @@ static int64_t walk(struct gather *g, struct filemap *f, uint64_t pos, uint64_t 
 
 	for (; (pos = t->next_run(f, pos, &run)) < end; pos += run) {
 		run = smaller(run, end - pos);
-		if (!g) {
-			t->clean(f, pos, run);
-			continue;
-		}
 		dax_trace_writeback(trace, DAX_WRITEBACK_ONE, f, pos >> DAXFS_PAGE_SHIFT,
 				    (pos + run + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT, 0);
 		done = flush_run(g, f, pos, run);
@@ -552,7 +550,7 @@ static int64_t walk(struct gather *g, struct filemap *f, uint64_t pos, uint64_t 
 }
 
 static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last,
-			  struct trace_ring *trace)
+			  struct trace_ring *trace, struct fsync_run *run)
 {
 	uint64_t mask, pos = smaller(first, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT;
 	uint64_t end = smaller(last, DAXFS_MAX_PGOFF) << DAXFS_PAGE_SHIFT;
@@ -567,6 +565,7 @@ static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, u
 	pos &= ~mask;
 	end = (end + mask) & ~mask;
 	g.io = io;	/* the rest as it is read: the pieces are too many to be cleared */
+	g.run = run;
 	g.bytes = g.n = 0;
 	total = tracker_of(f)->extents ? flush_extents(&g, f, trace) : walk(&g, f, pos, end, trace);
 	hand_out(&g);
@@ -574,11 +573,13 @@ static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, u
 		/* Orders the flushed data before the marks go, and before size, times and the reply to fsync. */
 		io->ops->drain(io->ops);
 		error = __atomic_load_n(&io->ops->error, __ATOMIC_ACQUIRE);
+		fsync_lap(run, FSYNC_DRAIN);
 		/* Never before flush and drain: what was stored in between would be lost. */
 		if (!error && !tracker_of(f)->extents)
-			walk(NULL, f, pos, end, NULL);
+			tracker_of(f)->clean(f, pos, end - pos);
 	}
 	error = leave(io, f, -error);
+	fsync_lap(run, FSYNC_WALK);
 	if (error)
 		return error;
 	if (total >= 0) {
@@ -588,9 +589,10 @@ static int64_t write_back(struct daxio *io, struct filemap *f, uint64_t first, u
 	return total;
 }
 
-int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
+int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last,
+			   struct fsync_run *run)
 {
-	return write_back(io, f, first, last, NULL);
+	return write_back(io, f, first, last, NULL, run);
 }
 
 int64_t dax_persist(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t len)
@@ -602,6 +604,7 @@ int64_t dax_persist(struct daxio *io, const struct filemap *f, uint64_t pos, uin
 	if (err)
 		return err;
 	g.io = io;
+	g.run = NULL;
 	g.bytes = g.n = 0;
 	total = flush_run(&g, f, pos, len);
 	hand_out(&g);
@@ -624,17 +627,18 @@ static int is_dirty(struct daxio *io, struct filemap *f, uint64_t first, uint64_
 	return at != UINT64_MAX && at >> DAXFS_PAGE_SHIFT < last;
 }
 
-int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last)
+int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last,
+		      struct fsync_run *run)
 {
 	struct trace_ring *trace = trace_of(io->trace, TRACE_WRITEBACK);
-	uint64_t began = latency_now(), took;
+	uint64_t began = run ? run->last : latency_now(), took;
 	int64_t total;
 
 	if (trace && !is_dirty(io, f, first, last))
 		trace = NULL;	/* as Linux says nothing of a file that has no entries */
 	dax_trace_writeback(trace, DAX_WRITEBACK_RANGE, f, first, last, 0);
-	total = write_back(io, f, first, last, trace);
-	took = latency_now() - began;
+	total = write_back(io, f, first, last, trace, run);
+	took = (run ? run->last : latency_now()) - began;
 	dax_trace_writeback(trace, DAX_WRITEBACK_RANGE_DONE, f, first, last, took);
 	if (total > 0) {
 		latency_add(&io->writeback_ns, took);

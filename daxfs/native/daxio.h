@@ -18,6 +18,7 @@
 #include "daxfs/native/filemap.h"
 #include "daxfs/native/flush.h"
 #include "daxfs/native/flushers.h"
+#include "daxfs/native/fsync.h"
 #include "daxfs/native/latency.h"
 #include "daxfs/native/trace.h"
 
@@ -63,10 +64,13 @@ void dax_populate(struct daxio *io, const struct filemap *f, uint64_t pos, uint6
 int dax_zero(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size);
 /* Flush what is dirty in the pages [first, last), and in the rest of the tracker's units there, where it is
  * mapped and inside the file; drain, mark it clean. Bytes that were flushed, or -errno. After a failed msync
- * the marks stay, and so does ops->error, for whoever takes it (daxfs_flush_take_error). */
-int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
+ * the marks stay, and so does ops->error, for whoever takes it (daxfs_flush_take_error). run: the fsync that
+ * it is done for, or NULL. */
+int64_t dax_writeback(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last,
+		      struct fsync_run *run);
 /* The same as one part of a write-back that the caller tells about, and counts. */
-int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last);
+int64_t dax_writeback_part(struct daxio *io, struct filemap *f, uint64_t first, uint64_t last,
+			   struct fsync_run *run);
 /* Flush [pos, pos + len) where it is mapped and inside the file, and drain, whatever is marked: bytes, or
  * -errno. The shared lock is enough. */
 int64_t dax_persist(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t len);

@@ -51,6 +51,15 @@ char *range_address(const struct range_table *t, uint64_t pfn, uint64_t *avail)
 	return r->addr + ((pfn - r->pfn_start) << DAXFS_PAGE_SHIFT);
 }
 
+uint64_t range_next(const struct range_table *t, uint64_t pfn)
+{
+	size_t i = range_find(t, pfn);
+
+	if (i == t->n)
+		return UINT64_MAX;
+	return t->r[i].pfn_start > pfn ? t->r[i].pfn_start : pfn;
+}
+
 int range_add(struct range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags)
 {
 	size_t i;

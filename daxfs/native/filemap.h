@@ -72,6 +72,8 @@ static inline int range_leave(struct range_table *t, int err)
 const struct range *range_lookup(const struct range_table *t, uint64_t pfn);
 /* Address of pfn and, in *avail, pages to the end of its range; NULL outside every range. */
 char *range_address(const struct range_table *t, uint64_t pfn, uint64_t *avail);
+/* pfn, or where it is in no range the first one behind it that is; UINT64_MAX: none. */
+uint64_t range_next(const struct range_table *t, uint64_t pfn);
 /* 0, -EINVAL (empty, too high, flags), -EEXIST (overlaps a range), -ENOMEM. */
 int range_add(struct range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags);
 /* The range that begins at pfn_start is the file `fd`, which stays open as long as the table is alive. */

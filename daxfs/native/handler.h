@@ -128,8 +128,9 @@ int handler_uses(struct handler *h, const struct filemap *f);
 
 /* Write back what was stored through observed mappings to the pages [first, last): protect them in every
  * client, flush, drain, clean. Waits for clients: not for threads that serve requests. Pages, or -errno: then
- * what is left is still dirty. The file's range has an address. */
-int64_t handler_writeback(struct handler *h, struct filemap *f, uint64_t first, uint64_t last);
+ * what is left is still dirty. The file's range has an address. run: of the fsync, or NULL. */
+int64_t handler_writeback(struct handler *h, struct filemap *f, uint64_t first, uint64_t last,
+			  struct fsync_run *run);
 /* For the metadata thread, when the last handle closes: the marks become the tracker's. Waits for nobody. 1:
  * some are in use, and stay where they are; 0; -errno. */
 int handler_take(struct handler *h, struct filemap *f);

@@ -78,7 +78,7 @@ static int mark(struct handler *h, struct filemap *f, uint64_t first, uint64_t l
 }
 
 /* Flush and drain what the entries name. File lock held, exclusive. Pages or -errno. */
-static int64_t flush(struct handler *h, struct filemap *f, const struct batch *b)
+static int64_t flush(struct handler *h, struct filemap *f, const struct batch *b, struct fsync_run *fsync)
 {
 	uint64_t size = (f->size + (UINT64_C(1) << DAXFS_PAGE_SHIFT) - 1) >> DAXFS_PAGE_SHIFT, last;
 	int64_t done;
@@ -91,7 +91,10 @@ static int64_t flush(struct handler *h, struct filemap *f, const struct batch *b
 		if (err)
 			return err;
 	}
-	done = dax_writeback_part(h->io, f, b->entry[0].pgoff, behind(&b->entry[b->n - 1]));
+	if (f->tracker && f->tracker->extents)
+		return 0;	/* the fsync that asked flushes all that is active: not once more for each batch */
+	fsync_lap(fsync, FSYNC_LOOK);
+	done = dax_writeback_part(h->io, f, b->entry[0].pgoff, behind(&b->entry[b->n - 1]), fsync);
 	return done < 0 ? done : (done + (1 << DAXFS_PAGE_SHIFT) - 1) >> DAXFS_PAGE_SHIFT;
 }
 
@@ -117,6 +120,7 @@ struct run {
 	uint64_t first, last, at;	/* at: how far it is */
 	struct trace_ring *trace;	/* NULL: nobody watches */
 	int begun;			/* something was dirty */
+	struct fsync_run *fsync;
 };
 
 /* Lock and protect the next dirty entries, flush, drain, clean, unlock. Pages or -errno. */
@@ -129,9 +133,9 @@ static int64_t write_batch(struct run *r, struct batch *b)
 	if (b->n && !r->begun++)
 		dax_trace_writeback(r->trace, DAX_WRITEBACK_RANGE, f, r->first, r->last, 0);
 	if (!done && b->n) {
-		file_lock_take(&f->lock, 1);
+		fsync_take_lock(r->fsync, &f->lock, FSYNC_LOOK);
 		/* Its drain orders what clients stored before the marks go, and before the reply. */
-		done = f->own ? flush(r->h, f, b) : -EIO;
+		done = f->own ? flush(r->h, f, b, r->fsync) : -EIO;
 		file_lock_give(&f->lock);
 	}
 	for (i = 0; i < b->n; i++) {
@@ -166,15 +170,18 @@ static int64_t write_back(struct run *r)
 	return total;
 }
 
-int64_t handler_writeback(struct handler *h, struct filemap *f, uint64_t first, uint64_t last)
+int64_t handler_writeback(struct handler *h, struct filemap *f, uint64_t first, uint64_t last,
+			  struct fsync_run *fsync)
 {
-	struct run r = {h, handler_enter_file(h, f), first, last, first, trace_of(h->io->trace, TRACE_WRITEBACK), 0};
+	struct run r = {.h = h, .file = handler_enter_file(h, f), .first = first, .last = last, .at = first,
+			.trace = trace_of(h->io->trace, TRACE_WRITEBACK), .fsync = fsync};
 	int64_t done = 0;
 
 	if (r.file) {
 		done = write_back(&r);
 		handler_leave_file(h, r.file);
 	}
+	fsync_lap(fsync, FSYNC_LOOK);
 	return done;
 }
 

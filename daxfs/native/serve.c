@@ -20,6 +20,7 @@
 #include "daxfs/native/serve_park.h"
 
 #define NSEC_PER_SEC INT64_C(1000000000)
+#define SENDING_TRIES 10000
 
 /* -- handles ---------------------------------------------------------------------------- */
 
@@ -481,14 +482,6 @@ static enum serve_verdict decide(struct server *s, struct serve_counts *c, const
 
 /* -- counters --------------------------------------------------------------------------- */
 
-static int64_t monotonic(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * NSEC_PER_SEC + now.tv_nsec;
-}
-
 /* Written by one thread, read by others. */
 static void bump(uint64_t *counter, uint64_t n)
 {
@@ -512,6 +505,8 @@ void serve_counts_add(struct serve_counts *sum, const struct serve_counts *c)
 	uint64_t *to = (uint64_t *)sum;
 	size_t i;
 
+	for (i = 0; i < SENDING_TRIES && __atomic_load_n(&c->sending, __ATOMIC_ACQUIRE); i++)
+		sched_yield();
 	for (i = 0; i < sizeof(*c) / sizeof(*from); i++)
 		to[i] += __atomic_load_n(&from[i], __ATOMIC_RELAXED);
 }
@@ -520,18 +515,29 @@ enum serve_verdict serve(struct server *s, struct serve_counts *c, const struct 
 			 struct serve_reply *r)
 {
 	uint32_t op = m->head->opcode < WIRE_OPCODES ? m->head->opcode : 0;
-	int64_t start = monotonic();
+	uint64_t start = r->start ? r->start : latency_now(), end;
 	enum serve_verdict verdict;
 
 	r->error = 0;
 	r->len = 0;
 	r->npieces = 0;
 	r->handle = NULL;
+	r->counts = NULL;
+	r->fsync.began = 0;
+	if (op == WIRE_FSYNC)
+		fsync_begin(&r->fsync, start);
 	verdict = decide(s, c, m, r);
-	if (verdict == SERVE_DONE)
-		count(c, op, r->error, (uint64_t)(monotonic() - start));
-	else if (verdict != SERVE_INTERRUPT && verdict != SERVE_DROP)
+	if (verdict == SERVE_DONE) {
+		end = latency_now();
+		count(c, op, r->error, end - start);
+		if (op == WIRE_FSYNC) {
+			fsync_lap_at(&r->fsync, FSYNC_OTHER, end);
+			r->counts = c;
+			__atomic_store_n(&c->sending, 1, __ATOMIC_RELAXED);
+		}
+	} else if (verdict != SERVE_INTERRUPT && verdict != SERVE_DROP) {
 		bump(&c->relayed[op], 1);
+	}
 	return verdict;
 }
 
@@ -539,6 +545,13 @@ void serve_done(struct server *s, struct serve_reply *r)
 {
 	struct serve_handle *h = r->handle;
 
+	if (r->counts) {
+		fsync_lap(&r->fsync, FSYNC_REPLY);
+		fsync_count(&r->counts->fsync, &r->fsync);
+		/* After what was counted: who sees this sees that. */
+		__atomic_store_n(&r->counts->sending, 0, __ATOMIC_RELEASE);
+		r->counts = NULL;
+	}
 	if (!h)
 		return;
 	r->handle = NULL;

@@ -35,12 +35,15 @@ struct serve_reply {
 	char *buf;
 	size_t cap;			/* at least limits.max_write */
 	int by_pieces;			/* the transport can send pieces of the region itself (dev, not uring) */
+	uint64_t start;			/* ns at which the request was taken up; 0: now */
 	/* out */
 	int error;			/* 0 or -errno */
 	size_t len;			/* bytes in buf, or in all pieces */
 	int npieces;			/* > 0: the reply is in piece[], buf is unused */
 	struct iovec piece[SERVE_PIECES];
 	struct serve_handle *handle;	/* pieces: its map's lock (shared) and the region are held until serve_done() */
+	struct fsync_run fsync;		/* of an FSYNC; what becomes of it after a CALL is the caller's business */
+	struct serve_counts *counts;	/* where serve_done() counts it; NULL: nowhere */
 };
 
 enum serve_verdict {
@@ -103,7 +106,10 @@ struct serve_counts {
 	uint64_t relayed[WIRE_OPCODES];
 	uint64_t bucket[WIRE_OPCODES][SERVE_BUCKETS];	/* bucket b: [2^(b-1), 2^b) ns, as stats.py has it */
 	uint64_t malformed;
+	struct fsync_counts fsync;
+	uint64_t sending;		/* 1: the reply to an FSYNC is being sent, and it is not counted yet */
 };
+_Static_assert(sizeof(struct serve_counts) % 8 == 0, "serve_counts_add sums words");
 
 /* Handles stand in chunks, of which chunk k has SERVE_CHUNK << k. Chunks are never moved and never freed
  * before server_destroy, so that a request finds its handle without a lock. */
@@ -157,7 +163,8 @@ enum serve_verdict serve(struct server *s, struct serve_counts *c, const struct 
 void serve_done(struct server *s, struct serve_reply *r);
 /* Bytes of an opcode's fixed struct (what io_uring has in op_in); 0: it has none, or is not known. */
 size_t serve_arg_size(uint32_t opcode);
-/* Add c, another thread's perhaps, to sum. */
+/* Add c, another thread's perhaps, to sum. An FSYNC whose reply is on its way is waited for, a moment, so
+ * that who got it finds it counted. */
 void serve_counts_add(struct serve_counts *sum, const struct serve_counts *c);
 
 #endif

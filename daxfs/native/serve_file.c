@@ -36,16 +36,19 @@ static int may_write(struct server *s)
 	return __atomic_load_n(&s->limits.writes, __ATOMIC_RELAXED);
 }
 
-/* Take the file's lock, then enter the region: addresses are good until leave(). -EIO: it is dead. */
-static int enter(struct server *s, struct filemap *f, int exclusive)
+/* The lock is held: enter the region, so that addresses are good until leave(). -EIO: it is dead. */
+static int enter_locked(struct server *s, struct filemap *f)
 {
-	int rc;
-
-	file_lock_take(&f->lock, exclusive);
-	rc = range_enter(s->io->table);
+	int rc = range_enter(s->io->table);
 	if (rc)
 		file_lock_give(&f->lock);
 	return rc;
+}
+
+static int enter(struct server *s, struct filemap *f, int exclusive)
+{
+	file_lock_take(&f->lock, exclusive);
+	return enter_locked(s, f);
 }
 
 /* Nothing was stored, or a drain followed. err, or -EIO where a page of the region is gone (lost.h). */
@@ -195,31 +198,35 @@ enum serve_verdict serve_read(struct server *s, struct serve_handle *h, const ch
 
 /* -- FSYNC ------------------------------------------------------------------------------ */
 
-/* What is dirty written back, or else one drain. Lock held exclusively. 0 or -errno. */
-static int write_back(struct server *s, struct filemap *f)
+/* What is dirty written back, or else one drain. Lock held exclusively. run: of an fsync, or NULL. 0 or
+ * -errno. */
+static int write_back(struct server *s, struct filemap *f, struct fsync_run *run)
 {
 	int64_t bytes;
 
 	if (tracker_any(f)) {
 		/* Its drain orders times that were queued before as well. */
-		bytes = dax_writeback(s->io, f, 0, UINT64_MAX);
+		bytes = dax_writeback(s->io, f, 0, UINT64_MAX, run);
 		return bytes < 0 ? (int)bytes : 0;
 	}
 	/* Orders stores past the cache (drain=fsync) and queued times, this thread's and, by the lock that is
 	 * held, those of threads that had it before, before the reply to fsync. */
 	s->io->ops->drain(s->io->ops);
+	fsync_lap(run, FSYNC_DRAIN);
 	return 0;
 }
 
 /* Queue the times that lazytime held back. Lock held exclusively. */
-static void queue_stale_times(struct server *s, struct filemap *f)
+static void queue_stale_times(struct server *s, struct filemap *f, struct fsync_run *run)
 {
 	struct daxfs_flush *ops = s->io->ops;
 
 	if (!(state_of(f) & FILEMAP_STALE_TIMES))
 		return;
+	fsync_lap(run, FSYNC_OTHER);
 	__atomic_fetch_and(&f->state, ~FILEMAP_STALE_TIMES, __ATOMIC_SEQ_CST);
 	ops->flush(ops, f->inode, INODE_HOT_BYTES);
+	fsync_lap(run, FSYNC_META);
 }
 
 /* May programs store into the file past us? Then only the metadata thread knows what an fsync has to do: all
@@ -232,12 +239,14 @@ static int stored_elsewhere(const struct filemap *f)
 
 enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct serve_reply *r)
 {
+	struct fsync_run *run = r->fsync.began ? &r->fsync : NULL;	/* of a directory: none */
 	struct filemap *f = h->f;
 	int err = 0, settled;
 
 	if (!may_write(s) || !f || !f->inode)
 		return SERVE_CALL;
-	if (enter(s, f, 1))
+	fsync_take_lock(run, &f->lock, FSYNC_OTHER);
+	if (enter_locked(s, f))
 		return serve_error(r, -EIO);
 	if (stored_elsewhere(f)) {
 		err = leave(s, f, 0);
@@ -246,9 +255,11 @@ enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct 
 	/* Otherwise replay would bring older times and size back: the journal must be settled, which is not
 	 * ours to do. But then what is dirty has been written back, and nobody waits for that. */
 	settled = !(state_of(f) & FILEMAP_UNSETTLED);
-	queue_stale_times(s, f);
-	if (settled || tracker_any(f))
-		err = write_back(s, f);
+	queue_stale_times(s, f, run);
+	if (settled || tracker_any(f)) {
+		fsync_lap(run, FSYNC_OTHER);
+		err = write_back(s, f, run);
+	}
 	err = leave(s, f, err);
 	if (err)
 		return serve_error(r, err);
@@ -322,8 +333,8 @@ static int overwrite(struct server *s, struct serve_handle *h, uint64_t pos, uin
 		return err;
 	if (dsync) {
 		touch_write(s, h->f, 1);
-		queue_stale_times(s, h->f);
-		return write_back(s, h->f);
+		queue_stale_times(s, h->f, NULL);
+		return write_back(s, h->f, NULL);
 	}
 	if (io->nt && io->drain_write)
 		/* Orders the data of this write before the reply to it. */
@@ -364,7 +375,7 @@ static int append(struct server *s, struct serve_handle *h, uint64_t pos, uint64
 	ops->flush(ops, f->inode, INODE_HOT_BYTES);
 	__atomic_store_n(&f->size, end, __ATOMIC_SEQ_CST);
 	if (h->flags & SERVE_DSYNC)
-		return write_back(s, f);
+		return write_back(s, f, NULL);
 	/* Orders the size before the reply: a write that grows the file is durable when it returns. */
 	ops->drain(ops);
 	return 0;

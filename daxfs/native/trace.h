@@ -19,8 +19,9 @@
 #define TRACE_REQUESTS 1
 #define TRACE_FAULTS 2
 #define TRACE_WRITEBACK 4
+#define TRACE_FSYNC 8
 
-enum trace_kind { TRACE_REQUEST, TRACE_REPLY, TRACE_LOST, TRACE_NOTIFICATION, TRACE_DAX };
+enum trace_kind { TRACE_REQUEST, TRACE_REPLY, TRACE_LOST, TRACE_NOTIFICATION, TRACE_DAX, TRACE_FSYNC_DONE };
 
 /* One line (daxfs/fuse/trace.py takes it apart). */
 struct trace_event {
@@ -32,7 +33,7 @@ struct trace_event {
 	uint32_t len, how;
 	uint64_t latency_ns;
 	uint8_t body_len, pad[7];
-	uint8_t body[TRACE_BODY];	/* the fixed struct and what follows; of a reply its payload */
+	uint8_t body[TRACE_BODY];	/* the fixed struct and what follows; of a reply its payload; of an fsync ns */
 };
 _Static_assert(sizeof(struct trace_event) == 72 + TRACE_BODY, "what trace.py takes apart");
 

@@ -103,6 +103,23 @@ static void trace_reply(struct transport *t, const struct wire_in *head, int how
 	put_event(t, &e, iov, n);
 }
 
+/* A finished fsync: its phases. The whole is its latency. */
+static void trace_fsync(struct transport *t, const struct wire_in *head, int how, int error,
+			const struct fsync_run *run)
+{
+	struct trace_event e;
+	struct iovec body = {(void *)run->ns, sizeof(run->ns)};
+
+	if (!trace_of(t->server->io->trace, TRACE_FSYNC) || !run->began)
+		return;
+	trace_head(&e, head);
+	e.kind = TRACE_FSYNC_DONE;
+	e.how = how;
+	e.error = error;
+	e.latency_ns = run->last - run->began;
+	put_event(t, &e, &body, 1);
+}
+
 static int is_tracing(struct transport *t)
 {
 	return trace_of(t->server->io->trace, TRACE_REQUESTS) != NULL;
@@ -213,13 +230,18 @@ static int relay(struct transport *t, struct channel *ch, void *place, const str
 }
 
 static int call(struct transport *t, struct channel *ch, void *place, const struct serve_msg *m,
-		uint64_t start)
+		struct serve_reply *r, uint64_t start)
 {
 	struct pending *p = pending_new(ch, place, m, HOW_CALLED, start);
 	int first;
 
 	if (!p)
 		return -ENOMEM;
+	if (r->fsync.began) {
+		fsync_lap(&r->fsync, FSYNC_OTHER);
+		p->fsync = r->fsync;
+		r->fsync.began = 0;
+	}
 	pthread_mutex_lock(&t->lock);
 	pending_add(t, p);
 	first = !t->calls;
@@ -240,13 +262,14 @@ enum serve_verdict transport_handle(struct transport *t, struct channel *ch, voi
 	/* Before it is answered: the reply may be put together where the request's data are (uring). */
 	if (is_tracing(t))
 		trace_request(t, m);
+	r->start = start;
 	verdict = serve(t->server, &ch->counts, m, r);
 	switch (verdict) {
 	case SERVE_RELAY:
 		rc = relay(t, ch, place, m, start);
 		break;
 	case SERVE_CALL:
-		rc = call(t, ch, place, m, start);
+		rc = call(t, ch, place, m, r, start);
 		break;
 	case SERVE_FORGET:
 		/* Where it can't be sent pyfuse3 is gone, and with it all that could be forgotten. */
@@ -265,6 +288,7 @@ enum serve_verdict transport_handle(struct transport *t, struct channel *ch, voi
 	r->len = 0;
 	r->npieces = 0;
 	r->handle = NULL;
+	r->counts = r->fsync.began ? &ch->counts : NULL;
 	return SERVE_DONE;
 }
 
@@ -277,6 +301,7 @@ void transport_sent(struct transport *t, const struct wire_in *head, struct serv
 			    r->npieces ? r->npieces : 1);
 	}
 	serve_done(t->server, r);
+	trace_fsync(t, head, HOW_SERVED, r->error, &r->fsync);
 }
 
 struct pending *transport_next_call(struct transport *t)
@@ -339,6 +364,10 @@ static void go_anywhere(struct transport *t)
 
 void transport_reply(struct transport *t, struct pending *p, int error, const struct iovec *iov, int n)
 {
+	/* Its channel's thread may end it before reply() returns. */
+	struct fsync_run run = p->fsync;
+	struct wire_in head = p->head;
+
 	pthread_mutex_lock(&t->lock);
 	pending_take(t, p->head.unique);
 	pthread_mutex_unlock(&t->lock);
@@ -346,6 +375,11 @@ void transport_reply(struct transport *t, struct pending *p, int error, const st
 		trace_reply(t, &p->head, p->how, error, p->start, iov, error ? 0 : n);
 	answered(t, p);
 	p->ch->reply(p->ch, p, error, iov, error ? 0 : n);
+	if (run.began) {
+		fsync_lap(&run, FSYNC_REPLY);
+		fsync_count(&t->fsyncs, &run);
+		trace_fsync(t, &head, HOW_CALLED, error, &run);
+	}
 }
 
 /* ---- pyfuse3's replies ---- */

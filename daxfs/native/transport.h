@@ -39,6 +39,7 @@ struct pending {
 	void *place;			/* dev: the buffer of a called request; uring: the ring entry */
 	struct serve_msg msg;		/* of a call: points into place */
 	uint64_t start;			/* ns, CLOCK_MONOTONIC */
+	struct fsync_run fsync;		/* of an FSYNC; its caller's from transport_next_call to transport_reply */
 	int how;
 	int interrupted;		/* set by INTERRUPT, any thread */
 	int cpu;			/* that its thread ran on */
@@ -77,6 +78,7 @@ struct transport {
 
 	/* The trio thread's alone: */
 	char *relayed;			/* room for one reply of pyfuse3's */
+	struct fsync_counts fsyncs;	/* of those that were called */
 	int cpu, row;			/* of the last `row` requests that it answered */
 	int home;			/* CPU that it keeps to, -1: it runs where it may (cpus) */
 	cpu_set_t cpus;

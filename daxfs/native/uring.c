@@ -210,11 +210,13 @@ static void entry_request(struct ring_queue *q, struct ring_entry *e)
 		return;
 	if (verdict != SERVE_DONE) {	/* FORGET, INTERRUPT: never here, but an entry must go back */
 		entry_reply(e, head.unique, -EINVAL, 0);
-	} else {
-		entry_reply(e, head.unique, r.error, r.error ? 0 : r.len);
-		transport_sent(t, &head, &r, start);
+		queue_cmd(q, e, CMD_COMMIT_AND_FETCH);
+		return;
 	}
+	entry_reply(e, head.unique, r.error, r.error ? 0 : r.len);
 	queue_cmd(q, e, CMD_COMMIT_AND_FETCH);
+	/* It goes out with the next io_uring_enter(2), which also waits: so this is as far as `sent` can be seen. */
+	transport_sent(t, &head, &r, start);
 }
 
 /* False once the mount is gone or was aborted: channel 0 meets that too, and tells which of the two. */

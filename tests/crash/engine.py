@@ -203,7 +203,9 @@ class Run:
     def _later(self, event) -> bool:
         """True for a store that is flushed later by policy: data and times that wait for fsync or msync."""
         site, policy = self.costs.sites.get(event.site, ""), self.sequence.policy
-        data = event.kind == log.SCAN or (policy.write == "cached" and site.startswith("data/file_io.py"))
+        # What native service stores beside the data is told apart where write=nt.
+        cached = ("data/file_io.py", "crash/vfs.py") if policy.native else "data/file_io.py"
+        data = event.kind == log.SCAN or (policy.write == "cached" and site.startswith(cached))
         return data or (policy.lazytime and "store_times" in site.split(" < ")[0])
 
     def _flushes(self) -> None:

@@ -57,8 +57,10 @@ class Model(Tree):
     def _last_close(self, number: int) -> None:
         if (self.policy.write == "cached" or self.policy.fault) and number not in self.held:
             node = self.edit(number)
-            if node.own or not self.policy.track.startswith("extent"):  # else it stays active, and dirty
-                node.content = node.content.durable()
+            if self.track == "none":
+                node.lost = bool(node.content.older)
+            elif node.own or not self.track.startswith("extent"):  # else it stays active, and dirty
+                self._flushed_all(number)
 
     def _evict(self):
         pass
@@ -291,8 +293,24 @@ class Model(Tree):
             node = self.edit(number)
             node.atime, node.mtime, node.ctime = node.atime[:1], node.mtime[:1], node.ctime[:1]
         if node.content is not None and node.content.older:
-            node = self.edit(number)
+            self._flushed_all(number)
+
+    def _flushed_all(self, number: int) -> None:
+        """The daemon has made durable what it knows to be dirty, if it knows of it."""
+        node, cached = self.edit(number), self.policy.write == "cached" or self.policy.fault
+        if not (cached and (node.lost or self.track == "none")):
             node.content = node.content.durable()
+
+    def _track(self, track):
+        """daxfs set: what was dirty stays so, but before none, and of files that are closed, is flushed."""
+        was = self.track
+        if track == was:
+            return
+        for number, node in self.nodes.items() if not self.policy.fault else ():
+            packed = was.startswith("extent") and not node.own
+            if node.content is not None and (packed or (track == "none" and number in self.held)):
+                self._flushed_all(number)
+        self.track = track
 
     def _fsync(self, path):
         self._synced(self._file(path))

@@ -17,6 +17,7 @@ from . import edges, observed, owned
 from .model import Policy
 from .mutants_observed import OBSERVED
 from .mutants_owned import OWNED
+from .mutants_tracked import TRACKED
 from .plant import Mutant, edit, gone, lame, table
 from .workloads import LAZY, LONG, NATIVE, SETUPS
 
@@ -174,7 +175,8 @@ DATA = (
            r"a: \d+ words", r"missing .* store of 50 .*, flushed\n.*file_io.py:\d+ write", policy=CACHED),
     Mutant(
         "fsync clears the marks and flushes nothing",
-        edit("data.file_io:FileIo.fsync", "self.dax.writeback(node.map)", "node.map.unmark(0, 1 << 32)"),
+        edit("data.file_io:FileIo.fsync", "self.dax.writeback(node.map, times=times)",
+             "node.map.unmark(0, 1 << 32)"),
         (("open", "a"), OVERWRITE, ("fsync", "a")),
         r"a: \d+ words", r"missing .*not flushed\n.*file_io.py:\d+ write", policy=CACHED,
     ),
@@ -519,7 +521,7 @@ RECOVERY = (
     ),
 )
 
-MUTANTS = JOURNAL + DATA + FSYNC + APPENDS + SPACE + TORN + RECOVERY + OWNED + OBSERVED
+MUTANTS = JOURNAL + DATA + FSYNC + APPENDS + SPACE + TORN + RECOVERY + OWNED + OBSERVED + TRACKED
 
 
 def setups() -> dict:

@@ -107,7 +107,8 @@ OWNED = (
     ),
     _own(
         "fsync flushes no page of a range",
-        edit("data.file_io:FileIo.fsync", "self.dax.writeback(node.map)", "node.map.unmark(0, 1 << 32)"),
+        edit("data.file_io:FileIo.fsync", "self.dax.writeback(node.map, times=times)",
+             "node.map.unmark(0, 1 << 32)"),
         (("open", "d/h"), ("write", "d/h", 20490, 50, 31), ("fsync", "d/h")), "neither old nor new", CACHED,
     ),
 )  # fmt: skip

@@ -27,13 +27,14 @@ class Policy(NamedTuple):
 class Node:
     """An inode. Times are tuples, now first. ``added``: bytes of all names ever put in. ``own``: its data are
     in a range of their own; ``loose``: were once, so which of its pages are holes now is not known;
-    ``sparse``: it may have holes that are not known.
+    ``sparse``: it may have holes that are not known. ``lost``: stored with track=none, and closed then: no
+    fsync makes it durable.
     """
 
     __slots__ = (
         *("kind", "is_dir", "mode", "uid", "gid", "nlink", "rdev", "target", "flags", "xattrs"),
         *("atime", "mtime", "ctime", "btime"),
-        *("content", "names", "parent", "added", "own", "loose", "sparse"),
+        *("content", "names", "parent", "added", "own", "loose", "sparse", "lost"),
     )
 
     def __init__(self, mode: int, now: int, uid=0, gid=0, rdev=0, target=b""):
@@ -48,7 +49,7 @@ class Node:
         self.names: dict[bytes, int] | None = {} if self.is_dir else None
         self.parent = self.added = 0
         self.content = Content() if self.kind == REG else None
-        self.own = self.loose = self.sparse = False
+        self.own = self.loose = self.sparse = self.lost = False
 
     @property
     def xattr_pages(self) -> int:

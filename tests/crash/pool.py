@@ -32,7 +32,8 @@ TAIL = 2000                 # characters of a dead worker's stderr that are kept
 def parts() -> list:
     """Engine and sequences as modules; in tests CRASH_SWEEP_PARTS names one that stands in for all."""
     name = os.environ.get("CRASH_SWEEP_PARTS")
-    own = [f"crash.{part}" for part in ("engine", "workloads", "longrun", "edges", "owned", "observed")]
+    own = [f"crash.{part}" for part in ("engine", "workloads", "longrun", "edges", "owned", "observed",
+                                          "tracked")]
     names = [name] * len(own) if name else own
     return [importlib.import_module(name) for name in names]
 

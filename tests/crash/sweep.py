@@ -21,9 +21,10 @@ from .pool import Pool, parts
 
 # Images for each crash point: so that all of it, two operations above all, takes less than an hour on 2 CPUs.
 LIMITS = {"one": 48, "two": 8, "three": 12, "random": 4, "edges": 24, "granularity": 24,
-          "own": 24, "ownlong": 8, "observed": 16, "observedlong": 8, "log": 48}  # fmt: skip
+          "own": 24, "ownlong": 8, "observed": 16, "observedlong": 8,
+          "track": 6, "switch": 6, "log": 48}  # fmt: skip
 SETS = ("one", "two", "three", "random", "edges", "granularity", "own", "ownlong", "observed",
-        "observedlong")
+        "observedlong", "track", "switch")
 GRANULARITY_SHARE = 0.1         # of the length-one set, under each of the other models
 FRONT = {"sweep.py", "pool.py", "summary.py", "page.py"}   # decide nothing about a result
 GRACE = 5.0                     # seconds for running sequences when the time is over
@@ -68,6 +69,8 @@ class Sizes:
     ops: int = 100
     ownlong: int = 300
     observedlong: int = 300
+    track: int = 200            # under each policy
+    switch: int = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +110,14 @@ def make_jobs(sizes: Sizes, seed: int, limits: dict[str, int]) -> list[Job]:
 
 def _members(name: str, sizes: Sizes, seed: int):
     """(sequence, points, granularity). In short sequences only the points of the last operation are new."""
-    _, workloads, longrun, edges, owned, observed = parts()
+    _, workloads, longrun, edges, owned, observed, tracked = parts()
     short = {"one": workloads.length_one, "two": workloads.length_two,
              "three": lambda: workloads.length_three(seed=seed, count=sizes.three), "edges": edges.at_edges,
              "own": owned.single, "ownlong": lambda: owned.longer(seed, sizes.ownlong),
              "observed": observed.each,
-             "observedlong": lambda: observed.rows(seed, sizes.observedlong)}  # fmt: skip
+             "observedlong": lambda: observed.rows(seed, sizes.observedlong),
+             "track": lambda: tracked.each_policy(seed, sizes.track),
+             "switch": lambda: tracked.switched(seed, sizes.switch)}  # fmt: skip
     if name in short:
         yield from ((sequence, "last", "cache_line") for sequence in short[name]())
     elif name == "random":

@@ -32,7 +32,7 @@ class Tree:
 
     def __init__(self, policy: Policy, born: int = 10**18):
         """*born*: the times of a fresh root (``fs.sb.created``)."""
-        self.policy = policy
+        self.policy, self.track = policy, policy.track
         self.now = born + 10**9
         root = Node(DIR | 0o755, born)
         root.parent, root.added = ROOT, 1  # its first block is there from the start

@@ -15,7 +15,7 @@ operation and moves `STEP` from one to the next, so that a `Model` knows every t
     write P POS LEN SEED   append P LEN SEED   msync P POS LEN SEED   truncate P SIZE   open_trunc P
     write_full P POS LEN SEED PAGES   (a range gets no storage from page PAGES on)
     fallocate P MODE POS LEN   copy P POS Q TO LEN   (copy_file_range, its first piece)
-    fsync P   fdatasync P   fsyncdir P   sync
+    fsync P   fdatasync P   fsyncdir P   sync   track POLICY (daxfs set)
     map P   mload P POS   mstore P POS LEN SEED   mflush P POS LEN (msync)   mpersist P POS LEN   munmap P
     killed   fsync_racing P POS LEN SEED   (observed mappings: mapped.py)
 """
@@ -495,6 +495,9 @@ class Vfs(MappedVfs):
         node = self.fs.open(inode.ino)
         self.fs.sync_inode(inode.ino)
         self.fs.release(node)
+
+    def _track(self, policy):
+        self.io.set_tracker(policy)
 
     def _sync(self):
         self.io.write_back()

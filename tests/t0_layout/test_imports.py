@@ -9,7 +9,8 @@ import tree
 
 LAYERS = {
     "daxfs": 0, "daxfs.errors": 0, "daxfs.pfn": 0, "daxfs.layout": 0, "daxfs.latency": 0,
-    "daxfs._emulate": 1, "daxfs._flush": 1, "daxfs._iomap": 1, "daxfs._own": 1, "daxfs._record": 1,
+    "daxfs._emulate": 1, "daxfs._flush": 1, "daxfs._fsync": 1, "daxfs._iomap": 1, "daxfs._own": 1,
+    "daxfs._record": 1,
     "daxfs._stores": 1, "daxfs._window": 1,
     "daxfs.emulate": 1, "daxfs.granularity": 1, "daxfs.pool": 1, "daxfs.region": 1, "daxfs.source": 1,
     "daxfs.testing": 1.5, "daxfs.meta": 2, "daxfs.data": 3, "daxfs.fault": 3, "daxfs.fuse": 4,

@@ -180,7 +180,7 @@ static int sync_step(struct worker *w, struct filemap *f)
 	int64_t n;
 
 	file_lock_take(&f->lock, 1);
-	n = draw(w, 2) ? dax_writeback(&io, f, 0, UINT64_MAX) : dax_writeback(&io, f, first, first + 40003);
+	n = draw(w, 2) ? dax_writeback(&io, f, 0, UINT64_MAX, NULL) : dax_writeback(&io, f, first, first + 40003, NULL);
 	file_lock_give(&f->lock);
 	CHECK(n <= (int64_t)(GROUPS * GROUP_PAGES * PAGE));
 	sched_yield();
@@ -350,7 +350,7 @@ int main(int argc, char **argv)
 	join(0);
 	nothing_is_lost();
 	for (int i = 0; i < FILES; i++)
-		CHECK(dax_writeback(&io, &file[i], 0, UINT64_MAX) >= 0 && dirty[i].count == 0);
+		CHECK(dax_writeback(&io, &file[i], 0, UINT64_MAX, NULL) >= 0 && dirty[i].count == 0);
 	nothing_is_lost();
 	CHECK(io.flushed_bytes == pages_flushed * PAGE && io.flushed_bytes <= io.dirtied_bytes && io.flushed_bytes);
 	CHECK(dirty_arena_used(&arena) == 0 && dirty_arena_fallbacks(&arena));

@@ -50,7 +50,7 @@ class Case:
         piece = Piece(start, start + pages * PAGE, first * PAGE)
         return self.observer.observe(process, self.node.ino, prot, piece)
 
-    def span(self, maps, start, end, offset, device, ino):
+    def span(self, maps, start, end, offset, device, ino, times=None):
         return None if any(start < high and end > low for low, high in self.unmapped) else (start, end)
 
     def scan(self, found, pagemap, start, end, address, offset):
@@ -83,7 +83,7 @@ def case(io, monkeypatch):
     made = Case(io)
 
     class Found(_observe.Found):
-        def scan(self, *where):
+        def scan(self, *where, times=None):
             made.scan(self, *where)
 
     monkeypatch.setattr(observer, "span", made.span)

@@ -18,7 +18,7 @@ from hypothesis.stateful import invariant, precondition, rule
 from test_file_io import NAMES, NOISE, Files, lengths, near
 
 from daxfs import layout as L
-from daxfs._iomap import COARSE
+from daxfs._iomap import COARSE, OBSERVED
 from daxfs.data import ranges
 from daxfs.errors import fail
 from daxfs.meta import attr, fallocate, namespace, own
@@ -415,3 +415,15 @@ def test_an_open_of_a_range_that_is_being_asked_about_kills_nobody(io):
     words = [sys.executable, "-P", "-c", LEASE_IS_BROKEN, path]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "broken False\n"), done
+
+
+@pytest.mark.parametrize("pos", [8192, 12000, 12288, 5 * MIB])
+@pytest.mark.parametrize("size", [0, 5001, 8192])
+def test_a_write_behind_a_gap_of_a_file_that_is_observed(pool_kit, size, pos):
+    """The zeros up to it have extents learned anew, to which its own pages, not touched yet, were a hole."""
+    io = pool_kit.io()
+    node = create(io, b"f")
+    io.write(node, 0, noise(size))
+    node.map.set_state(OBSERVED)
+    assert io.write(node, pos, noise(10, 2)) == 10
+    assert bytes(io.read(node, 0, MIB * 8)) == noise(size).ljust(pos, b"\0") + noise(10, 2)

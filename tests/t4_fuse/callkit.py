@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import datakit
 import trio
 
+from daxfs._fsync import FsyncRun
 from daxfs.fuse import calls
 from daxfs.fuse.ops import make_operations
 
@@ -25,7 +26,7 @@ class Call:
     def __init__(self, opcode: int, nodeid: int, arg: bytes = b"", data: bytes = b"", who=ROOT):
         self.opcode, self.nodeid, self.arg, self.data = opcode, nodeid, arg, memoryview(data)
         self.uid, self.gid, self.pid = who.uid, who.gid, who.pid
-        self.unique, self.interrupted = 7, False
+        self.unique, self.interrupted, self.fsync = 7, False, FsyncRun()
 
 
 class Bench:

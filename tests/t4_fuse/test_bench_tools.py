@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import loops
 import mounts
 import pytest
 
@@ -76,6 +75,20 @@ def test_mappings(tmp_path):
     assert all(len(taken) == 2 for taken in found["samples"]["open, free"].values())
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_fsync(tmp_path):
+    if why := mounts.why_no_transport("uring"):
+        pytest.skip(why)
+    found, _ = tool("bench/fsync.py", tmp_path / "result", "--quick")
+    rows = {row["what"]: row for row in found["rows"]}
+    for track in ("pte", "line"):
+        row = rows[f"{track}, file of 64 MiB"]
+        assert 0.5 < row["values"]["inside, µs"] < row["measured"] and row["limit"] == 15
+        assert rows[f"{track}: slowest / fastest, MiB dirty …"]["measured"] >= 1
+    assert rows["in this process: more than plain"]["limit"] == 2
+
+
 @pytest.mark.skipif(not shutil.which("xfs_io"), reason="xfs_io is not installed")
 def test_state(tmp_path):
     """Marks in the region take slots there and less DRAM, those in DRAM none."""
@@ -135,15 +148,6 @@ def test_emulate(tmp_path):
     # Never shorter than the medium: the shortest of all samples, in ns.
     assert min(found["samples"]["write"]["pmem1-single"]) >= 472_000
     assert min(found["samples"]["fsync"]["pmem1-single"]) >= 1900
-
-
-def test_s17(tmp_path):
-    if reason := loops.why_not("ext4"):
-        pytest.skip(reason)
-    found, _ = tool("bench/s17.py", tmp_path / "result", "--turns", "1", "--size", "64")
-    assert "64m" in found["title"]
-    values = {row["what"]: row["values"] for row in found["rows"]}
-    assert all(values[f"daxfs, {name}"]["MiB/s"] > 1 for name in here())
 
 
 @pytest.mark.skipif(not shutil.which("stress-ng"), reason="stress-ng is not installed")

@@ -57,6 +57,22 @@ def test_exactly_what_was_stored_since_the_last_one(mount, path, syncs, clients)
     assert syncs() == pages(mount, 1)
 
 
+def test_the_look_is_a_phase_of_fsync(mount, path, syncs, clients):
+    client = clients()
+    client("map", 0, path, 0, SIZE)
+    assert syncs() == 0
+    before = mount.stat()["fsync"]
+    for n in range(5):
+        client("store", 0, n * PAGE, 1)
+        assert syncs() == pages(mount, 1)
+    after = mount.stat()["fsync"]
+    assert (after["count"], after["served"]) == (before["count"] + 5, before["served"])
+    seen = {name: one["total_ns"] - before["phases"][name]["total_ns"]
+            for name, one in after["phases"].items()}
+    assert all(seen[name] for name in ("look", "walk", "flush", "drain", "meta", "reply", "python", "other"))
+    assert sum(seen.values()) == after["total"]["total_ns"] - before["total"]["total_ns"]
+
+
 def test_pages_of_a_huge_page_are_told_apart_only_where_there_is_none(mount, path, syncs, clients):
     client = clients()
     client("map", 0, path, 0, SIZE)

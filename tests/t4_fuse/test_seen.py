@@ -225,7 +225,7 @@ def test_what_a_watcher_does_not_take_is_counted(mount, path, syncs):
 def test_wrong_classes_are_refused(mount):
     for words in (["--events", "faults,none"], ["-e", ""]):
         done = mounts.run([mounts.command("daxfs"), "trace", *words, mount.path], check=False)
-        assert done.returncode == 2 and "none of requests, faults, writeback, all" in done.stderr
+        assert done.returncode == 2 and "none of requests, faults, writeback, fsync, all" in done.stderr
     here = mountinfo.mount_at(str(mount.path))
     with pytest.raises(OSError, match="some of requests, faults, writeback"):
         next(control.follow_mount(here, {"get": "trace", "events": "faults"}))

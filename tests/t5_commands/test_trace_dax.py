@@ -128,5 +128,5 @@ def test_every_event_has_its_number():
     ours = [event.name.upper().replace("OBSERVED_LOOK", "DAX_LOOK") for event in trace_dax.EVENTS]
     assert names.replace(",", " ").split() == ours
     assert trace_dax.EVENTS[trace_dax.FIRST_WRITEBACK].name == "dax_writeback_range"
-    classes = dict(re.findall(r"#define TRACE_(REQUESTS|FAULTS|WRITEBACK) (\d)", header))
+    classes = dict(re.findall(r"#define TRACE_(REQUESTS|FAULTS|WRITEBACK|FSYNC) (\d)", header))
     assert {name.lower(): int(value) for name, value in classes.items()} == trace.CLASSES

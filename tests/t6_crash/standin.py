@@ -66,6 +66,14 @@ def rows(seed, count):
     return _sequences("OBSERVEDLONG")[:count]
 
 
+def each_policy(seed, count):
+    return _sequences("TRACK")[:count]
+
+
+def switched(seed, count):
+    return _sequences("SWITCH")[:count]
+
+
 def length_two():
     return _sequences("TWO")
 

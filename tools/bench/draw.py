@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""A picture (PNG, SVG, PDF) of what tools/bench/transport.py or s17.py wrote with --json.
+"""A picture (PNG, SVG, PDF) of what tools/bench/transport.py wrote with --json.
 
     tools/bench/draw.py RESULT.json PICTURE.png
 

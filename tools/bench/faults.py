@@ -72,36 +72,30 @@ def kernel_rows(report: Report, args, faults: Path, files: dict[str, Path], ext4
         args.rounds, kernel=run("kernel", "touch", args.size * MIB, 1, big),
         plain=run("plain", "touch", args.size * MIB, 1, big)), 1.3)
     add(report, "first store after a flush, 4 KiB, µs: kernel / plain", in_turns(
-        args.rounds, kernel=run("kernel-pages", "again", 4 * MIB, args.count, small),
+        args.rounds, kernel=run("kernel-pte", "again", 4 * MIB, args.count, small),
         plain=run("plain", "again", 4 * MIB, args.count, small)), 4.0, absolute=True)
     sizes = {"4 KiB": 4 * KIB, "2 MiB": HUGE, f"{args.size} MiB": args.size * MIB}
     for name, size in sizes.items():
-        got = in_turns(args.rounds, kernel=run("kernel-pages", "msync", size, args.count, small),
-                       least=run("kernel-pages", "msync", 4 * KIB, args.count, small))
+        got = in_turns(args.rounds, kernel=run("kernel-pte", "msync", size, args.count, small),
+                       least=run("kernel-pte", "msync", 4 * KIB, args.count, small))
         add(report, f"msync of one page of {name}, µs: kernel / of 4 KiB", got, 1.5)
     add(report, f"msync of one page of {name}, µs: kernel", got, 10.0, absolute=True)
     if ext4 is not None:
         add(report, f"msync of one page of {args.size} MiB, µs: kernel / ext4 on a loop device", in_turns(
-            args.rounds, kernel=run("kernel-pages", "msync", args.size * MIB, args.count, small),
+            args.rounds, kernel=run("kernel-pte", "msync", args.size * MIB, args.count, small),
             ext4=run("plain", "msync", args.size * MIB, 50, ext4)), 1 / 3)
 
 
 @contextlib.contextmanager
-def held(pid: int, client: set[int], handler: set[int]):
-    """What is started meanwhile runs on *client*, the threads of the daemon *pid* on *handler*."""
-    before, tasks = os.sched_getaffinity(0), [int(task) for task in os.listdir(f"/proc/{pid}/task")]
-    for task in tasks:
-        os.sched_setaffinity(task, handler)
-    os.sched_setaffinity(0, client)
+def both_held(pid: int, client: set[int], handler: set[int]):
+    """The client on *client*; the threads of the daemon *pid*, or the smallest handler, on *handler*."""
+    from lab.pinned import held
     os.environ["HANDLER_CPU"] = str(min(handler))
     try:
-        yield
+        with held(pid, client, handler):
+            yield
     finally:
         del os.environ["HANDLER_CPU"]
-        os.sched_setaffinity(0, before)
-        for task in tasks:
-            with contextlib.suppress(ProcessLookupError):  # it has ended since
-                os.sched_setaffinity(task, before)
 
 
 def user_rows(report: Report, args, programs: dict[str, Path], file: Path, pid: int) -> None:
@@ -112,12 +106,12 @@ def user_rows(report: Report, args, programs: dict[str, Path], file: Path, pid: 
             args.rounds, user=lambda: number(programs["faults"], how, "fault", 256 * MIB, 4000, file),
             least=lambda: number(programs["faults_min"], step, 4000, file)), limit)
 
-    for what, how, step, limit in (("4 KiB", "user-pages", 4 * KIB, 1.2), ("2 MiB", "user", HUGE, 1.5)):
+    for what, how, step, limit in (("4 KiB", "user-pte", 4 * KIB, 1.2), ("2 MiB", "user", HUGE, 1.5)):
         row(what, "", how, step, limit)
         if len(cpus) > 1:
-            with held(pid, {cpus[0]}, {cpus[1]}):
+            with both_held(pid, {cpus[0]}, {cpus[1]}):
                 row(what, ", on two CPUs", how, step, limit)
-        with held(pid, {cpus[0]}, {cpus[0]}):
+        with both_held(pid, {cpus[0]}, {cpus[0]}):
             row(what, ", on one CPU", how, step, None)
 
 

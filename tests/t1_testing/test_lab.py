@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: MIT
+"""What the experiments in tools/ share, without a mount: turns, samples on disk, tables, words."""
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools"))
+
+from lab import arguments, rigs, schedule, table, words  # noqa: E402
+from lab.plan import Axis, Cell, CellError, Family, HostError, Measure, Plan, Visit  # noqa: E402
+from lab.store import Run, RunError  # noqa: E402
+
+
+class Made:
+    """A plan whose visits are counted here; *fails*: values of x that can't be measured."""
+
+    def __init__(self, xs=(1, 2, 3), tracks=("pte", "none"), rounds: int = 3, fails=(),
+                 stop_after: int = 10**9):
+        self.visits: list[tuple] = []
+        self.fails, self.stop_after = fails, stop_after
+        cells = [Cell({"dirty": x, "track": track}, lambda seconds, seed, x=x, track=track:
+                      self.visit(x, track, seed)) for x in xs for track in tracks]
+        family = Family("dirty", "a title", "words", "ns", ("lines",), ("track",), cells, "dirty")
+        axes = {"dirty": Axis("dirty bytes", "number", "B"), "track": Axis("track=")}
+        self.plan = Plan("trial", "title", axes, {"ns": Measure("fsync", "ns")}, [family], rounds)
+
+    def visit(self, x: int, track: str, seed: int) -> Visit:
+        if len(self.visits) == self.stop_after:
+            raise KeyboardInterrupt
+        if x in self.fails:
+            raise CellError("it can't be had")
+        self.visits.append((x, track, seed))
+        return Visit({"ns": [seed, 1000 * x]}, {"drain": 1.0})
+
+    def run(self, directory: Path, seed: int = 1, **kwargs) -> bool:
+        run = Run(directory, self.plan, kwargs.pop("options", {}), seed)
+        complete = schedule.run(run, self.plan, seed, 0.01, **kwargs)
+        run.close(complete)
+        return complete
+
+
+def lines(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
+
+
+def test_turns_depend_on_the_seed_alone():
+    cells = [Cell({"x": n}, lambda seconds, seed: None) for n in range(20)]
+    orders = {(seed, turn): tuple(cell.axes["x"] for cell in schedule.turns(cells, seed, "f", turn))
+              for seed in (1, 2) for turn in range(3)}
+    random.seed(99)
+    again = {(seed, turn): tuple(cell.axes["x"] for cell in schedule.turns(cells, seed, "f", turn))
+             for seed, turn in orders}
+    assert orders == again and len(set(orders.values())) == 6
+    assert all(sorted(one) == list(range(20)) for one in orders.values())
+
+
+def test_turns_keep_the_order_that_cells_ask_for():
+    cells = [Cell({"x": n}, lambda seconds, seed: None, order=n // 5) for n in range(20)]
+    found = [cell.order for cell in schedule.turns(cells, 1, "f", 0)]
+    assert found == sorted(found)
+
+
+def test_each_round_goes_over_all_cells_with_the_same_work_for_each_line(tmp_path):
+    made = Made()
+    assert made.run(tmp_path)
+    assert len(made.visits) == 3 * 6
+    for turn in range(3):
+        part = made.visits[turn * 6:turn * 6 + 6]
+        assert sorted({(x, track) for x, track, _ in part}) == sorted({(x, t) for x in (1, 2, 3)
+                                                                      for t in ("pte", "none")})
+        seeds = {x: {seed for other, _, seed in part if other == x} for x in (1, 2, 3)}
+        assert all(len(one) == 1 for one in seeds.values()) and len(set().union(*seeds.values())) == 3
+
+
+def test_a_stopped_run_makes_what_is_missing_and_no_more(tmp_path):
+    first, whole = Made(stop_after=8), Made()
+    assert not first.run(tmp_path)
+    assert len(lines(tmp_path)) == 8 and json.loads((tmp_path / "run.json").read_text())["ended"] is None
+    second = Made()
+    assert second.run(tmp_path)
+    assert whole.run(tmp_path / "whole")
+    assert first.visits + second.visits == whole.visits
+    keep = ("family", "cell", "round", "seq", "samples", "counts")
+    assert [[row[name] for name in keep] for row in lines(tmp_path)] == \
+        [[row[name] for name in keep] for row in lines(tmp_path / "whole")]
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 6))
+def test_a_torn_line_is_cut_off(tmp_path, cut):
+    made = Made(stop_after=4)
+    made.run(tmp_path)
+    path = tmp_path / "samples.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    again = Made()
+    assert again.run(tmp_path)
+    assert len(again.visits) == 18 - 3 and len(lines(tmp_path)) == 18
+    assert [row["seq"] for row in lines(tmp_path)] == list(range(18))
+
+
+def test_a_line_that_is_damaged_is_refused(tmp_path):
+    Made(stop_after=4).run(tmp_path)
+    path = tmp_path / "samples.jsonl"
+    text = path.read_text().replace('"family"', '"famly"', 1)
+    path.write_text(text)
+    with pytest.raises(RunError, match="damaged after 0 bytes"):
+        Made().run(tmp_path)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(("kwargs", "said"), [
+    ({"seed": 2}, "seed"), ({"options": {"quick": True}}, "options"),
+])
+def test_another_run_is_refused(tmp_path, kwargs, said):
+    Made(stop_after=4).run(tmp_path)
+    before = (tmp_path / "samples.jsonl").read_bytes()
+    with pytest.raises(RunError, match=rf"another run \({said} differ\)"):
+        Made().run(tmp_path, **kwargs)
+    assert (tmp_path / "samples.jsonl").read_bytes() == before
+
+
+def test_another_commit_is_refused(tmp_path):
+    Made(stop_after=4).run(tmp_path)
+    path = tmp_path / "run.json"
+    facts = json.loads(path.read_text())
+    facts["host"]["commit"] = "0000000"
+    path.write_text(json.dumps(facts))
+    with pytest.raises(RunError, match=r"another run \(commit differ\)"):
+        Made().run(tmp_path)
+
+
+def test_samples_without_facts_are_refused(tmp_path):
+    Made(stop_after=4).run(tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RunError, match=r"samples and no run\.json"):
+        Made().run(tmp_path)
+
+
+def test_what_can_t_be_measured_is_asked_once(tmp_path):
+    made = Made(fails=(2,))
+    assert made.run(tmp_path)
+    skipped = [row for row in lines(tmp_path) if "skipped" in row]
+    assert len(skipped) == 2 and all(row["skipped"] == "it can't be had" for row in skipped)
+    assert len(made.visits) == 3 * 4
+
+
+def test_a_time_limit_leaves_whole_rounds(tmp_path):
+    made = Made(rounds=50)
+    assert made.run(tmp_path, limit_s=1e-6)
+    assert len(made.visits) == 6
+    assert json.loads((tmp_path / "run.json").read_text())["ended"]
+
+
+def test_tables_have_medians_and_quartiles_in_one_unit(tmp_path, capsys):
+    facts = {"axes": {"dirty": {"label": "dirty bytes", "kind": "number", "values": [64, 4096]},
+                      "track": {"label": "track=", "kind": "name", "values": ["pte", "none"]}},
+             "measures": {"ns": {"label": "fsync", "unit": "ns"}},
+             "families": [{"name": "f", "title": "a title", "measure": "ns", "x": "dirty", "line": ["track"],
+                           "panel": []}]}
+    rows = [{"family": "f", "cell": {"dirty": 4096, "track": "none"}, "samples": {"ns": [1500]}},
+            {"family": "f", "cell": {"dirty": 64, "track": "pte"}, "samples": {"ns": [1000, 2000, 3000]}},
+            {"family": "f", "cell": {"dirty": 64, "track": "pte"}, "samples": {"ns": [4000, 5_000_000]}},
+            {"family": "f", "cell": {"dirty": 64, "track": "none"}, "skipped": "no such thing"}]
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert table.show_run(tmp_path)
+    out = capsys.readouterr().out
+    assert "fsync, µs: median, quartiles; columns: track=" in out
+    assert [line.split() for line in out.splitlines() if "pte" in line or "B" in line] == [
+        ["dirty", "bytes", "pte", "none"], ["64", "B", "3", "-"], ["4", "KiB", "-", "1.5"]]
+    assert "2 - 4" in out and "skipped, f, 1 cell: no such thing" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_a_wide_table_is_broken_between_columns(tmp_path, capsys):
+    made = Made(tracks=tuple(f"policy-number-{n}" for n in range(12)), rounds=1)
+    assert made.run(tmp_path)
+    table.show_run(tmp_path)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= table.WIDTH
+    assert all(out.count(f"policy-number-{n} ") + out.count(f"policy-number-{n}\n") == 1 for n in range(12))
+
+
+def test_words():
+    assert [words.parse_bytes(text) for text in ("64", "4K", "2MiB", "1g")] == [64, 4096, 2 << 20, 1 << 30]
+    assert [words.show_bytes(value) for value in (64, 4096, 3 << 19, 1 << 30)] == \
+        ["64 B", "4 KiB", "1536 KiB", "1 GiB"]
+    for text in ("", "K", "-4K", "4T", "1.5M", "4 K K"):
+        with pytest.raises(ValueError, match="not a size"):
+            words.parse_bytes(text)
+    assert [words.show_ns(value) for value in (12, 3456, 7_890_000)] == ["12 ns", "3.46 µs", "7.89 ms"]
+
+
+def test_a_file_too_large_for_memory_is_a_reason_to_skip():
+    rigs.need(1, "a byte")
+    with pytest.raises(CellError, match="a file of 1 PiB needs 1073741824 MiB of memory"):
+        rigs.need(1 << 50, "a file of 1 PiB")
+
+
+def test_only_what_dead_runs_left_is_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(rigs.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(rigs.mounts, "PREFIX", "unused")
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    for name in (f"daxfs-lab-{gone}-0.log", f"daxfs-lab-{os.getpid()}-0.log", "daxfs-lab-x",
+                 "daxfs-test-1-0.log"):
+        (tmp_path / name).touch()
+    (tmp_path / f"daxfs-lab-{gone}-0.mnt").mkdir()
+    assert sorted(Path(path).name for path in rigs.prepare()) == [f"daxfs-lab-{gone}-0.log",
+                                                                  f"daxfs-lab-{gone}-0.mnt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [f"daxfs-lab-{os.getpid()}-0.log", "daxfs-lab-x", "daxfs-test-1-0.log"])
+
+
+@pytest.fixture
+def ready(tmp_path, monkeypatch):
+    """For `carry_out` here: mounts are possible, and nothing of this process or host changes."""
+    monkeypatch.setattr(arguments.mounts, "why_no_mounts", lambda: None)
+    monkeypatch.setattr(arguments.mounts, "end_on_sigterm", lambda: None)
+    monkeypatch.setattr(arguments.mounts, "close_all", lambda: None)
+    monkeypatch.setattr(arguments.mounts, "ENABLE_URING", tmp_path / "enable_uring")
+    monkeypatch.setattr(arguments.rigs, "prepare", list)
+    monkeypatch.setattr(sys, "argv", ["trial.py"])
+    (tmp_path / "enable_uring").write_text("N")
+    args = arguments.parser("A trial.", "trial", 3).parse_args(["--output", str(tmp_path / "run")])
+    yield arguments.settle(args, "trial")
+    arguments.mounts.why_no_transport.cache_clear()
+
+
+def test_uring_is_switched_on_before_anybody_plans_and_off_at_the_end(ready, tmp_path, capsys):
+    arguments.mounts.why_no_transport.cache_clear()
+    assert "echo Y" in arguments.mounts.why_no_transport("uring")
+
+    def plan(_args):
+        raise HostError(arguments.mounts.why_no_transport("uring") or "it can be had")
+    assert arguments.carry_out(ready, plan) == 2
+    assert "echo Y" not in capsys.readouterr().err
+    assert (tmp_path / "enable_uring").read_text() == "N"
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (HostError("no such host"), 2), (rigs.RigError("it died"), 1), (KeyboardInterrupt(), 130),
+    (OSError(28, "No space left on device"), 1),
+])
+def test_what_fails_has_a_status_and_a_line(ready, capsys, error, status):
+    closed = []
+    made = Made()
+
+    def visit(seconds, seed):
+        raise error
+    made.plan.families[0].cells[0].visit = visit
+    made.plan.close = lambda: closed.append(True)
+    assert arguments.carry_out(ready, lambda args: made.plan) == status
+    said = capsys.readouterr().err
+    assert "trial.py: " in said and "Traceback" not in said and closed == [True]
+    assert "goes on in" in said if status == 130 else str(error) in said
+
+
+def test_without_root_it_says_so(ready, monkeypatch, capsys):
+    monkeypatch.setattr(arguments.mounts, "why_no_mounts", lambda: "not root: mounts need it (sudo)")
+    assert arguments.carry_out(ready, lambda args: Made().plan) == 2
+    assert capsys.readouterr().err == "trial.py: not root: mounts need it (sudo)\n"
+
+
+def test_a_run_without_one_sample_fails(ready, capsys):
+    assert arguments.carry_out(ready, lambda args: Made(fails=(1, 2, 3)).plan) == 2
+    out = capsys.readouterr()
+    assert "skipped, dirty, 6 cells: it can't be had" in out.out and "nothing could be measured" in out.err
