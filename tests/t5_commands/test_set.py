@@ -3,6 +3,7 @@
 
 import os
 import threading
+import time
 
 import mounts
 import pytest
@@ -146,7 +147,10 @@ def test_flushers_of_a_mount(mount_factory):
     assert done.stdout == f"{region.path}: flushers=1, was 3\n" and not done.stderr
     facts = region.stat()
     assert facts["tracker"]["flushers"] == 1 and "flushers=1" in facts["options"]
-    assert len(os.listdir(f"/proc/{region.pid}/task")) == threads - 2
+    until = time.monotonic() + 10  # who is joined stays in /proc for a moment
+    while len(os.listdir(f"/proc/{region.pid}/task")) != threads - 2:
+        assert time.monotonic() < until, "two threads have ended"
+        time.sleep(0.01)
     daxfs("set", region.path, "flushers=16")
     assert tracker(region)["flushers"] == 16
     region.umount()
