@@ -66,9 +66,9 @@ SHAPES = {
     "map": Shape(
         "mappings: loads, stores, msync",
         CLOCK + "xfs_io stores byte by byte. msync does nothing on own, since nobody saw the stores, and "
-        "on tmpfs: there nothing is durable by it; fsync-mapped says what own pays for that. Under"
-        " daxfs run the program finds and flushes what it stored itself: a page of 2 MiB where one"
-        " maps it, of 4 KiB after a fault of that size.",
+        "on tmpfs: there nothing is durable by it; fsync-mapped says what own pays for that. Under "
+        "daxfs run the program finds and flushes what it stored itself: a page of 2 MiB where one "
+        "maps it, of 4 KiB after a fault of that size.",
         ("mwrite-*", "mread-*", "msync-*", "mmap-munmap", "fsync-mapped-4k"), MAPPED,
         (("mwrite-hole-2m", "mwrite-written-2m", "msync-4k", "fsync-mapped-4k"),
          ("own", "run-kernel", "ext4", "tmpfs")), "ns"),

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """tools/fio_suite.py and its job files on real mounts: what it counts, keeps, refuses, skips and reports."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mounts
@@ -24,10 +26,33 @@ FIO = shutil.which("fio")
 HERE = [pytest.mark.mount, pytest.mark.skipif(not FIO, reason="fio is not installed")]
 
 
+def start(*args, **kwargs) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, PROGRAM, *map(str, args)], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+def until(what, seconds: float = 60) -> None:
+    """Wait until *what*() is true."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def fios(directory: Path) -> list[bytes]:
+    """Command lines of the fios, parents and jobs, that report to *directory*."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended
+            words = path.read_bytes().split(b"\0")
+            if words[0] == b"fio" and any(os.fsencode(directory) in word for word in words):
+                found.append(words)
+    return found
+
+
 def suite(*args, status: int = 0, **kwargs) -> str:
     """Its output; the status has to be *status*, and nothing of it may be left."""
-    process = subprocess.Popen([sys.executable, PROGRAM, *map(str, args)], stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    process = start(*args, **kwargs)
     out, _ = process.communicate(timeout=180)
     assert process.returncode == status, out
     assert "Traceback" not in out
@@ -144,6 +169,31 @@ class TestRun:
         # Everything was written once, past the cache: 4 MiB by 1024 requests.
         assert [row["counts"]["nt_bytes"] for row in found] == pytest.approx([PAGE] * 2, rel=0.05)
         assert "complete already" in suite(*arguments)
+
+    def test_a_stopped_run_goes_on(self, tmp_path):
+        """SIGTERM in the second visit: the same command makes what is missing and nothing else."""
+        arguments = ["--job", "psync-randread-4k,psync-randwrite-4k", "--target", "tmpfs",
+                     "--size", "2M", "--runtime", "2", "--rounds", "1", "--output", str(tmp_path)]
+        process = start(*arguments)
+        until(lambda: (tmp_path / "samples.jsonl").exists() and rows(tmp_path))
+        process.terminate()
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 130 and "goes on" in out, out
+        before = rows(tmp_path)
+        assert len(before) == 1
+        assert "goes on in" in suite(*arguments)
+        assert rows(tmp_path)[:1] == before
+        assert sorted(row["cell"]["job"] for row in rows(tmp_path)) == sorted(arguments[1].split(","))
+
+    def test_fio_ends_with_the_suite(self, tmp_path):
+        """Its jobs are in sessions of their own: one that goes on would keep the mount for its runtime."""
+        process = start("--job", "psync-randread-4k", "--target", "packed", "--size", "2M", "--runtime", "60",
+                        "--rounds", "1", "--output", tmp_path)
+        until(lambda: len(fios(tmp_path)) >= 2)
+        process.terminate()
+        process.communicate(timeout=20)
+        assert process.returncode == 130 and not fios(tmp_path)
+        assert f"daxfs-lab-{process.pid}-" not in Path("/proc/self/mounts").read_text()
 
     def test_an_engine_that_is_missing_is_skipped(self, tmp_path):
         fake = tmp_path / "bin/fio"
