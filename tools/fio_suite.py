@@ -57,7 +57,8 @@ SHAPES = {
         "What a database does. With write=nt fsync finds nothing to flush, with write=cached it flushes "
         "what was written. ext4 and XFS write to their loop device, whose image is a file on tmpfs. tmpfs "
         "makes nothing durable: it shows what the calls themselves cost. sync_file_range is no promise "
-        "anywhere.",
+        "anywhere. Who has a file of own open for reading and writing may have mapped it, plainly, so fsync "
+        "flushes all of it there.",
         ("sync-*",), ("packed", "packed:write=cached", "own", "packed:transport=dev", *KERNEL, "tmpfs"),
         (("sync-fsync-1",), ("packed", "packed:write=cached", *KERNEL))),
     "mapped": Shape(
@@ -127,7 +128,7 @@ def main() -> int:
     args = arguments.settle(parser.parse_args(), NAME)
     suites.check(parser, args, list(jobs), SHAPES)
     if args.list:
-        suites.show_list({name: job.words for name, job in jobs.items()}, SHAPES)
+        suites.show_list({name: job.words or job.summary for name, job in jobs.items()}, SHAPES)
         return 0
     args.size = args.size or (QUICK_SIZE if args.quick else SIZE)
     args.runtime = args.runtime or (QUICK_RUNTIME if args.quick else RUNTIME)
