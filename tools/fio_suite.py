@@ -77,8 +77,9 @@ SHAPES = {
     "policies": Shape(
         "4 KiB random writes and fsync, by what fsync takes for dirty",
         "The same mount, track= switched. pte and line flush what was written; pmd 2 MiB for each that was "
-        "touched; extent all that was ever written in the region; none nothing, so that nothing is "
-        "durable: the program would have to flush.",
+        "touched; extent each 256th of the region in which something was overwritten since track= was "
+        "switched, so soon all of the file; none nothing, so that nothing is durable: the program would "
+        "have to flush.",
         ("sync-fsync-1", "sync-fsync-32"), POLICIES,
         (("sync-fsync-1",), (POLICIES[0], POLICIES[3], POLICIES[4]))),
     "mixed": Shape(
@@ -128,7 +129,7 @@ def main() -> int:
     args = arguments.settle(parser.parse_args(), NAME)
     suites.check(parser, args, list(jobs), SHAPES)
     if args.list:
-        suites.show_list({name: job.words or job.summary for name, job in jobs.items()}, SHAPES)
+        suites.show_list({name: f"{job.summary}. {job.words}" for name, job in jobs.items()}, SHAPES)
         return 0
     args.size = args.size or (QUICK_SIZE if args.quick else SIZE)
     args.runtime = args.runtime or (QUICK_RUNTIME if args.quick else RUNTIME)

@@ -56,8 +56,9 @@ SHAPES = {
         (("nothing", "fsync-4k", "fsync-1m"), ("packed", "packed:write=cached", "ext4", "tmpfs")), "ns"),
     "policies": Shape(
         "fsync after a write, by what fsync takes for dirty",
-        CLOCK + "write=cached. pmd flushes 2 MiB for a page, extent all that was ever written in the "
-        "region, none nothing.",
+        CLOCK + "write=cached. pmd flushes 2 MiB for a page, none nothing. extent flushes each 256th of the "
+        "region in which something was overwritten since track= was switched: here one, as a script "
+        "writes at one place, and what goes to new blocks goes past the cache.",
         ("fsync-clean", "fsync-4k", "fsync-1m"),
         tuple(f"packed:write=cached,track={track}" for track in ("pte", "line", "pmd", "extent", "none")),
         (("fsync-4k",),

@@ -25,7 +25,7 @@ from lab.start import ROOT
 from lab.targets import Place, fill
 
 FOLDER = ROOT / "tools" / "jobs" / "fio"
-SUMMED = ("ioengine", "rw", "bs", "rwmixread", "direct", "iodepth", "fsync", "fdatasync", "numjobs")
+SUMMED = ("ioengine", "rw", "bs", "rwmixread", "direct", "iodepth", "fsync", "fdatasync", "sync", "numjobs")
 KEPT = 200   # latencies of a visit that become samples
 VERIFY = re.compile(r"verify|crc32c", re.IGNORECASE)
 
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def summary(self) -> str:
-        """What it does, where no comment says so."""
+        """Its most important options."""
         return " ".join(f"{name}={self.options[name]}" for name in SUMMED if name in self.options)
 
     @property
