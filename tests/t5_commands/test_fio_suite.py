@@ -4,7 +4,9 @@
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-from lab import fio, targets  # noqa: E402
+from lab import fio, suites, targets  # noqa: E402
 from lab.plan import CellError  # noqa: E402
 
 PROGRAM = ROOT / "tools/fio_suite.py"
@@ -195,6 +197,19 @@ class TestRun:
         assert process.returncode == 130 and not fios(tmp_path)
         assert f"daxfs-lab-{process.pid}-" not in Path("/proc/self/mounts").read_text()
 
+    def test_a_daemon_that_dies_is_named(self, tmp_path):
+        process = start("--job", "psync-randread-4k", "--target", "packed", "--size", "2M", "--runtime", "60",
+                        "--rounds", "1", "--output", tmp_path)
+        until(lambda: len(fios(tmp_path)) >= 2)
+        found = re.findall(rf"\S*/daxfs-lab-{process.pid}-\S*\.mnt", Path("/proc/self/mounts").read_text())
+        facts = mounts.run([mounts.command("daxfs"), "stat", "--json", found[0]]).stdout
+        os.kill(json.loads(facts)["pid"], signal.SIGKILL)
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 1, out
+        assert "the daemon of the mount with transport=uring" in out
+        assert "fio failed: psync-randread-4k" in out
+        assert f"daxfs-lab-{process.pid}-" not in Path("/proc/self/mounts").read_text()
+
     def test_an_engine_that_is_missing_is_skipped(self, tmp_path):
         fake = tmp_path / "bin/fio"
         fake.parent.mkdir()
@@ -258,6 +273,18 @@ def test_bad_values_are_one_line(args, word, tmp_path):
 def test_without_fio(tmp_path):
     out = suite("--quick", "--output", tmp_path / "out", status=2, env={**os.environ, "PATH": str(tmp_path)})
     assert out == "fio_suite.py: fio is not installed, so all is skipped: apt-get install fio\n"
+
+
+def test_a_target_that_is_given_twice_is_one():
+    class Args:
+        job, target, quick = ["verify-*"], ["packed", "packed", "own"], False
+    shapes = {"verify": suites.Shape("", "", ("verify-*",), ("ext4",)),
+              "again": suites.Shape("", "", ("*",), ("ext4",))}
+    assert suites.chosen(shapes, ["verify-a", "other"], Args) == {
+        "verify": [("verify-a", "packed"), ("verify-a", "own")]}
+    Args.target = None
+    assert suites.chosen(shapes, ["verify-a", "other"], Args) == {
+        "verify": [("verify-a", "ext4")], "again": [("verify-a", "ext4")]}
 
 
 def test_list(tmp_path):
