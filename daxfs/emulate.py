@@ -55,6 +55,11 @@ class Profile:
     def title(self) -> str:
         return f"{self.name}: {self.words}" if self.words else self.name
 
+    def price(self) -> tuple[int, int, int]:
+        """ps of a line, of a line on the wire, and of a drain of write-back: struct daxfs_about."""
+        wire = LINE * 1000 / self.write_gb_s if self.write_gb_s else 0
+        return round(self.flush_line_ns * 1000), round(wire), round(self.flush_drain_ns * 1000)
+
     def numbers(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in MOST}
 
@@ -98,7 +103,7 @@ def _from_file(path: str) -> Profile:
         raise UsageError(f"emulate={path}: longer than {MAX_FILE} bytes")
     try:
         table = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:  # also numbers of too many digits, and arrays in arrays
         raise UsageError(f"emulate={path}: not TOML: {exc}") from exc
     return _profile({"name": Path(path).stem, **table}, path, path)
 
@@ -127,12 +132,17 @@ def _profile(table: dict, where: str, path: str = "") -> Profile:
     return Profile(**found | {"source": tuple(source), "path": path})
 
 
+def _finite(value: int | float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)  # an int may be too large for that question
+
+
 def _number(where: str, key: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
         raise UsageError(f"{where}: {key} = {value!r}: not a number")
     if not 0 <= value <= MOST[key]:
-        raise UsageError(f"{where}: {key} = {value:g}: from 0 to {MOST[key]:,.0f}")
-    return float(value)
+        shown = f"{value:g}" if isinstance(value, float) or abs(value) < 1 << 64 else "a very large number"
+        raise UsageError(f"{where}: {key} = {shown}: from 0 to {MOST[key]:,.0f}")
+    return abs(float(value))
 
 
 @dataclass(frozen=True)

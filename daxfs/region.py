@@ -46,6 +46,7 @@ class Region(Stores):
         self._mem = self._array = None
         self._pool: Pool | None = None
         self.recorder = None  # a Recorder (_record.pyx) while one is on the region
+        self.medium = None  # the emulate.Medium that its flush table costs
         self._closed = False
         self.bind(flush, mode != "ro")
         end = 0
@@ -74,6 +75,10 @@ class Region(Stores):
             for path in sources:
                 opened.append(cls._open_next(opened, path, mode, lock))
             chosen = coarsest([choose(source.detected, granularity) for source in opened])
+            if flush == "none" and chosen != "byte":
+                raise UsageError(f"flush=none can't be had with granularity {chosen!r}: a store is durable "
+                                 "only when it is written back; it needs granularity=byte (flush on power "
+                                 "failure)")
             return cls(opened, mode, chosen, Flush(granularity=chosen, kind=flush, nt=nt))
         except BaseException:
             for source in opened:

@@ -66,11 +66,12 @@ WORDS = {
              "in random order are touched, each timed for itself. With 4 KiB it is one page of each "
              "64 KiB, on a source without huge pages (kernel-pte: in pages of 4 KiB of a source with "
              "them); with 2 MiB one in each 2 MiB. Nothing reads ahead, and page caches are cold but "
-             "for 'warm'. 'again' is no fault: clock, caches and TLB. Compare 512 times a bar of 4 "
-             "KiB with one of 2 MiB: that is what the larger mapping saves, where blocks are there; "
-             "in a hole both pay for zeroing. mkwrite is what each write-back makes the next store "
-             "cost where stores are tracked; direct and tmpfs have none, and nobody knows what was "
-             "stored.",
+             "for 'warm'. A plain load maps up to 15 pages around it, too, a load of an observed "
+             "mapping does not. 'again' is no fault: clock, caches and TLB. Compare 512 times a bar "
+             "of 4 KiB with one of 2 MiB: that is what the larger mapping saves, where blocks are "
+             "there; in a hole both pay for zeroing. mkwrite is what each write-back makes the next "
+             "store cost where stores are tracked; direct and tmpfs have none, and nobody knows what "
+             "was stored.",
     "sweep": "A whole file is touched once, a store or a load in each 4 KiB, all together; or the "
              "kernel does it by one madvise(2) (populate-read is what MAP_POPULATE does with a "
              "shared mapping). tmpfs beside it is the bound. With fault=user and 4 KiB each page is "
@@ -78,7 +79,8 @@ WORDS = {
     "resident": "Loads at random places of a file that is mapped from end to end, each waiting for the "
                 "one before. There are no faults: what differs is the hardware's way through the page "
                 "table, which 2 MiB mappings shorten. fault=user fills 2 MiB with 512 entries, so it "
-                "does not gain here.",
+                "does not gain here. In a virtual machine there is a second page table, the host's: if "
+                "that has pages of 4 KiB, little is gained.",
     "refused": "A store to each page of 2 MiB of written blocks (no-huge-zero-page: a load from a "
                "hole), mapped so that one reason of docs/fault.md forbids a PMD; 'none': one that is "
                "given. With fault=user the daemon decides as the kernel's DAX does, and the counts of "

@@ -28,6 +28,7 @@ from lab.words import parse_bytes, show
 from lab.worker import Worker, program
 
 NAME, ROUNDS, COUNT, QUICK_COUNT = "fsync_sweep", 5, 40, 20
+QUICK_S = 45.0  # with the build of a fresh checkout and the figures below three minutes (make sweep)
 LEAST = {"dirty": 64, "mapped": 4096, "flushers": 1}
 
 
@@ -72,7 +73,7 @@ def cpu(text: str) -> int | None:
 
 def parsed() -> tuple[argparse.Namespace, dict[str, tuple]]:
     """The arguments, and the axes that were given."""
-    parser = arguments.parser(__doc__, NAME, ROUNDS)
+    parser = arguments.parser(__doc__, NAME, ROUNDS, QUICK_S)
     parser.usage = "%(prog)s [--quick] [--family F,F | --AXIS V,V ...] [--output DIR] [OPTION ...]"
     parser.add_argument("--family", type=families, metavar="F,F", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--samples", type=arguments.positive(int), metavar="N",

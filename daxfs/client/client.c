@@ -78,6 +78,7 @@ static int ask(int fd, struct piece *p, const char **why)
 		return refuse(why, "fault=user: the daemon is not in sight (another pid name space)", -ESRCH);
 	p->daemon = about.daemon;
 	p->flush = about.flush <= DAXFS_FLUSH_MSYNC ? about.flush : DAXFS_FLUSH_MSYNC;
+	p->flush = (uint8_t)flushing_medium(p->flush, about.line_ps, about.wire_ps, about.drain_ps);
 	p->turn = about.ino % CLIENT_TURNS;
 	return 0;
 }

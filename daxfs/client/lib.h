@@ -34,7 +34,7 @@ struct piece {
 	int error;		/* and its errno */
 	int holder;		/* index of the descriptor kept (kernel.c); -1: plain */
 	int prot;
-	uint8_t flush;		/* DAXFS_FLUSH_* of observe_abi.h */
+	uint8_t flush;		/* DAXFS_FLUSH_* of observe_abi.h, or flushing_medium's */
 	uint8_t hidden;		/* there is no PROT_READ: lines can't be written back here */
 	uint8_t turn;		/* which lock of write-back: the same for all mappings of a file */
 	uint8_t mode;		/* DAXFS_FAULT_* */
@@ -135,6 +135,8 @@ CLIENT_HIDDEN void candidates_after_fork(int child);
 CLIENT_HIDDEN const char *candidates_counts(uint64_t *by_records, uint64_t *by_scan);
 
 /* -- flushing.c: the table of native/flush.h for each kind -- */
+/* The kind that does what `kind` does at the price of a medium (observe_abi.h). */
+CLIENT_HIDDEN int flushing_medium(int kind, uint32_t line_ps, uint32_t wire_ps, uint64_t drain_ps);
 CLIENT_HIDDEN void flushing_queue(int kind, uintptr_t start, uintptr_t end);
 CLIENT_HIDDEN void flushing_drain(void);
 CLIENT_HIDDEN void flushing_persist(int kind, uintptr_t start, uintptr_t end);	/* both; not msync's kind */

@@ -26,6 +26,7 @@ cdef extern from "daxfs/native/daxio.h" nogil:
         range_table *table
         daxfs_flush *ops
         int nt, drain_write, writable, ram
+        uint64_t nt_threshold
         uint64_t dirtied_bytes, flushed_bytes, writebacks
         latency writeback_ns, writeback_pages
         trace_ring *trace

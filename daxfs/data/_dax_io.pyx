@@ -57,7 +57,8 @@ cdef class DaxIo:
 
     region: daxfs.region.Region. tracker: told of every store that leaves dirty
     lines. write: "nt" or "cached"; drain: "write" (before the reply) or "fsync". flushers:
-    threads that share a large write-back, the caller among them; with msync only 1.
+    threads that share a large write-back, the caller among them; with msync only 1. nt_threshold: what is
+    shorter, in bytes, and would go past the cache, goes through it and is flushed at once.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -67,7 +68,8 @@ cdef class DaxIo:
         if self.io.flushers != NULL:
             flushers_stop(&self.helpers)
 
-    def __init__(self, region, Tracker tracker not None, write="nt", drain="write", int flushers=1):
+    def __init__(self, region, Tracker tracker not None, write="nt", drain="write", int flushers=1,
+                 uint64_t nt_threshold=0):
         if write not in WRITE_POLICIES or drain not in DRAIN_POLICIES:
             raise UsageError(f"write={write}, drain={drain}: write is one of {', '.join(WRITE_POLICIES)}, "
                              f"drain one of {', '.join(DRAIN_POLICIES)}")
@@ -77,6 +79,7 @@ cdef class DaxIo:
         self.io.trace = &self.trace.r
         self.io.nt, self.io.drain_write = write == "nt", drain == "write"
         self.io.writable = region.mode != "ro"
+        self.io.nt_threshold = nt_threshold
         self.set_flushers(flushers)
         self.io.ram = all(source.detected.medium == "emulated" for source in region.sources)
 
@@ -135,6 +138,7 @@ cdef class DaxIo:
         return {
             "write": "nt" if self.nt else "cached",
             "drain": "write" if self.drain_write else "fsync",
+            "nt_threshold": self.io.nt_threshold,
             "dirtied_bytes": self.dirtied_bytes,
             "flushed_bytes": self.flushed_bytes,
             "writebacks": self.writebacks,

@@ -43,11 +43,12 @@ class FileIo:
     `FileSystem.open`) and return or take plain bytes-like objects.
     """
 
-    def __init__(self, fs, track: str = "pte", write: str = "nt", drain: str = "write", flushers: int = 1):
+    def __init__(self, fs, track: str = "pte", write: str = "nt", drain: str = "write", flushers: int = 1,
+                 nt_threshold: int = 0):
         self.fs = fs
         self.arena = state_arena(fs)
         self.tracker = self._make_tracker(track)
-        self.dax = DaxIo(fs.region, self.tracker, write, drain, flushers)
+        self.dax = DaxIo(fs.region, self.tracker, write, drain, flushers, nt_threshold)
         self.left: list = []  # trackers that were changed for others, with marks of files that are closed
         self.coarse_fsyncs = self.coarse_pages = 0  # fsyncs that took all of a file for dirty; what that was
 

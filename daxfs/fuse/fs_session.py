@@ -12,7 +12,7 @@ import pyfuse3
 import trio
 
 from daxfs.errors import SourceError, UsageError, fail
-from daxfs.fuse import facts, raw
+from daxfs.fuse import facts, options, raw
 from daxfs.fuse.handler import handler
 from daxfs.fuse.ops import Operations, make_operations
 from daxfs.fuse.options import MountConfig
@@ -45,9 +45,9 @@ class FsSession(Session):
         if config.revoke and config.record:
             raise UsageError("revoke can't be had with record=: its log can't hold a revocation")
         self.check_tracker(config.track)
+        self._check_flushers(config.flushers)
         # Replay of a read-only mount stays in this process.
         self.open_region("cow" if config.readonly else "rw")
-        self._check_flushers()
         self._check_dax()
         if config.record:
             self._record()
@@ -63,6 +63,15 @@ class FsSession(Session):
             raise UsageError("track=none can't be had with record= and write=cached: a recording is judged "
                              "by what fsync promises, and this one promises nothing")
 
+    def _check_flushers(self, count: int) -> None:
+        if count > 1 and self.config.record:
+            raise UsageError(f"flushers={count} can't be had with record=: its log has one order of what is "
+                             "flushed, that of one thread")
+
+    def set_flushers(self, value: str) -> dict:
+        self._check_flushers(options.count("flushers", value))
+        return super().set_flushers(value)
+
     def _check_raw(self) -> None:
         """What -o raw can't be had with."""
         config = self.config
@@ -73,15 +82,6 @@ class FsSession(Session):
                              "daxfs raw -o ro shows it without its file system")
         if config.record:
             raise UsageError("raw can't be had with record=: a raw write is no operation that its log knows")
-
-    def _check_flushers(self) -> None:
-        """UsageError where there is nothing to share; the region is closed then."""
-        if self.config.flushers == 1 or self.region.flush.kind != "msync":
-            return
-        self.region.close()
-        self.region = None
-        raise UsageError(f"flushers={self.config.flushers} can't be had with granularity=page: "
-                         "one msync writes it all back")
 
     def _check_dax(self) -> None:
         """UsageError where dax=always can't be had, as ext4 refuses it; the region is closed then."""

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 VERSION, MODE_KERNEL, MODE_USER = 2, 1, 2
 ABOUT, OBSERVE, FORGET = 0x8040DA00, 0xC040DA01, 0x4020DA02
-ABOUT_OUT = struct.Struct("=6I2QiI2Q")
+ABOUT_OUT = struct.Struct("=6I2QiI2IQ")
 OBSERVE_IO = struct.Struct("=2IiI5QiI")
 OBSERVE_PTE, OBSERVE_PROGRESS = 1, 2  # flags of OBSERVE; the first with fault=user alone
 FORGET_IN = struct.Struct("=3Q2I")
@@ -74,6 +74,8 @@ class Observing:
         self.nursery: trio.Nursery | None = None
         self.watched: dict[Process, trio.CancelScope] = {}
         operations.fs.poison.healed = self._healed
+        medium = operations.fs.region.medium
+        self.price = medium.profile.price() if medium else (0, 0, 0)
 
     # -- what clients ask ------------------------------------------------------------------
 
@@ -84,7 +86,7 @@ class Observing:
         return ABOUT_OUT.pack(
             VERSION, operations.is_direct(ino), self.modes, FLUSH_KINDS.index(flush.kind),
             GRANULARITIES.index(fs.region.granularity), self.syncs,
-            ino, generation, _our_pid(pid), 0, 0, 0)  # fmt: skip
+            ino, generation, _our_pid(pid), 0, *self.price)  # fmt: skip
 
     async def observe(self, fh: int, pid: int, data: bytes) -> bytes:
         """The argument, with its id."""

@@ -26,6 +26,7 @@ from .observing import Observing
 from .ops_base import BaseOperations
 from .ops_ioctl import IoctlOperations
 from .ops_more import MoreOperations
+from .options import threshold
 from .stats import Stats
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
         server.atime = "noatime" if fs.readonly else fs.atime
         server.lazytime = fs.lazytime
         # With msync there is one word for errors in the region, and a thread can't know whose they are.
-        server.writes = writes and not fs.readonly and fs.region.granularity != "page"
+        server.writes = writes and not fs.readonly and fs.region.flush.kind != "msync"
         server.nothing = self.recorded or fs.shut
         server.parks = writes and not fs.readonly
         if not server.parks or server.nothing:
@@ -432,9 +433,10 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
 def make_operations(fs, config, kind: type[Operations] = Operations) -> Operations:
     """The handlers, of class *kind*, for a mounted *fs*; ``.stats`` is what `daxfs stat` shows.
 
-    *config*: with ``track``, ``write``, ``drain``, ``flushers`` and ``flags`` (options of mount.daxfs).
+    *config*: with ``track``, ``write``, ``drain``, ``flushers``, ``nt_threshold`` and ``flags`` (options).
     """
-    files = FileIo(fs, config.track, config.write, config.drain, config.flushers)
+    files = FileIo(fs, config.track, config.write, config.drain, config.flushers,
+                   threshold(config, fs.region.flush.kind))
     faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
     operations = kind(fs, files, faults, Stats(fs, files, faults))
     operations.sync = config.flags.get("sync", False)

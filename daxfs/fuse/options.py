@@ -26,6 +26,8 @@ CHOICES = {
     "log_level": ("debug", "info", "warning", "error"),
 }
 COUNTS = {"flushers": 16, "threads": 64}  # the most that there can be
+SIZES = {"nt_threshold": 1 << 30}  # in bytes, the most
+NT_THRESHOLD = 256  # PMDK's, too (PMEM_MOVNT_THRESHOLD); docs/tracking.md has what was measured
 IDS = ("uid", "gid")
 PATHS = ("log_file", "record")
 
@@ -56,8 +58,8 @@ class MountConfig:
 
     raw: show the region itself in a directory of the root (raw.py). atime: relatime, noatime or strictatime.
     emulate: the name of a medium, or the absolute path of a file (daxfs/emulate.py).
-    uid, gid: new owner of the root directory, None: as it is. threads: None where it was not given. flags:
-    those of FLAGS. Everything else has the name and the value that its option has.
+    uid, gid: new owner of the root directory, None: as it is. threads, nt_threshold: None where it was not
+    given. flags: those of FLAGS. Everything else has the name and the value that its option has.
     """
 
     sources: list[str] = field(default_factory=list)
@@ -71,6 +73,7 @@ class MountConfig:
     write: str = "nt"
     drain: str = "write"
     flushers: int = 1
+    nt_threshold: int | None = None
     granularity: str = "auto"
     transport: str = "auto"
     threads: int | None = None
@@ -103,7 +106,7 @@ class MountConfig:
         plain = ("nodiratime", "lazytime", "raw", "revoke", "debug")
         words += [name for name in plain if getattr(self, name)]
         words += [f"{name}={getattr(self, name)}" for name in CHOICES]
-        words += [f"{name}={getattr(self, name)}" for name in (*COUNTS, *IDS)
+        words += [f"{name}={getattr(self, name)}" for name in (*COUNTS, *SIZES, *IDS)
                   if getattr(self, name) is not None]
         words += [name for name, (flag, value) in FLAGS.items() if self.flags.get(flag, not value) is value
                   and flag in self.flags and name != "async"]
@@ -135,7 +138,20 @@ def parse(text: str, sloppy: bool = False) -> MountConfig:
             _refuse(name, bool(equals))
         config.given.add(name)
     _check_threads(config)
+    if config.nt_threshold and config.write == "cached":
+        raise UsageError(f"nt_threshold={config.nt_threshold} can't be had with write=cached, where all "
+                         "writes go through the cache")
     return config
+
+
+def threshold(config, kind: str) -> int:
+    """Bytes below which a write goes through the cache in spite of write=nt. *kind*: how lines are flushed.
+
+    0: none does. With msync nothing goes past a cache, so that there is nothing to choose.
+    """
+    if config.nt_threshold is not None:
+        return config.nt_threshold
+    return NT_THRESHOLD if config.write == "nt" and kind != "msync" else 0
 
 
 def _check_threads(config: MountConfig) -> None:
@@ -191,6 +207,10 @@ def _valued(config: MountConfig, name: str, value: str) -> bool:
         setattr(config, name, choice(name, value))
     elif name in COUNTS:
         setattr(config, name, count(name, value))
+    elif name in SIZES:
+        if not re.fullmatch(r"[0-9]{1,15}", value) or int(value) > SIZES[name]:
+            raise UsageError(f"{name}={value}: not a number of bytes up to {SIZES[name]}")
+        setattr(config, name, int(value))
     elif name in IDS:
         if not re.fullmatch(r"[0-9]{1,10}", value) or int(value) >= 2**32 - 1:
             raise UsageError(f"{name}={value}: not a number of a {'user' if name == 'uid' else 'group'}")
@@ -231,7 +251,7 @@ def count(name: str, value: str) -> int:
 
 def _known(name: str) -> bool:
     """True for a name of an option, with or without a value."""
-    valued = {*CHOICES, *COUNTS, *IDS, *PATHS, "emulate", "fsname", "subtype"}
+    valued = {*CHOICES, *COUNTS, *SIZES, *IDS, *PATHS, "emulate", "fsname", "subtype"}
     plain = {"ro", "rw", "nodiratime", "diratime", "lazytime", "nolazytime", "dax", "debug", "remount", "raw",
              "revoke", "defaults"}
     return name in valued or name in plain or name in FLAGS or name in ATIME

@@ -15,6 +15,7 @@ from ..layout import ROOT_INO
 from .handler import handler
 from .ops import Operations
 from .ops_base import BaseOperations
+from .options import threshold
 from .raw import NAME, RAW_INO, RawTree
 from .stats import Counters
 
@@ -135,7 +136,8 @@ class RawOperations(BaseOperations):
 
     def __init__(self, fs: NoFileSystem, config):
         tracker = PteTracker()
-        dax = DaxIo(fs.region, tracker, config.write, config.drain)
+        dax = DaxIo(fs.region, tracker, config.write, config.drain,
+                    nt_threshold=threshold(config, fs.region.flush.kind))
         faults = CachedFaults(pmd=fs.region.pmd.startswith("yes"))
         super().__init__(fs, dax, faults, RawStats(dax, faults, fs.region.flush))
         self.sync = config.flags.get("sync", False)
@@ -146,7 +148,7 @@ class RawOperations(BaseOperations):
         """As Operations.tell_limits: at the beginning, and whenever something changes."""
         fs, server = self.fs, self.server
         server.atime = "noatime"
-        server.writes = writes and not fs.readonly and fs.region.granularity != "page"
+        server.writes = writes and not fs.readonly and fs.region.flush.kind != "msync"
         server.nothing = fs.shut
 
     def is_raw(self, ino: int) -> bool:

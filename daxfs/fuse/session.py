@@ -92,9 +92,14 @@ class Session:
         config = self.config
         profile = emulate.find(config.emulate)
         region = Region.open(config.sources, mode, config.granularity, config.flush)
+        if region.flush.kind == "msync" and (config.flushers > 1 or config.nt_threshold):
+            region.close()
+            name = "nt_threshold" if config.nt_threshold else "flushers"
+            raise UsageError(f"{name}={getattr(config, name)} can't be had with flush kind "
+                             "'msync' (granularity=page): there is nothing to choose")
         if profile is not None:
             try:
-                self.medium = emulate.Medium(region.flush, profile)
+                self.medium = region.medium = emulate.Medium(region.flush, profile)
             except BaseException:
                 region.close()
                 raise

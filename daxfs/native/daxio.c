@@ -239,8 +239,16 @@ static int enter_to_store(struct daxio *io)
 	return io->writable ? range_enter(io->table) : -EROFS;
 }
 
+/* Nothing of it is dirty after the next drain, so nothing is marked. */
+static void store_flushed(struct daxfs_flush *ops, char *p, const char *source, uint64_t n)
+{
+	ops->store(ops, p, source, n);
+	ops->flush(ops, p, n);
+}
+
 int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size, const char *source, int nt)
 {
+	int small = size < io->nt_threshold;
 	struct iomap m;
 	char *p;
 	uint64_t n;
@@ -256,7 +264,9 @@ int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size
 			break;
 		}
 		premap(io, p + IN_PAGE(pos), n);
-		if (nt)
+		if (nt && small)
+			store_flushed(io->ops, p + IN_PAGE(pos), source, n);
+		else if (nt)
 			io->ops->nt_store(io->ops, p + IN_PAGE(pos), source, n);
 		else
 			err = store_marked(io, f, &m, pos, p + IN_PAGE(pos), source, n);
@@ -406,8 +416,8 @@ void dax_trace_writeback(struct trace_ring *r, enum trace_dax what, const struct
 	trace_dax(r, what, f->ino, 0, ns, &body);
 }
 
-/* The first byte at `at` or behind it, by whole pieces, that the file fd has memory for, but at least one piece on.
- * The file's offset is used by nobody. */
+/* The first byte behind `at`, by whole pieces and at least one piece on, that the file fd has memory for. The
+ * file's offset is used by nobody. */
 static uint64_t next_memory(int fd, uint64_t at, uint64_t end)
 {
 	off_t found = fd < 0 ? -1 : lseek(fd, (off_t)at, SEEK_DATA);
@@ -419,9 +429,9 @@ static uint64_t next_memory(int fd, uint64_t at, uint64_t end)
 	return smaller((uint64_t)found > next ? (uint64_t)found : next, end);
 }
 
-/* Queue those of the n bytes at p, which begin on a page and are all in one range, that have memory, in pieces:
- * what has none on a file system in memory has no line in a cache either, and would be given storage. p is byte
- * `at` of the file fd, which is asked where a whole piece is empty: a large region with holes has many of them. */
+/* Queue those of the n bytes at p, which begin on a page and are all in one range, that have memory, in
+ * pieces: what has none on a file system in memory has no line in a cache either, and would be given storage.
+ * p is byte `at` of the file fd, which is asked where a whole piece is empty: in a large region most are. */
 static int64_t flush_resident(struct gather *g, char *p, uint64_t n, int fd, uint64_t at)
 {
 	unsigned char there[FLUSH_PIECE >> DAXFS_PAGE_SHIFT];

@@ -26,6 +26,7 @@ struct daxio {
 	struct range_table *table;
 	struct daxfs_flush *ops;
 	int nt, drain_write, writable;
+	uint64_t nt_threshold;			/* less than so many bytes at once go through the cache all the same */
 	int ram;				/* all ranges are files on tmpfs, ramfs or hugetlbfs */
 	uint64_t dirtied_bytes, flushed_bytes, writebacks;	/* relaxed atomics; dirtied: the units that were marked */
 	struct latency writeback_ns, writeback_pages;	/* of those that found something dirty */
@@ -46,8 +47,9 @@ int dax_pieces(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t
 int dax_touch(struct daxio *io, const struct filemap *f, uint64_t pos, uint64_t size);
 /* 1 where all pages of [pos, pos + size) are MAPPED. */
 int dax_covered(const struct filemap *f, uint64_t pos, uint64_t size);
-/* Copy over mapped pages: past the cache (nt) or through it, marked before the store. No drain. -EROFS;
- * -EIO, with what lies before it copied, at a page that is not mapped. */
+/* Copy over mapped pages: past the cache (nt; below nt_threshold through it, and flushed at once: as durable
+ * at the next drain), or through it and marked before the store. No drain. -EROFS; -EIO, with what lies
+ * before it copied, at a page that is not mapped. */
 int dax_copy_in(struct daxio *io, struct filemap *f, uint64_t pos, uint64_t size, const char *source, int nt);
 /* New pages that no extent names yet, so without a lock: what of source, which stands at pos of the file,
  * falls on the pages [pgoff, pgoff + pages) goes to pfn, zeros around it, all past the cache. No drain.

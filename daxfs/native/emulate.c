@@ -228,7 +228,7 @@ static void drain(struct daxfs_flush *t)
 	struct daxfs_emulator *e = emulator(t);
 	uint64_t until = 0;
 
-	if (mine.emulator == e->number && mine.arrived) {
+	if (daxfs_emulate_pending(e)) {
 		until = later(mine.arrived, e->clock.now()) + ticks(mine.drain);
 		mine.arrived = mine.drain = 0;
 		DAXFS_COUNT(e->drains, 1);
@@ -267,6 +267,11 @@ int daxfs_emulate(struct daxfs_emulator *e, struct daxfs_flush *t, const struct 
 	t->flush = flush;
 	t->drain = drain;
 	return 0;
+}
+
+int daxfs_emulate_pending(const struct daxfs_emulator *e)
+{
+	return mine.emulator == e->number && mine.arrived;
 }
 
 /* -- the self-check -- */

@@ -60,6 +60,9 @@ int daxfs_tsc_invariant(void);
 int daxfs_emulate(struct daxfs_emulator *e, struct daxfs_flush *t, const struct daxfs_medium *m,
 		  const struct daxfs_clock *c);
 
+/* 1 where this thread has sent lines to e, the last emulator that it used, and not drained them. */
+int daxfs_emulate_pending(const struct daxfs_emulator *e);
+
 /* ns from the start of one call with n lines until the drain right after it is done, by the model, where
  * nothing else is under way. nt: lines of nt_store, otherwise of flush. */
 double daxfs_emulate_asked(const struct daxfs_emulator *e, uint64_t n, int nt);

@@ -31,7 +31,10 @@ struct daxfs_about {
 	uint64_t ino, generation;
 	int32_t daemon;		/* its pid in the caller's pid name space; 0: not to be told */
 	uint32_t pad;
-	uint64_t reserved[2];	/* 0 */
+	/* The medium that is emulated, for who writes back by himself (native/emulate.h): ps for each line of 64
+	 * bytes, ps that it is on the wire, ps for a drain. All 0: none is, or the daemon is an older one. */
+	uint32_t line_ps, wire_ps;
+	uint64_t drain_ps;
 };
 
 /* A mapping of this file, made and registered with userfaultfd by the caller, is observed from now on. */

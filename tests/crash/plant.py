@@ -188,7 +188,7 @@ def gone(where: str, kept: str, lost: str) -> tuple[Edit]:
 
 def lame(methods: tuple, function: str, kind: str = "nothing") -> tuple[Edit]:
     """The edit that puts a `Lame` into the place of FileIo's DaxIo."""
-    made = "DaxIo(fs.region, self.tracker, write, drain, flushers)"
+    made = "DaxIo(fs.region, self.tracker, write, drain, flushers, nt_threshold)"
     new = f"__import__('crash.plant').plant.Lame({made}, fs.region, {methods}, {function!r}, {kind!r})"
     return edit("data.file_io:FileIo.__init__", made, new)
 

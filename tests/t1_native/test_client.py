@@ -15,7 +15,7 @@ from test_daxio_threads import ROOT, WARNINGS, compiled
 
 HERE = Path(__file__).parent
 CLIENT = sorted(path.name for path in (ROOT / "daxfs/client").glob("*.c"))
-NAMES = [*(f"../client/{name}" for name in CLIENT), "flush.c", "flush_x86.c", "pagemap.c"]
+NAMES = [*(f"../client/{name}" for name in CLIENT), "emulate.c", "flush.c", "flush_x86.c", "pagemap.c"]
 CASES, BREAKS = (re.findall(r'\{"(\w+)", case_\1\}', (HERE / name).read_text())
                  for name in ("client_table.c", "client_breaks.c"))
 KERNEL = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])

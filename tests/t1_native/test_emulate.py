@@ -325,6 +325,10 @@ def test_a_file_of_the_users(tmp_path):
         (TEXT + "[pmem9]\nx = 1\n", "unknown key 'pmem9'"), (TEXT + "path = '/x'\n", "unknown key 'path'"),
         (TEXT.replace("= 30", "= -1"), "flush_line_ns = -1: from 0 to 100,000"),
         (TEXT.replace("= 30", "= 1e9"), "from 0 to 100,000"), (TEXT.replace("= 30", "= nan"), "not a number"),
+        (TEXT + "words = " + "[" * 20000 + "]" * 20000, "not TOML"),
+        (TEXT.replace("= 30", f"= {'9' * 400}"), "a very large number: from 0 to 100,000"),
+        (TEXT.replace("= 30", f"= -{'9' * 400}"), "a very large number"),
+        (TEXT.replace("30", "9" * 5000), "not TOML"),
         (TEXT.replace("= 30", "= inf"), "not a number"), (TEXT.replace("= 30", "= true"), "not a number"),
         (TEXT.replace("= 30", "= '30'"), "not a number"), (TEXT.replace("80.5", "1e8"), "10,000,000"),
         (TEXT + "write_gb_s = 0.0001\n", "from 0.001 on, or 0"), (TEXT + "write_gb_s = 1e5\n", "10,000"),
@@ -429,3 +433,12 @@ def test_the_self_check_of_a_real_medium(memory):
     # What it has measured with was its own: nothing of it is counted.
     assert flush.counters() == before
     assert made.emulation.counters() == {"lines": 0, "drains": 0, "late": 0, "spun_ns": 0}
+
+
+@pytest.mark.parametrize("build", ["as-built", "memory"])
+def test_a_client_pays_too(tmp_path, build):
+    """Its kinds of flush for mounts that emulate a medium: client_media.c."""
+    program = tmp_path / "client_media"
+    compiled(program, BUILDS[build][0], "client_media.c", ["emulate.c", "flush.c", "flush_x86.c"])
+    ended = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

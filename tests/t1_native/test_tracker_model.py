@@ -13,7 +13,7 @@ from test_daxio_threads import BUILDS, ROOT, compiled
 NATIVE = ROOT / "daxfs" / "native"
 SOURCES = ["tracker.c", "daxio.c", "dirty.c", "file_lock.c", "filemap.c", "flushers.c", "own.c", "trace.c"]
 SEEDS, STEPS = range(1, 7), 250
-_GONE = "walk(NULL, f, pos, end, NULL);"
+_GONE = "tracker_of(f)->clean(f, pos, end - pos);"
 _DRAIN = "\t\tio->ops->drain(io->ops);\n\t\terror = "
 
 # Name: (source, text that stands there once, what stands there instead).

@@ -283,7 +283,7 @@ static void write_back(int f, uint64_t first, uint64_t last)
 	uint64_t count = 0;
 
 	memset(seen, 0, sizeof(seen));
-	done = dax_writeback(&io, &file[f], first, last);
+	done = dax_writeback(&io, &file[f], first, last, NULL);
 	for (uint64_t p = 0; p < PAGES * EACH; p++)
 		count += seen[p];
 	if (done < 0 || (uint64_t)done != count * DAXFS_LINE)
@@ -336,7 +336,8 @@ static void drop_pages(int f, uint64_t first, uint64_t last)
 static void take_pages(int f)
 {
 	static unsigned char used[PAGES];
-	uint64_t n = 1 + pick(40), most = f == 2 ? own.pages : FILE_PAGES, at = pick(most), pfn = f == 2 ? OWN_AT + at : pick(REGION);
+	uint64_t n = 1 + pick(40), most = f == 2 ? own.pages : FILE_PAGES, at = pick(most);
+	uint64_t pfn = f == 2 ? OWN_AT + at : pick(REGION);
 	struct iomap m, e;
 
 	if (f < 2 && !pick(3))
@@ -432,7 +433,7 @@ static void switch_all(void)
 	for (int f = 0; f < FILES; f++)
 		switch_to(f, to, &fresh);
 	memset(seen, 0, sizeof(seen));
-	if (everything.tracker->extents && dax_writeback(&io, &everything, 0, UINT64_MAX) < 0)
+	if (everything.tracker->extents && dax_writeback(&io, &everything, 0, UINT64_MAX, NULL) < 0)
 		wrong("the flush after a switch fails", -1, 0);
 	filemap_destroy(&everything);
 	shared = fresh;

@@ -66,9 +66,9 @@ class Kit(regions.Maker):
             attr.set_flags(fs, L.ROOT_INO, L.FLAG_DAX)
         return fs
 
-    def io(self, write: str = "nt", drain: str = "write", **how) -> FileIo:
-        """The data path of a new file system."""
-        return FileIo(self.make(**how), write=write, drain=drain)
+    def io(self, write: str = "nt", drain: str = "write", threshold: int = 0, **how) -> FileIo:
+        """The data path of a new file system. *threshold*: nt_threshold=."""
+        return FileIo(self.make(**how), write=write, drain=drain, nt_threshold=threshold)
 
     def remount(self, io: FileIo) -> FileIo:
         """Unmount in good order, and mount the same region again."""
@@ -77,7 +77,8 @@ class Kit(regions.Maker):
         again = meta_fs.mount(fs.region)
         again.clock = fs.clock
         shown = io.snapshot()
-        return FileIo(again, write=shown["write"], drain=shown["drain"])
+        return FileIo(again, write=shown["write"], drain=shown["drain"],
+                      nt_threshold=shown["nt_threshold"])
 
     def on_image(self, image: np.ndarray, delta=()) -> FileIo:
         """A data path on a region with these bytes, mounted as after a power failure.

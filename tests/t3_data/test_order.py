@@ -13,6 +13,9 @@ from daxfs.meta.inode import PLACE_OF
 
 PUNCH = PUNCH_HOLE | KEEP_SIZE
 POLICIES = [("nt", "write"), ("nt", "fsync"), ("cached", "write"), ("cached", "fsync")]
+# The same, and nt_threshold=: what is promised does not depend on it.
+THRESHOLDS = [(*policy, 0) for policy in POLICIES] + [("nt", "write", 256), ("nt", "fsync", 256),
+                                                      ("nt", "fsync", 1 << 20)]
 
 
 class Places:
@@ -301,10 +304,11 @@ def holds(*contents):
     return judge
 
 
-@pytest.mark.parametrize("write, drain", POLICIES)
-def test_a_file_is_old_or_new_at_every_drain_and_never_shows_what_was_there_before(kit, write, drain):
+@pytest.mark.parametrize("write, drain, threshold", THRESHOLDS)
+def test_a_file_is_old_or_new_at_every_drain_and_never_shows_what_was_there_before(
+        kit, write, drain, threshold):
     """Appends of all kinds into blocks full of somebody else's bytes."""
-    io = kit.io(write, drain)
+    io = kit.io(write, drain, threshold)
     fs = io.fs
     dirt = create(io, b"dirt")
     io.write(dirt, 0, b"\xee" * (200 * PAGE))
@@ -332,10 +336,33 @@ def test_a_file_is_old_or_new_at_every_drain_and_never_shows_what_was_there_befo
     assert crashes.images > 60
 
 
-@pytest.mark.parametrize("write, drain", POLICIES)
-def test_what_fsync_promised_is_on_the_media(kit, write, drain):
+@pytest.mark.parametrize("drain", ["write", "fsync"])
+def test_what_is_shorter_than_nt_threshold(kit, drain):
+    """Through the cache, flushed at once, and drained when the others are; nothing is marked."""
+    io = kit.io("nt", drain, 256)
+    node = create(io, b"f")
+    io.write(node, 0, noise(4 * PAGE))
+    at = place_of(node, 0)
+    with Recorder(io.fs.region, sites=False) as table:
+        for pos, length in ((1000, 255), (1000, 256), (PAGE - 100, 200)):
+            io.write(node, pos, noise(length, 3))
+            log = [one for one in calls(table) if one[0] == "drain" or at <= one[1] < at + 4 * PAGE]
+            table.take()
+            stored = [("store", at + pos, length), ("flush", at + pos, length)]
+            expected = [("nt_store", at + pos, length)] if length == 256 else stored
+            assert log == expected + [("drain", 0, 0)] * (drain == "write")
+        assert not node.map.marked and io.snapshot()["dirtied_bytes"] == 0
+        io.fsync(node)
+        log = calls(table)
+        assert ("drain", 0, 0) in log
+        assert not [one for one in log if at <= one[1] < at + 4 * PAGE], "nothing is left to be flushed"
+    assert io.snapshot()["nt_threshold"] == 256
+
+
+@pytest.mark.parametrize("write, drain, threshold", THRESHOLDS)
+def test_what_fsync_promised_is_on_the_media(kit, write, drain, threshold):
     """Overwrites and times; with nt and drain=write the data are there without an fsync."""
-    io = kit.io(write, drain)
+    io = kit.io(write, drain, threshold)
     node = create(io, b"f")
     io.write(node, 0, noise(10 * PAGE))
     want = bytearray(noise(10 * PAGE))

@@ -166,10 +166,10 @@ def test_what_closed_files_left_is_owed_until_it_is_flushed(kit, monkeypatch, th
         def __getattr__(self, name):
             return getattr(dax, name)
 
-        def writeback(self, *args):
+        def writeback(self, *args, **how):
             if fails:
                 raise OSError(errno.EIO, "planted")
-            return dax.writeback(*args)
+            return dax.writeback(*args, **how)
 
     monkeypatch.setattr(io, "dax", Failing())
     with pytest.raises(OSError):

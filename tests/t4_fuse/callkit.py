@@ -33,7 +33,8 @@ class Bench:
     """Operations over a new file system, each request run to its end in a trio loop of its own."""
 
     def __init__(self, kit: datakit.Kit, **options):
-        config = {"track": "pte", "write": "nt", "drain": "write", "flushers": 1, "flags": {}} | options
+        config = {"track": "pte", "write": "nt", "drain": "write", "flushers": 1, "nt_threshold": 0,
+                  "flags": {}} | options
         self.fs = kit.make()
         self.ops = make_operations(self.fs, SimpleNamespace(**config))
 

@@ -28,7 +28,7 @@ from daxfs.meta import attr, namespace, own, prealloc  # noqa: E402
 class Config:
     """What make_operations asks of the options of a mount."""
 
-    track, write, drain, flushers = "pte", "nt", "write", 1
+    track, write, drain, flushers, nt_threshold = "pte", "nt", "write", 1, 0
     flags: dict = {}
 
 

@@ -75,6 +75,20 @@ def test_mappings(tmp_path):
     assert all(len(taken) == 2 for taken in found["samples"]["open, free"].values())
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_fsync(tmp_path):
+    if why := mounts.why_no_transport("uring"):
+        pytest.skip(why)
+    found, _ = tool("bench/fsync.py", tmp_path / "result", "--quick")
+    rows = {row["what"]: row for row in found["rows"]}
+    for track in ("pte", "line"):
+        row = rows[f"{track}, file of 64 MiB"]
+        assert 0.5 < row["values"]["inside, µs"] < row["measured"] and row["limit"] == 15
+        assert rows[f"{track}: slowest / fastest, MiB dirty …"]["measured"] >= 1
+    assert rows["in this process: more than plain"]["limit"] == 2
+
+
 @pytest.mark.skipif(not shutil.which("xfs_io"), reason="xfs_io is not installed")
 def test_state(tmp_path):
     """Marks in the region take slots there and less DRAM, those in DRAM none."""

@@ -11,6 +11,8 @@ import pytest
 from test_mount import mount
 
 from daxfs import emulate
+from daxfs._flush import FLUSH_KINDS
+from daxfs.client import map_file, why_no_user_faults
 from daxfs.testing import log
 
 pytestmark = pytest.mark.mount
@@ -155,7 +157,7 @@ def test_refusals_leave_the_source_free(region_factory, tmp_path, tape):
 
 
 def test_with_flush_on_power_failure_only_what_goes_past_the_cache_costs(mount_factory, tape):
-    region = mount_factory(options=f"emulate={tape},flush=none,write=cached,drain=fsync")
+    region = mount_factory(options=f"emulate={tape},granularity=byte,write=cached,drain=fsync")
     fsyncs(region.path / "file")  # new blocks are always written past the cache
     before = region.stat()["emulation"]["lines"]
     fsyncs(region.path / "file")
@@ -187,6 +189,35 @@ def test_write_back_of_a_direct_mapping_costs_what_the_medium_costs(mount_factor
         before = region.stat()["emulation"]["lines"]
         assert took(os.fsync, file.fileno()) >= LINES * 2000
         assert region.stat()["emulation"]["lines"] - before >= LINES
+
+
+@pytest.mark.parametrize("fault", ["kernel", "user"])
+def test_write_back_that_a_program_makes_itself_costs_that_too(mount_factory, tape, tmp_path, fault):
+    """msync, persist, flush and drain of observed mappings; those of another mount have its price."""
+    if fault == "user" and why_no_user_faults():
+        pytest.skip(why_no_user_faults())
+    fast = tmp_path / "fast.toml"
+    fast.write_text(SLOW.replace("2000", "200").replace("100000", "10000"))
+    arrays = {}
+    for name in (tape, str(fast), "none"):
+        region = mount_factory(pool="always", size=64 * mounts.MIB, options=f"emulate={name}")
+        if region.stat()["direct"]["why_not"]:
+            pytest.skip(region.stat()["direct"]["why_not"])
+        (region.path / "file").write_bytes(bytes(64 * KIB))
+        arrays[name] = map_file(region.path / "file", "r+", fault=fault, require=True)
+    for name, line, drain in ((tape, 2000, 100_000), (str(fast), 200, 10_000), ("none", 0, 0)):
+        array, times = arrays[name], []
+        assert array.flush_kind in FLUSH_KINDS
+        for n in range(5):
+            array[:] = n
+            assert took(array.msync) >= LINES * line + drain
+            times.append(took(array.persist, slice(0, 4 * KIB)))
+            took(array.flush, slice(0, 4 * KIB))
+            times.append(took(array.flush, slice(4 * KIB, 8 * KIB)) + took(array.drain))
+            assert times[-2] >= 64 * line + drain and times[-1] >= 64 * line + drain
+        if name == "none":
+            assert min(times) < 64 * 200 + 10_000, "not slowed"
+        array.close()
 
 
 def test_raw(region_factory, tape):

@@ -208,6 +208,8 @@ def test_what_can_t_be_had_is_skipped(tmp_path):
     out = sweep("--transport", "pyfuse3,dev", "--via", "kernel", *TINY, "--output", tmp_path)
     assert re.search(r"skipped, cross, 1 cell: no direct mappings: \S+", out)
     assert [row["cell"]["transport"] for row in rows(tmp_path) if "samples" in row] == ["dev", "dev"]
+    out = sweep("--mapped", "7G", "--via", "mmap", "--rounds", 1, "--output", tmp_path / "large", status=2)
+    assert re.search(r"no room for a file of 7 GiB: \d+ MiB are free|a file of 7 GiB needs 7168 MiB", out)
     out = sweep("--emulate", "/nonexistent.toml", *TINY, "--output", tmp_path / "none", status=2)
     assert "nonexistent.toml" in out and "nothing could be measured" in out
 

@@ -77,6 +77,7 @@ def test_several_sources(region_factory, tmp_path):
     [
         ("bogus", 1, "'bogus'"), ("track=xfs", 1, "extent+clear, none"), ("write=x", 1, "write=x"),
         ("granularity=page,flush=clwb", 1, ""), ("granularity=page,flushers=2", 1, "flushers=2 can't be had"),
+        ("flush=msync,granularity=page,nt_threshold=64", 1, "nt_threshold=64 can't be had"),
         ("uid=1,ro", 32, "uid="),
     ],
 )  # fmt: skip

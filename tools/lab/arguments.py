@@ -16,7 +16,7 @@ from lab.store import Run, RunError
 
 QUICK_S = 60.0   # with mounts and tables below two minutes
 VISIT_S, QUICK_VISIT_S = 0.25, 0.05
-NOT_OF_THE_RUN = ("output", "anew", "default_rounds")  # arguments that a resumed run may change
+NOT_OF_THE_RUN = ("output", "anew", "default_rounds", "quick_s")  # arguments that a resumed run may change
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,8 +37,11 @@ def positive(kind: type) -> Callable[[str], float]:
     return check
 
 
-def parser(doc: str, name: str, rounds: int) -> Parser:
-    """*doc*: its first line describes the experiment, what follows the first blank line is shown behind."""
+def parser(doc: str, name: str, rounds: int, quick_s: float = QUICK_S) -> Parser:
+    """*doc*: its first line describes the experiment, what follows the first blank line is shown behind.
+
+    *rounds*, *quick_s*: how many there are, and how many seconds --quick has, where nothing else is given.
+    """
     head, _, rest = doc.partition("\n\n")
     made = Parser(prog=f"{name}.py", description=head, epilog=rest, allow_abbrev=False,
                   formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,10 +56,10 @@ def parser(doc: str, name: str, rounds: int) -> Parser:
         help=f"visits to each cell (default {rounds}; with --quick 3)")
     add("--seconds", type=positive(float), metavar="S",
         help="end each part after its share of S seconds, whole rounds "
-             f"(default: no limit; with --quick {QUICK_S:.0f})")
+             f"(default: no limit; with --quick {quick_s:.0f})")
     add("--seed", type=int, default=1, help="of orders and places (default 1)")
     add("--options", default="", metavar="O,O", help="further mount options for all mounts of daxfs")
-    made.set_defaults(default_rounds=rounds)
+    made.set_defaults(default_rounds=rounds, quick_s=quick_s)
     return made
 
 
@@ -65,7 +68,7 @@ def settle(args: argparse.Namespace, name: str) -> argparse.Namespace:
     args.rounds = args.rounds or (3 if args.quick else args.default_rounds)
     args.output = args.output or ROOT / "build" / "lab" / (name + ("-quick" if args.quick else ""))
     if args.seconds is None and args.quick:
-        args.seconds = QUICK_S
+        args.seconds = args.quick_s
     return args
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 
 from lab import words
+from lab.plan import HostError
 from lab.rigs import SPARE, memory_left
 from lab.store import RunError
 
@@ -37,7 +38,7 @@ def bytes_of_a_file(args: argparse.Namespace, default: int, least: int, copies: 
     """How long a file is: ``args.size``, or *default*; less where *copies* of it don't fit memory.
 
     A run that goes on keeps its size. ``args.bytes`` says it in run.json. RunError: no size, less than
-    *least*, or no multiple of it where that is smaller than 2 MiB, else of 2 MiB.
+    *least*, or no multiple of it where that is smaller than 2 MiB, else of 2 MiB. HostError: no memory.
     """
     try:
         wanted = words.parse_bytes(args.size) if args.size else default
@@ -47,7 +48,12 @@ def bytes_of_a_file(args: argparse.Namespace, default: int, least: int, copies: 
     if wanted < least or wanted % unit:
         raise RunError(f"--size {args.size}: at least {words.show_bytes(least)}, a multiple of "
                        f"{words.show_bytes(unit)}")
-    args.bytes = _as_before(args) or affordable(wanted, copies)
+    before = _as_before(args)
+    args.bytes = before or affordable(wanted, copies)
+    if copies * args.bytes > memory_left():
+        why = "; the run that is there has files of this size" if before else ""
+        raise HostError(f"{copies} files of {args.bytes // MIB} MiB need more memory than the "
+                        f"{memory_left() // MIB} MiB that are free{why}")
     return args.bytes
 
 

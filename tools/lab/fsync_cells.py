@@ -15,7 +15,7 @@ import mounts
 from daxfs import emulate
 from daxfs._flush import Flush
 from daxfs.cli.set import NAMES as LIVE
-from daxfs.fuse.options import CHOICES
+from daxfs.fuse.options import CHOICES, NT_THRESHOLD
 from lab import rigs
 from lab.plan import Axis, CellError, Measure, Visit
 from lab.rigs import Rig, Rigs
@@ -26,7 +26,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 VIAS = ("write", "mmap", "kernel", "kernel-pte", "user")
 OBSERVED = VIAS[2:]
 BIG = 256 * MIB        # a file of so many bytes goes before another one is made
-POLICY = ("transport", "flush", "flushers", "write", "drain", "emulate", "track")
+POLICY = ("transport", "flush", "flushers", "write", "drain", "nt_threshold", "emulate", "track")
 REGION = 256 * MIB     # the region's size, unless a packed file of BIG bytes is to be in it
 
 AXES = {
@@ -41,6 +41,7 @@ AXES = {
     "flushers": Axis("flushers=", "number"),
     "write": Axis("write="),
     "drain": Axis("drain="),
+    "nt_threshold": Axis("nt_threshold=", "number", "B"),
     "emulate": Axis("emulate="),
     "transport": Axis("transport="),
     "pattern": Axis("pattern"),
@@ -65,6 +66,7 @@ WORDS = {  # for --help
              "own for mappings)",
     "flush": "Instruction that writes lines back", "flushers": "Threads that share a large write-back",
     "write": "Stores, written back by fsync; or past the cache", "drain": "When write=nt fences",
+    "nt_threshold": "Of write=nt: below so many bytes through the cache, and flushed at once",
     "emulate": "Medium, or the path of a file of one (docs/emulation.md)", "transport": "How requests come",
     "pattern": "One piece, or pages of 4 KiB anywhere in the file",
     "call": "What is timed; msync: of what was stored",
@@ -78,9 +80,10 @@ MEASURES = {
 
 def base() -> dict:
     """The cell that all others differ from; ``place`` follows from ``via``, some values from the host."""
+    transport = "dev" if mounts.why_no_transport("uring") else "uring"
     return {"dirty": 4 * KIB, "mapped": 64 * MIB, "other": 0, "track": "pte", "history": "used",
             "via": "write", "flush": Flush().kind, "flushers": 1, "write": "cached", "drain": "write",
-            "emulate": emulate.NONE, "transport": "dev" if mounts.why_no_transport("uring") else "uring",
+            "nt_threshold": NT_THRESHOLD, "emulate": emulate.NONE, "transport": transport,
             "pattern": "together", "call": "fsync"}  # fmt: skip
 
 
@@ -90,7 +93,7 @@ def cell_of(**values) -> dict:
     if not made["track"].startswith("extent"):
         del made["history"]
     if made["write"] != "nt":
-        del made["drain"]
+        del made["drain"], made["nt_threshold"]
     return {name: made[name] for name in AXES if name in made}
 
 
@@ -188,6 +191,13 @@ class Bench:
         if not rig.huge and cell["via"] in ("kernel", "user"):
             raise CellError("no pages of 2 MiB: this kernel has no tmpfs with huge=always")
 
+    def _make_room(self, rig: Rig, place: str, size: int) -> None:
+        """CellError where a new file of *size* bytes has no room: before it is written for a minute."""
+        room = os.statvfs(rig.folder("packed") if place == "packed" else rig.tmpfs.path)
+        if size > (left := room.f_bavail * room.f_frsize):
+            raise CellError(f"no room for a file of {show_bytes(size)}: {left >> 20} MiB are free there")
+        rigs.need(size, f"a file of {show_bytes(size)}")
+
     def _open(self, rig: Rig, cell: dict) -> None:
         kind = "write" if cell["via"] == "write" else "plain" if cell["via"] == "mmap" else "observed"
         path = rig.folder(cell["place"]) / f"{kind}-{cell['mapped']}"
@@ -196,9 +206,8 @@ class Bench:
             for there in os.scandir(rig.folder(folder)):
                 if there.stat().st_size >= BIG and there.path not in (str(path), str(other)):
                     os.unlink(there)
-        missing = sum(size for file, size in ((path, cell["mapped"]), (other, cell["other"]))
-                      if size and not file.exists())
-        rigs.need(missing, f"a file of {show_bytes(missing)}")
+        self._make_room(rig, cell["place"], 0 if path.exists() else cell["mapped"])
+        self._make_room(rig, "packed", 0 if other.exists() else cell["other"])
         self.worker.ask("open", path, cell["mapped"], cell["via"])
         if cell["other"]:
             self.worker.ask("other", other, cell["other"], cell["other"])

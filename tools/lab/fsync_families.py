@@ -70,7 +70,7 @@ def _history(quick: bool) -> list[dict]:
 
 def _flush(quick: bool) -> list[dict]:
     sizes = (64, 4 * KIB, 256 * KIB) if quick else (64, 512, 4 * KIB, 32 * KIB, 256 * KIB, 2 * MIB, 16 * MIB)
-    return [{"dirty": sizes, "flush": KINDS}]
+    return [{"dirty": sizes, "flush": KINDS[::2] + KINDS[3:] if quick else KINDS}]
 
 
 def _flushers(quick: bool) -> list[dict]:
@@ -83,8 +83,10 @@ def _flushers(quick: bool) -> list[dict]:
 def _nt(quick: bool) -> list[dict]:
     sizes = (64, 4 * KIB, MIB) if quick else (64, 256, KIB, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB,
                                               4 * MIB, 16 * MIB)
+    short = () if quick else ({"dirty": tuple(size for size in sizes if size <= 64 * KIB), "write": ("nt",),
+                               "nt_threshold": (0, 4 * KIB, MIB)},)
     return [{"dirty": sizes, "write": ("cached",)},
-            {"dirty": sizes, "write": ("nt",), "drain": ("write", "fsync")}]
+            {"dirty": sizes, "write": ("nt",), "drain": ("write", "fsync")}, *short]
 
 
 def _emulate(quick: bool) -> list[dict]:
@@ -160,9 +162,10 @@ SHAPES = {
         "write and fsync together: past the cache or through it",
         f"""{PINNED} Stores and fsync are timed together, as what is not paid in the one is paid in the other.
         cached: ordinary stores, written back by fsync. nt: past the cache; with drain=write each write(2)
-        fences, and little is left for fsync; with drain=fsync the fence is fsync's. The samples of each half
-        are in the file (store_ns, ns).""",
-        ("write", "drain"), _nt, "dirty", measure="total_ns"),
+        fences, and little is left for fsync; with drain=fsync the fence is fsync's. A write below
+        nt_threshold= goes through the cache and is flushed at once. The samples of each half are in the file
+        (store_ns, ns).""",
+        ("write", "drain", "nt_threshold"), _nt, "dirty", measure="total_ns"),
     "emulate": Shape(
         "fsync on emulated media",
         f"""{PINNED} The daemon's write-back takes as long as it would to the medium (docs/emulation.md): the

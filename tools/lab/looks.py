@@ -9,10 +9,11 @@ from lab.cells import words
 
 INK, MUTED, GRID, PAPER, WARN = "#1a1a1b", "#5b5b5e", "#dcdcde", "#fffffe", "#b00020"
 
-# Mostly of Okabe and Ito, which colour-blind people can tell apart; extent and extent+clear are one family.
+# Mostly of Okabe and Ito. Simulated (Machado 2009), any two policies are 16 or more apart in CIELAB on
+# a light page, whichever the colour blindness; extent and extent+clear are of one family.
 SERIES = {
     "pte": "#0072b2", "pmd": "#d55e00", "line": "#009e73", "extent": "#cc79a7", "extent+clear": "#7a2a5c",
-    "none": "#3a3a3c", "ext4": "#e69f00", "xfs": "#56b4e9", "tmpfs": "#8c8c8c",
+    "none": "#101012", "ext4": "#e69f00", "xfs": "#56b4e9", "tmpfs": "#66666b",
 }  # fmt: skip
 OTHERS = ("#332288", "#44aa99", "#999933", "#aa4499", "#6699cc", "#cc6677", "#117733", "#661100")
 # The transports of daxfs, where targets are compared; daxfs by itself.
@@ -34,9 +35,9 @@ CALLER = "#1a1a1c"
 
 DARK = {
     INK: "#ececef", MUTED: "#a9a9b0", GRID: "#3a3b40", PAPER: "#1d1e22", WARN: "#ff8a8a", CALLER: "#ffffff",
-    "#0072b2": "#4aa8e8", "#d55e00": "#ff8547", "#009e73": "#2fc79c", "#cc79a7": "#e59cc5",
-    "#7a2a5c": "#c06aa0", "#3a3a3c": "#f4f4f6", "#e69f00": "#f0b43c", "#56b4e9": "#8ed0f7",
-    "#8c8c8c": "#9a9aa0", "#332288": "#9a8cf0", "#44aa99": "#63cbbb", "#999933": "#c4c45a",
+    "#0072b2": "#4aa8e8", "#d55e00": "#f5763a", "#009e73": "#2fc79c", "#cc79a7": "#e59cc5",
+    "#7a2a5c": "#a8327c", "#101012": "#fffffd", "#e69f00": "#ffd468", "#56b4e9": "#a8dcfa",
+    "#66666b": "#8f8f98", "#332288": "#9a8cf0", "#44aa99": "#63cbbb", "#999933": "#c4c45a",
     "#aa4499": "#d678c6", "#6699cc": "#8fb9e4", "#cc6677": "#e88c9a", "#117733": "#4fb873",
     "#661100": "#c9705c",
 }  # fmt: skip

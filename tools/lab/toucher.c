@@ -11,7 +11,7 @@
  *       each page of 4 KiB, all together. ORDER: sequential, random. ACCESS: load, store, and by one
  *       madvise(2) populate-read (what MAP_POPULATE does with a shared mapping), populate-write
  *   toucher resident HOW FILE LENGTH COUNT SEED
- *       COUNT loads at random places of what is mapped already, each waiting for the one before, all together
+ *       COUNT loads at random places of what is mapped already, each waiting for the one before, in eight parts
  *   toucher shape SHAPE FILE UNITS ACCESS
  *       each page of UNITS times 2 MiB of the file by mmap(2), each unit for itself (under `daxfs run`: observed).
  *       SHAPE says how they are mapped: whole, colour, before, after, eof, pte-entry, private
@@ -28,6 +28,7 @@
 #include "mapped.h"
 
 #define MOST 65536
+#define PARTS 8
 
 static uint64_t random_state, ns[MOST];
 static size_t samples, touches;
@@ -134,21 +135,24 @@ static void whole(struct mapped m, int random, const char *access)
 
 static void resident(struct mapped m, size_t count)
 {
-	size_t i, cells = m.length / 64, at;
+	size_t i, n, cells = m.length / 64, at, part = count / PARTS + 1;
 	uint64_t t;
 
 	for (i = 0; i < m.length; i += PAGE)
 		touch(m.base + i, 0);
 	usage(&before);
-	t = now();
-	for (i = 0; i < count; i++) {
-		at = next_random() % cells;
-		random_state ^= *(volatile unsigned char *)(m.base + at * 64);	/* the next place needs this one */
+	for (n = 0; n < PARTS; n++) {
+		t = now();
+		for (i = 0; i < part; i++) {
+			at = next_random() % cells;
+			/* The next place needs this one. */
+			random_state ^= *(volatile unsigned char *)(m.base + at * 64);
+		}
+		ns[n] = (now() - t) / part;
 	}
-	ns[0] = (now() - t) / (count ? count : 1);
 	usage(&after);
-	samples = 1;
-	touches = count;
+	samples = PARTS;
+	touches = part * PARTS;
 }
 
 /* Where a unit of a shape is mapped and touched: [skip, HUGE - cut) of its 2 MiB. */

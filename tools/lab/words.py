@@ -4,7 +4,7 @@
 import re
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-BYTES = ("dirty", "mapped", "other", "block", "size", "page")  # axes that hold bytes
+BYTES = ("dirty", "mapped", "other", "nt_threshold", "block", "size", "page")  # axes that hold bytes
 
 
 def parse_bytes(text: str) -> int:
