@@ -35,29 +35,38 @@ POLICIES = tuple(f"packed:write=cached,track={track}" for track in ("pte", "line
 SHAPES = {
     "calls": Shape(
         "read and write, psync and io_uring",
-        "Nothing is made durable here but by daxfs: with write=nt a write has passed the CPU cache when it"
-        " returns, with ext4, XFS and tmpfs it is in the page cache, where a crash loses it. A 4 KiB "
+        "Nothing is made durable here but by daxfs: with write=nt a write has passed the CPU cache when it "
+        "returns, with ext4, XFS and tmpfs it is in the page cache, where a crash loses it. A 4 KiB "
         "request costs daxfs the way to its daemon and back; large ones cost the copy. transport=uring "
         "answers on the caller's CPU, dev from another thread.",
         ("psync-*", "direct-*", "io_uring-*"),
         ("packed", "own", "packed:write=cached", "packed:transport=dev", *KERNEL, "tmpfs"),
         (("psync-randread-4k", "psync-randwrite-4k", "psync-write-2m"),
-         ("packed", "packed:transport=dev", "ext4", "tmpfs")),
-        draw=("bars", "cdf")),
+         ("packed", "packed:transport=dev", "ext4", "tmpfs"))),
+    "latency": Shape(
+        "how long single requests take",
+        "Each request of 4 KiB at a random place, as calls and durable have them, by fio's completion "
+        "latency. A distribution tells more than a median: a second step to the right is a CPU that had to "
+        "be woken, or somebody else's turn on this one.",
+        ("psync-randread-4k", "psync-randwrite-4k", "mmap-randwrite-4k"),
+        ("packed", "own", "packed:transport=dev", *KERNEL, "tmpfs"),
+        (("psync-randread-4k", "psync-randwrite-4k"), ("packed", "ext4", "tmpfs")),
+        measure="lat_ns", draw=("bars", "cdf")),
     "durable": Shape(
         "writes that are made durable: fsync, fdatasync, O_SYNC, sync_file_range",
         "What a database does. With write=nt fsync finds nothing to flush, with write=cached it flushes "
         "what was written. ext4 and XFS write to their loop device, whose image is a file on tmpfs. tmpfs "
         "makes nothing durable: it shows what the calls themselves cost. sync_file_range is no promise "
-        "anywhere.",
+        "anywhere. Who has a file of own open for reading and writing may have mapped it, plainly, so fsync "
+        "flushes all of it there.",
         ("sync-*",), ("packed", "packed:write=cached", "own", "packed:transport=dev", *KERNEL, "tmpfs"),
         (("sync-fsync-1",), ("packed", "packed:write=cached", *KERNEL))),
     "mapped": Shape(
         "loads, stores and msync through mappings",
         "own, run-kernel and run-user map the region's own pages; packed, ext4 and XFS the page cache's. "
-        "msync is a system call that does nothing on own, since nobody saw the stores, and on tmpfs: there"
-        " nothing is durable by it (fsync of the file would be on own). Under daxfs run the program itself"
-        " finds what it stored and flushes it. Faults of first touches are in the time.",
+        "msync is a system call that does nothing on own, since nobody saw the stores, and on tmpfs: there "
+        "nothing is durable by it (fsync of the file would be on own). Under daxfs run the program itself "
+        "finds what it stored and flushes it. Faults of first touches are in the time.",
         ("mmap-*",), ("own", "run-kernel", "run-user", "packed", *KERNEL, "tmpfs"),
         (("mmap-randwrite-4k", "mmap-msync-32"), ("own", "run-kernel", "ext4"))),
     "libpmem": Shape(
@@ -67,9 +76,10 @@ SHAPES = {
         ("libpmem-*",), ("own", "run-kernel", "tmpfs"), (("libpmem-randwrite-4k-nt",), ("own", "tmpfs"))),
     "policies": Shape(
         "4 KiB random writes and fsync, by what fsync takes for dirty",
-        "The same mount, track= switched. pte and line flush what was written; pmd 2 MiB for each that was"
-        " touched; extent all that was ever written in the region; none nothing, so that nothing is "
-        "durable: the program would have to flush.",
+        "The same mount, track= switched. pte and line flush what was written; pmd 2 MiB for each that was "
+        "touched; extent each 256th of the region in which something was overwritten since track= was "
+        "switched, so soon all of the file; none nothing, so that nothing is durable: the program would "
+        "have to flush.",
         ("sync-fsync-1", "sync-fsync-32"), POLICIES,
         (("sync-fsync-1",), (POLICIES[0], POLICIES[3], POLICIES[4]))),
     "mixed": Shape(
@@ -119,7 +129,7 @@ def main() -> int:
     args = arguments.settle(parser.parse_args(), NAME)
     suites.check(parser, args, list(jobs), SHAPES)
     if args.list:
-        suites.show_list({name: job.words for name, job in jobs.items()}, SHAPES)
+        suites.show_list({name: f"{job.summary}. {job.words}" for name, job in jobs.items()}, SHAPES)
         return 0
     args.size = args.size or (QUICK_SIZE if args.quick else SIZE)
     args.runtime = args.runtime or (QUICK_RUNTIME if args.quick else RUNTIME)

@@ -56,8 +56,9 @@ SHAPES = {
         (("nothing", "fsync-4k", "fsync-1m"), ("packed", "packed:write=cached", "ext4", "tmpfs")), "ns"),
     "policies": Shape(
         "fsync after a write, by what fsync takes for dirty",
-        CLOCK + "write=cached. pmd flushes 2 MiB for a page, extent all that was ever written in the "
-        "region, none nothing.",
+        CLOCK + "write=cached. pmd flushes 2 MiB for a page, none nothing. extent flushes each 256th of the "
+        "region in which something was overwritten since track= was switched: here one, as a script "
+        "writes at one place, and what goes to new blocks goes past the cache.",
         ("fsync-clean", "fsync-4k", "fsync-1m"),
         tuple(f"packed:write=cached,track={track}" for track in ("pte", "line", "pmd", "extent", "none")),
         (("fsync-4k",),
@@ -66,9 +67,9 @@ SHAPES = {
     "map": Shape(
         "mappings: loads, stores, msync",
         CLOCK + "xfs_io stores byte by byte. msync does nothing on own, since nobody saw the stores, and "
-        "on tmpfs: there nothing is durable by it; fsync-mapped says what own pays for that. Under"
-        " daxfs run the program finds and flushes what it stored itself: a page of 2 MiB where one"
-        " maps it, of 4 KiB after a fault of that size.",
+        "on tmpfs: there nothing is durable by it; fsync-mapped says what own pays for that. Under "
+        "daxfs run the program finds and flushes what it stored itself: a page of 2 MiB where one "
+        "maps it, of 4 KiB after a fault of that size.",
         ("mwrite-*", "mread-*", "msync-*", "mmap-munmap", "fsync-mapped-4k"), MAPPED,
         (("mwrite-hole-2m", "mwrite-written-2m", "msync-4k", "fsync-mapped-4k"),
          ("own", "run-kernel", "ext4", "tmpfs")), "ns"),

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
 """tools/fio_suite.py and its job files on real mounts: what it counts, keeps, refuses, skips and reports."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mounts
@@ -14,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-from lab import fio, targets  # noqa: E402
+from lab import fio, suites, targets  # noqa: E402
 from lab.plan import CellError  # noqa: E402
 
 PROGRAM = ROOT / "tools/fio_suite.py"
@@ -24,10 +28,33 @@ FIO = shutil.which("fio")
 HERE = [pytest.mark.mount, pytest.mark.skipif(not FIO, reason="fio is not installed")]
 
 
+def start(*args, **kwargs) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, PROGRAM, *map(str, args)], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+def until(what, seconds: float = 60) -> None:
+    """Wait until *what*() is true."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def fios(directory: Path) -> list[bytes]:
+    """Command lines of the fios, parents and jobs, that report to *directory*."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended
+            words = path.read_bytes().split(b"\0")
+            if words[0] == b"fio" and any(os.fsencode(directory) in word for word in words):
+                found.append(words)
+    return found
+
+
 def suite(*args, status: int = 0, **kwargs) -> str:
     """Its output; the status has to be *status*, and nothing of it may be left."""
-    process = subprocess.Popen([sys.executable, PROGRAM, *map(str, args)], stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    process = start(*args, **kwargs)
     out, _ = process.communicate(timeout=180)
     assert process.returncode == status, out
     assert "Traceback" not in out
@@ -145,6 +172,44 @@ class TestRun:
         assert [row["counts"]["nt_bytes"] for row in found] == pytest.approx([PAGE] * 2, rel=0.05)
         assert "complete already" in suite(*arguments)
 
+    def test_a_stopped_run_goes_on(self, tmp_path):
+        """SIGTERM in the second visit: the same command makes what is missing and nothing else."""
+        arguments = ["--job", "psync-randread-4k,psync-randwrite-4k", "--target", "tmpfs",
+                     "--size", "2M", "--runtime", "2", "--rounds", "1", "--output", str(tmp_path)]
+        process = start(*arguments)
+        until(lambda: (tmp_path / "samples.jsonl").exists() and rows(tmp_path))
+        process.terminate()
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 130 and "goes on" in out, out
+        before = rows(tmp_path)
+        assert len(before) == 1
+        assert "goes on in" in suite(*arguments)
+        assert rows(tmp_path)[:1] == before
+        assert sorted(row["cell"]["job"] for row in rows(tmp_path)) == sorted(arguments[1].split(","))
+
+    def test_fio_ends_with_the_suite(self, tmp_path):
+        """Its jobs are in sessions of their own: one that goes on would keep the mount for its runtime."""
+        process = start("--job", "psync-randread-4k", "--target", "packed", "--size", "2M", "--runtime", "60",
+                        "--rounds", "1", "--output", tmp_path)
+        until(lambda: len(fios(tmp_path)) >= 2)
+        process.terminate()
+        process.communicate(timeout=20)
+        assert process.returncode == 130 and not fios(tmp_path)
+        assert f"daxfs-lab-{process.pid}-" not in Path("/proc/self/mounts").read_text()
+
+    def test_a_daemon_that_dies_is_named(self, tmp_path):
+        process = start("--job", "psync-randread-4k", "--target", "packed", "--size", "2M", "--runtime", "60",
+                        "--rounds", "1", "--output", tmp_path)
+        until(lambda: len(fios(tmp_path)) >= 2)
+        found = re.findall(rf"\S*/daxfs-lab-{process.pid}-\S*\.mnt", Path("/proc/self/mounts").read_text())
+        facts = mounts.run([mounts.command("daxfs"), "stat", "--json", found[0]]).stdout
+        os.kill(json.loads(facts)["pid"], signal.SIGKILL)
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 1, out
+        assert "the daemon of the mount with transport=uring" in out
+        assert "fio failed: psync-randread-4k" in out
+        assert f"daxfs-lab-{process.pid}-" not in Path("/proc/self/mounts").read_text()
+
     def test_an_engine_that_is_missing_is_skipped(self, tmp_path):
         fake = tmp_path / "bin/fio"
         fake.parent.mkdir()
@@ -208,6 +273,18 @@ def test_bad_values_are_one_line(args, word, tmp_path):
 def test_without_fio(tmp_path):
     out = suite("--quick", "--output", tmp_path / "out", status=2, env={**os.environ, "PATH": str(tmp_path)})
     assert out == "fio_suite.py: fio is not installed, so all is skipped: apt-get install fio\n"
+
+
+def test_a_target_that_is_given_twice_is_one():
+    class Args:
+        job, target, quick = ["verify-*"], ["packed", "packed", "own"], False
+    shapes = {"verify": suites.Shape("", "", ("verify-*",), ("ext4",)),
+              "again": suites.Shape("", "", ("*",), ("ext4",))}
+    assert suites.chosen(shapes, ["verify-a", "other"], Args) == {
+        "verify": [("verify-a", "packed"), ("verify-a", "own")]}
+    Args.target = None
+    assert suites.chosen(shapes, ["verify-a", "other"], Args) == {
+        "verify": [("verify-a", "ext4")], "again": [("verify-a", "ext4")]}
 
 
 def test_list(tmp_path):

@@ -12,7 +12,9 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from lab.start import ROOT
 from lab.targets import Place, fill
 
 FOLDER = ROOT / "tools" / "jobs" / "fio"
+SUMMED = ("ioengine", "rw", "bs", "rwmixread", "direct", "iodepth", "fsync", "fdatasync", "sync", "numjobs")
 KEPT = 200   # latencies of a visit that become samples
 VERIFY = re.compile(r"verify|crc32c", re.IGNORECASE)
 
@@ -39,6 +42,11 @@ class Job:
     @property
     def group(self) -> str:
         return self.file.stem
+
+    @property
+    def summary(self) -> str:
+        """Its most important options."""
+        return " ".join(f"{name}={self.options[name]}" for name in SUMMED if name in self.options)
 
     @property
     def numjobs(self) -> int:
@@ -114,8 +122,7 @@ def run(job: Job, place: Place, size: int, runtime: float, seed: int, keep: Path
     words = command(job, place, seed, "--output-format=json+", f"--output={keep.resolve()}")
     given = environment(place, size, runtime)
     place.begin()
-    done = mounts.run(words, check=False, timeout=120 + 20 * runtime, env={**os.environ, **given},
-                      cwd=place.folder)
+    done = _carry_out(words, place.folder, {**os.environ, **given}, 120 + 20 * runtime)
     report = _report(keep)
     if done.returncode != 0 or not report or any(one["error"] for one in report["jobs"]):
         raise failure(job, place, given, seed, done)
@@ -123,6 +130,27 @@ def run(job: Job, place: Place, size: int, runtime: float, seed: int, keep: Path
     visit = samples(job, found)
     requests = found["read"]["total_ios"] + found["write"]["total_ios"]
     return place.end(visit, requests, found["sync"]["total_ios"])
+
+
+def _carry_out(words: list[str], folder: Path, env: dict, seconds: float) -> subprocess.CompletedProcess:
+    """Run fio. One that has to end is asked to: its jobs, in sessions of their own, would outlive it."""
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
+                                   env=env)
+        try:
+            process.wait(seconds)
+        except BaseException as exc:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if isinstance(exc, subprocess.TimeoutExpired):
+                raise mounts.CommandError(f"{shlex.join(words)}: no end after {seconds:g} s") from None
+            raise
+        out.seek(0)
+        return subprocess.CompletedProcess(words, process.returncode, out.read(), "")
 
 
 def _report(path: Path) -> dict | None:
@@ -143,7 +171,8 @@ def failure(job: Job, place: Place, given: dict, seed: int, done) -> mounts.Comm
     given = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items() if name != "DIRECTORY")
     words = shlex.join(command(job, place, seed))
     return mounts.CommandError(f"{head}: {job.name} on {place.target.text}, status {done.returncode}: "
-                               f"{said[-1500:]}\nagain: tools/fio_suite.py --job {job.name} --target "
+                               f"{said[-1500:]}\nagain: "
+                               f"tools/fio_suite.py --job {job.name} --target "
                                f"{shlex.quote(place.target.text)} --rounds 1\nor on a mount of your own: "
                                f"DIRECTORY=DIR {given} {words}")
 

@@ -45,7 +45,7 @@ def chosen(shapes: dict[str, Shape], names: list[str],
         jobs = _matching(names, jobs)
         if args.job:
             jobs = jobs if family in args.job else _matching(jobs, args.job)
-        pairs = [(job, target) for job in jobs for target in args.target or targets]
+        pairs = [(job, target) for job in jobs for target in dict.fromkeys(args.target or targets)]
         if pairs:
             found[family] = pairs
     # With --target given, one job is shown once, in the first of its families.

@@ -7,8 +7,9 @@ mount. What can't be had on this host is a CellError. Limits: needs root; one th
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import mounts
 from daxfs.errors import UsageError
 from daxfs.fuse import options as mount_options
 from lab.plan import CellError, Visit
-from lab.rigs import Rig, Rigs, need, spent
+from lab.rigs import Rig, RigError, Rigs, need, spent
 
 # Whole words of the reader's: what each is.
 KINDS = {
@@ -114,7 +115,7 @@ class Targets:
                 raise CellError(f"no direct mappings: {reason}")
             rig.set("track", target.track)
             made = Place(target, rig.folder("packed" if target.kind == "packed" else "own"), rig)
-            with rig.watched(), _emptied(made.folder):
+            with rig.watched(), _emptied(made.folder), _told_of_death(rig):
                 yield made
         else:
             folder = self._other(target.kind) / "files"
@@ -140,12 +141,33 @@ class Targets:
 
 
 @contextmanager
+def _told_of_death(rig: Rig) -> Iterator[None]:
+    """In here a program that fails because the daemon is gone is a RigError, which says so."""
+    try:
+        yield
+    except mounts.CommandError as exc:
+        deadline = time.monotonic() + 1  # its connection ends before its process does
+        while rig.region.daemon_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if rig.region.daemon_alive():
+            raise
+        raise RigError(f"{rig.death()}\n{exc}") from None
+
+
+@contextmanager
 def _emptied(folder: Path) -> Iterator[None]:
     try:
         yield
-    finally:
-        for path in list(folder.iterdir()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except BaseException:
+        with suppress(OSError):  # of a dead mount: what failed before is the news
+            _empty(folder)
+        raise
+    _empty(folder)
+
+
+def _empty(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def fill(path: Path, size: int) -> None:
