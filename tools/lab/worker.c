@@ -7,17 +7,17 @@
  *   open PATH LENGTH VIA       the file from now on, made and written to LENGTH bytes where it is shorter.
  *                              VIA: write; mmap (plain mmap(2)); kernel, kernel-pte, user (observed by
  *                              libdaxfs); a mapping is touched from end to end. Nothing is dirty then
- *   other PATH LENGTH BYTES    from now on BYTES are written to this file, too, before each call, and stay
- *                              dirty
+ *   other PATH LENGTH BYTES    this file is the one of which `dirty` makes BYTES dirty
+ *   dirty SEED                 write them
  *   use                        store to all of the file once, by VIA (mappings: a line of each page), and fsync
  *   run CALL PATTERN DIRTY COUNT NS SEED PLACES
  *                              up to COUNT times, for about NS: store DIRTY bytes, then time CALL: fsync,
- *                              fdatasync, msync (of what was stored; observed: in the process), none. Once
- *                              before that, untimed. PATTERN: together (one piece at a random place),
+ *                              fdatasync, msync (of what was stored; observed: in the process), none. PATTERN: together (one piece at a random place),
  *                              scattered (pages of 4 KiB at random places). PLACES: new (others each time),
  *                              same.
  *                              {"store_ns": [...], "ns": [...], "lines": N, "drains": N}; the last two: what
- *                              this process itself wrote back, for each call
+ *                              this process itself wrote back, for each call. Who wants the caches warm runs it
+ *                              once before, and leaves those times out
  *   close
  *
  * Descriptors: for VIA write it is open for writing alone, and for observed mappings for reading, so that the
@@ -212,11 +212,6 @@ static size_t place(size_t bytes, size_t all)
 	return bytes >= all ? 0 : next_random() % ((all - bytes) / unit + 1) * unit;
 }
 
-static int make_other_dirty(void)
-{
-	return other_bytes ? put_bytes(other_fd, place(other_bytes, other_length), other_bytes) : 0;
-}
-
 struct span {
 	size_t pos, len;	/* what msync has to cover */
 };
@@ -271,15 +266,10 @@ static int do_run(const char *name, int scattered, size_t bytes, size_t count, u
 	if (fd < 0 || !bytes || bytes > length)
 		return fail("run");
 	daxfs_flushes(&before);
-	/* Once for the caches and for what is made on first use. */
-	if (make_other_dirty() || make_dirty(scattered, bytes, &s) || call(name, &s))
-		return -1;
 	began = now();
 	for (i = 0; i < count && i < MOST && (!i || now() - began < ns); i++) {
 		if (same)
 			random_state = seed * 2 + 1;
-		if (make_other_dirty())
-			return -1;
 		t = now();
 		if (make_dirty(scattered, bytes, &s))
 			return -1;
@@ -294,6 +284,13 @@ static int do_run(const char *name, int scattered, size_t bytes, size_t count, u
 	spent->lines -= before.lines;
 	spent->drains -= before.drains;
 	return 0;
+}
+
+static int do_dirty(uint64_t seed)
+{
+	random_state = seed * 2 + 1;
+	errno = EINVAL;
+	return other_bytes ? put_bytes(other_fd, place(other_bytes, other_length), other_bytes) : fail("dirty");
 }
 
 static int do_use(void)
@@ -338,6 +335,8 @@ static void command(char *line)
 		rc = do_run(word[0], word[1][0] == 's', a, b, ns, seed, word[2][0] == 's', &made, &spent);
 	else if (sscanf(line, "other %4095s %llu %llu", path, &a, &b) == 3)
 		rc = do_other(path, a, b);
+	else if (sscanf(line, "dirty %llu", &seed) == 1)
+		rc = do_dirty(seed);
 	else if (!strncmp(line, "use", 3))
 		rc = do_use();
 	else if (!strncmp(line, "close", 5))
@@ -350,9 +349,8 @@ static void command(char *line)
 		printf("{");
 		put("store_ns", store_ns, made, ",");
 		put("ns", call_ns, made, ",");
-		/* made + 1: the first call is not timed. */
-		printf("\"lines\":%.3f,\"drains\":%.3f}\n", (double)spent.lines / (double)(made + 1),
-		       (double)spent.drains / (double)(made + 1));
+		printf("\"lines\":%.3f,\"drains\":%.3f}\n", made ? (double)spent.lines / (double)made : 0,
+		       made ? (double)spent.drains / (double)made : 0);
 	}
 	fflush(stdout);
 }
