@@ -83,8 +83,8 @@ def test_trace_tells_of_each(region, transport, tmp_path):
     how = "" if transport == "pyfuse3" else "served"
     texts = traced(region, tmp_path / "text")
     ino = os.stat(region.path / "file").st_ino
-    for line in texts:
-        assert f"fsync_done: ino {ino:#x} " in line and "drain " in line, line
+    for line in texts:  # one that has the journal to settle drains as a part of that
+        assert f"fsync_done: ino {ino:#x} " in line and re.search("(drain|meta) ", line), line
     for event in map(json.loads, traced(region, tmp_path / "json", "--json")):
         assert (event["kind"], event["op"], event["ino"]) == ("fsync", "fsync_done", ino)
         assert list(event["args"]) == list(PHASES) and sum(event["args"].values()) == event["latency_ns"]
