@@ -8,7 +8,7 @@ The job files are in tools/jobs/fio and can be used by hand. Bandwidth, requests
   tools/fio_suite.py --quick                          a part of each family
   tools/fio_suite.py --list                           which jobs and targets there are
   tools/fio_suite.py --job mmap-msync-32,libpmem --target own --target run-kernel --runtime 5
-  tools/fio_suite.py --job sync --target packed:write=cached,track=line --target ext4
+  tools/fio_suite.py --job 'sync-*' --target packed:write=cached,track=line --target ext4
 
 Exit status: 0; 1 a job failed, fio's words and the command to repeat it are shown; 2 can't be; 130 stopped.
 """

@@ -245,6 +245,10 @@ class TestRun:
         place = targets.Place(targets.parse("tmpfs"), tmp_path, None)
         with pytest.raises(mounts.CommandError, match=r"VERIFY FAILED.*planted on tmpfs"):
             fio.run(job, place, 1 * MIB, 0.1, 1, tmp_path / "kept.json")
+        # Another failure of a job that verifies is not called so.
+        other = subprocess.CompletedProcess([], 1, "verify-psync: no space left on verify.fio", "")
+        given = fio.environment(place, MIB, 1)
+        assert str(fio.failure(fio.jobs()["verify-psync"], place, given, 1, other)).startswith("fio failed: ")
 
 
 def _bandwidth(path: Path) -> float:

@@ -27,7 +27,7 @@ from lab.targets import Place, fill
 FOLDER = ROOT / "tools" / "jobs" / "fio"
 SUMMED = ("ioengine", "rw", "bs", "rwmixread", "direct", "iodepth", "fsync", "fdatasync", "sync", "numjobs")
 KEPT = 200   # latencies of a visit that become samples
-VERIFY = re.compile(r"verify|crc32c", re.IGNORECASE)
+VERIFY = re.compile(r"\bverify: |verify failed", re.IGNORECASE)  # not names of jobs
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,13 @@ def failure(job: Job, place: Place, given: dict, seed: int, done) -> mounts.Comm
                       if line.strip() and not line.startswith("note:"))
     bad = "verify" in job.options and VERIFY.search(said)
     head = "VERIFY FAILED: what was read back is not what was written" if bad else "fio failed"
-    given = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items() if name != "DIRECTORY")
+    text = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items() if name != "DIRECTORY")
     words = shlex.join(command(job, place, seed))
+    again = ["tools/fio_suite.py", "--job", job.name, "--target", place.target.text, "--size",
+             f"{max(1, int(given['SIZE']) >> 20)}M", "--rounds", "1", "--output", "/tmp/again", "--anew"]
     return mounts.CommandError(f"{head}: {job.name} on {place.target.text}, status {done.returncode}: "
-                               f"{said[-1500:]}\nagain: "
-                               f"tools/fio_suite.py --job {job.name} --target "
-                               f"{shlex.quote(place.target.text)} --rounds 1\nor on a mount of your own: "
-                               f"DIRECTORY=DIR {given} {words}")
+                               f"{said[-1500:]}\nagain: {shlex.join(again)}\n"
+                               f"or on a mount of your own: DIRECTORY=DIR {text} {words}")
 
 
 def samples(job: Job, report: dict) -> Visit:

@@ -181,7 +181,7 @@ def failure(job: Job, place: Place, said: str) -> mounts.CommandError:
     return mounts.CommandError(
         f"xfs_io failed: {job.name} on {place.target.text}: {said}\n"
         f"again: tools/xfs_io_suite.py --job {job.name} --target {shlex.quote(place.target.text)} "
-        "--rounds 1\nor on a mount of your own: "
+        "--rounds 1 --output /tmp/again --anew\nor on a mount of your own: "
         f"sed '/^#/d; s/${{SIZE}}/64m/g' {path} | {shlex.join([*place.command, 'xfs_io'])} {flags} FILE")
 
 
