@@ -110,7 +110,7 @@ def region_track(region) -> str:
     return tracker["policy"]
 
 
-OPTIONS = ("", "emulate=pmem1-single,flushers=3", "drain=fsync,lazytime", "write=nt", "mapdev")
+OPTIONS = ("", "emulate=pmem1-single,flushers=3", "drain=fsync,lazytime,transport=dev", "write=nt", "mapdev")
 
 
 @pytest.mark.parametrize("options", OPTIONS)
