@@ -73,11 +73,13 @@ static void dev_write(struct dev_channel *d, uint64_t unique, int error, const s
 	}
 }
 
-static void dev_reply(struct channel *ch, struct pending *p, int error, const struct iovec *iov, int n)
+static void dev_reply(struct channel *ch, struct pending *p, int error, const struct iovec *iov, int n,
+		      struct fsync_run *run)
 {
 	struct dev_channel *d = (struct dev_channel *)ch;
 
 	dev_write(d, p->head.unique, error, iov, n);
+	fsync_lap(run, FSYNC_REPLY);
 	if (p->how == HOW_CALLED)
 		free(p->place);
 	free(p);

@@ -374,9 +374,8 @@ void transport_reply(struct transport *t, struct pending *p, int error, const st
 	if (is_tracing(t))
 		trace_reply(t, &p->head, p->how, error, p->start, iov, error ? 0 : n);
 	answered(t, p);
-	p->ch->reply(p->ch, p, error, iov, error ? 0 : n);
+	p->ch->reply(p->ch, p, error, iov, error ? 0 : n, run.began ? &run : NULL);
 	if (run.began) {
-		fsync_lap(&run, FSYNC_REPLY);
 		fsync_count(&t->fsyncs, &run);
 		trace_fsync(t, &head, HOW_CALLED, error, &run);
 	}
@@ -427,7 +426,7 @@ static void relayed_reply(struct transport *t, char *msg, size_t len)
 	if (is_tracing(t))
 		trace_reply(t, &p->head, p->how, out.error, p->start, &body, 1);
 	answered(t, p);
-	p->ch->reply(p->ch, p, out.error, &body, out.error ? 0 : 1);
+	p->ch->reply(p->ch, p, out.error, &body, out.error ? 0 : 1, NULL);
 }
 
 static void hand_on(struct transport *t)

@@ -49,8 +49,10 @@ struct pending {
 
 struct channel {
 	struct transport *t;
-	/* Send the reply of a pending request: any thread. The pieces are used up on return. */
-	void (*reply)(struct channel *, struct pending *, int error, const struct iovec *iov, int n);
+	/* Send the reply of a pending request: any thread. The pieces are used up on return. run: of an fsync,
+	 * whose reply ends in here; or NULL. */
+	void (*reply)(struct channel *, struct pending *, int error, const struct iovec *iov, int n,
+		      struct fsync_run *run);
 	struct serve_counts counts;	/* its thread's alone */
 	pthread_t thread;
 	int started;			/* the thread is there to be joined */

@@ -154,7 +154,8 @@ static int entry_fill(struct ring_entry *e, const struct iovec *iov, int n, size
 }
 
 /* From any thread: the entry is this pending request's until its own thread commits it. */
-static void queue_reply(struct channel *ch, struct pending *p, int error, const struct iovec *iov, int n)
+static void queue_reply(struct channel *ch, struct pending *p, int error, const struct iovec *iov, int n,
+			struct fsync_run *run)
 {
 	struct ring_queue *q = (struct ring_queue *)ch;
 	struct ring_entry *e = p->place;
@@ -169,6 +170,8 @@ static void queue_reply(struct channel *ch, struct pending *p, int error, const 
 	p->next = q->replies;
 	q->replies = p;
 	pthread_mutex_unlock(&q->lock);
+	/* Not behind the wake-up: on this CPU the thread that it wakes, and its client, may run before us. */
+	fsync_lap(run, FSYNC_REPLY);
 	if (first && write(q->event_fd, &one, sizeof(one)) < 0)
 		return;	/* can't be: the counter would have to be full */
 }
