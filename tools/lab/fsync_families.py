@@ -135,8 +135,8 @@ SHAPES = {
         ("track",), _mapped, "mapped", ("via",)),
     "other": Shape(
         "fsync of one file against what is dirty in another",
-        f"""{PINNED} Two packed files: so many bytes of the one were stored, and nobody calls fsync there; of the
-        other 4 KiB are stored for each fsync. With pte and pmd the first is none of the second one's
+        f"""{PINNED} Two packed files: so many bytes of the one were stored, and nobody calls fsync there; of
+        the other 4 KiB are stored for each fsync. With pte and pmd the first is none of the second one's
         business. With extent both are the region's, and the region is what is flushed: each call pays for
         what others did. (history=fresh: nothing but these two was ever stored to.)""",
         ("track",), _other, "other"),
