@@ -85,14 +85,6 @@ def test_what_is_flushed_is_what_the_policy_forces(tmp_path):
 
 
 @pytest.mark.mount
-def test_each_way_to_flush_can_be_had(tmp_path):
-    """flush=none is for platforms that flush on power failure: its mount says so, or is refused."""
-    out = sweep("--flush", "clflush,none", *TINY, "--output", tmp_path)
-    assert "skipped" not in out
-    assert {row["cell"]["flush"] for row in rows(tmp_path) if row["samples"]["ns"]} == {"clflush", "none"}
-
-
-@pytest.mark.mount
 def test_what_goes_past_the_cache_is_not_flushed(tmp_path):
     sweep("--dirty", "4K", "--write", "nt,cached", "--drain", "write,fsync", *TINY, "--output", tmp_path)
     drains = {"write": 2, "fsync": 1, None: 1}  # the write's own, and fsync's

@@ -126,8 +126,6 @@ class Bench:
     def mount_options(self, cell: dict) -> str:
         """Those that a mount for *cell* has, without what is set on a live one."""
         given = [f"{name}={cell[name]}" for name in POLICY if name in cell and name not in LIVE]
-        if cell.get("flush") == "none":  # refused without it
-            given.append("granularity=byte")
         return ",".join([*given, *filter(None, [self.options])])
 
     def rig(self, cell: dict) -> Rig:

@@ -149,8 +149,8 @@ SHAPES = {
     "flush": Shape(
         "fsync by the instruction that writes back",
         f"""{PINNED} clwb and clflushopt let lines be written back side by side, clflush one after the other.
-        none is a platform that flushes on power failure (granularity=byte): fsync is a walk and a fence. What
-        is left of it at a few bytes is the way to the daemon and back.""",
+        none is a platform that flushes on power failure: fsync is a walk and a fence. What is left of it at a
+        few bytes is the way to the daemon and back.""",
         ("flush",), _flush, "dirty"),
     "flushers": Shape(
         "fsync by the number of flushers",
