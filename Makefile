@@ -13,9 +13,11 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 SOURCES := pyproject.toml meson.build $(shell find daxfs docs/man -type f -not -name '*.pyc' 2>/dev/null)
 # The build that the other targets use: make test BUILD=debug
 BUILD  := build
+EXPERIMENTS := fsync_sweep fault_sweep s17 fio_suite xfs_io_suite
 INSTALL := $(PIP) install -q --no-build-isolation --no-deps --config-settings=build-dir=build
 
-.PHONY: help build debug test test-fast test-long test-vm crash bench lint docs dist quickstart unquickstart clean sweep
+.PHONY: help build debug test test-fast test-long test-vm crash bench lint docs dist quickstart unquickstart clean \
+        sweep experiments
 
 help:
 	@echo 'make quickstart    install what is missing, build, mount an emulated region, try it'
@@ -28,6 +30,7 @@ help:
 	@echo 'make bench         what is promised about speed, measured'
 	@echo 'make sweep         what fsync costs, by every policy, in small: build/lab/fsync_sweep-quick/report.html (2 minutes)'
 	@echo 'make build         build and install into $(VENV); debug: not optimised, with symbols and assertions'
+	@echo 'make experiments   all experiments as a whole, hours: build/lab/report/report.html'
 	@echo 'make lint          ruff and the tests of style'
 	@echo 'make docs          check the manual pages, make HTML of them in build/docs'
 	@echo 'make dist          sdist and wheel, in dist'
@@ -95,6 +98,14 @@ bench: $(BUILD)
 	$(SUDO) $(VENV)/bin/python tools/s17.py --family ways --target --anew --output build/lab/s17-bench
 
 # The directory is made first, so that it is the user's, as are the figures.
+# What docs/experiments has, anew: one after the other, the report at the end. Goes on where it was stopped.
+experiments: $(BUILD)
+	for name in $(EXPERIMENTS); do \
+	    mkdir -p build/lab/$$name; \
+	    $(SUDO) $(VENV)/bin/python tools/$$name.py --output build/lab/$$name || exit 1; \
+	done
+	$(VENV)/bin/python tools/plot_sweep.py $(EXPERIMENTS:%=build/lab/%) --output build/lab/report
+
 sweep: $(BUILD)
 	mkdir -p build/lab/fsync_sweep-quick
 	$(SUDO) $(VENV)/bin/python tools/fsync_sweep.py --quick --anew
