@@ -444,6 +444,28 @@ def test_a_look_that_goes_on_by_itself_is_owed(case):
     assert client.counts() == (4, 4)
 
 
+def test_a_write_back_of_the_handler_that_goes_on_by_itself_is_owed(case):
+    """What it protects later no msync of a client finds; with extents nothing but an fsync flushes it."""
+    client = Counted(case)
+    ino, seen, fmap = case.node.ino, case.observer, case.node.map
+    debt = seen.owe(ino)
+    seen.wrote_back(ino, fmap, False, True)
+    seen.paid(debt)
+    assert client.counts() == (2, 1)
+    debt = seen.owe(ino)
+    seen.wrote_back(ino, fmap, False, True)  # it has not come back yet
+    seen.paid(debt)
+    assert client.counts() == (4, 3)
+    debt = seen.owe(ino)
+    seen.wrote_back(ino, fmap, True)
+    seen.paid(debt)
+    assert client.counts() == (5, 5)
+    debt = seen.owe(ino)
+    seen.wrote_back(ino, fmap, False)  # an error ended it: this fsync flushes what it has marked
+    seen.paid(debt)
+    assert client.counts() == (6, 6)
+
+
 def test_a_cut_that_splits_a_huge_page_is_seen_and_flushed(case, monkeypatch):
     client, steps = Counted(case), []
     fmap, io, file = case.node.map, case.io, case.observer.files[case.node.ino]
