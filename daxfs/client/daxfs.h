@@ -130,7 +130,8 @@ struct daxfs_flushes {
 void daxfs_flushes(struct daxfs_flushes *out);
 
 /*
- * Where the time of daxfs_msync, and under `daxfs run` of msync(2), went since the process began, in ns:
+ * Where the time of daxfs_msync, and under `daxfs run` of msync(2), went since the process began (a child of
+ * fork(2) begins with its parent's sums), in ns:
  * write-backs of observed mappings by this process itself. `wait`: for another thread's write-back of the
  * file, and for an fsync(2) of it that the daemon is at; `scan`: finding, and protecting, what was stored;
  * `flush`: queueing its lines; `drain`: until they are durable. Not in it: the call around, and what is

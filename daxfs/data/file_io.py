@@ -67,16 +67,25 @@ class FileIo:
         One file after the other, each under its lock: with the new tracker it has at least what was dirty,
         and what was dirty before ``none`` is written back. What was stored under ``none`` nobody knows: all
         pages of the file count as dirty, once, where they may have been stored to through the cache. OSError,
-        MemoryError: perhaps only some files have the new one then, and the next call goes on.
+        MemoryError: perhaps only some files have the new one then, and the next call goes on; but none has
+        ``none``, which has no marks to go on with.
         """
         tracker = self.tracker if policy == self.tracker.name else self._make_tracker(policy)
-        nodes = [node for node in self.fs.nodes.values() if node.map.policy is not None]
-        changed = sum([self._track(node.map, tracker) for node in nodes])
+        changed: list = []
+        try:
+            for node in list(self.fs.nodes.values()):
+                if node.map.policy is not None and self._track(node.map, tracker):
+                    changed.append(node)
+        except (OSError, MemoryError):
+            if tracker.name == "none":  # who goes by a promise of the old one goes on; and what extents know
+                for node in changed:
+                    self._track(node.map, self.tracker)
+            raise
         if tracker is not self.tracker:
             self.left.append(self.tracker)
             self.tracker = self.dax.tracker = tracker
         self._finish_left()
-        return changed
+        return len(changed)
 
     def _finish_left(self) -> None:
         """Write back what only trackers know that no file has any more. OSError: the next call tries again.

@@ -578,8 +578,11 @@ class Observer:
             return None
         return file.map
 
-    def wrote_back(self, ino: int, fmap: FileMap, done: bool) -> None:
-        """That has ended; not *done*: what it left counts as stored to, all of it."""
+    def wrote_back(self, ino: int, fmap: FileMap, done: bool, running: bool = False) -> None:
+        """That has ended; not *done*: what it left counts as stored to, all of it.
+
+        *running*: nobody waits for it any more, and it goes on by itself.
+        """
         file = self.files.get(ino)
         if file is None or file.map is not fmap:
             return
@@ -587,6 +590,10 @@ class Observer:
             self._take_what_was_left(file)
         if done:
             return
+        if running:
+            # Order: before this fsync is paid. What it protects later no msync of a client finds, and with
+            # extents it only marks that: the next fsync flushes it.
+            file.tell_taking(file.owed)
         if file.left:
             file.give_up(BlockingIOError("a fault is still being answered"))
         self.given_up += 1

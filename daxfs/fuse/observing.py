@@ -251,18 +251,18 @@ class Observing:
         fmap = self.observer.writes_back(ino)
         if fmap is None:
             return
-        done = False
+        done, running = False, fmap in self.writing
         try:
             fmap.own.learn(fmap, 0, 0)  # so that the range has an address
-            if fmap not in self.writing:  # else that one does not come back: nor would another one
+            if not running:  # else that one does not come back: nor would another one
                 theirs = await self._in_thread(self._write_back_now, fmap)
-                done = theirs is not None
+                done, running = theirs is not None, theirs is None
                 times.lap(PYTHON)
                 if done:
                     times.absorb(theirs)
         except OSError as error:
             log.warning("inode %d: %s", ino, error)
-        self.observer.wrote_back(ino, fmap, done)
+        self.observer.wrote_back(ino, fmap, done, running)
 
     def _write_back_now(self, fmap: FileMap) -> FsyncRun:
         """In a thread; where its time went."""

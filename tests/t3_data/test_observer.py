@@ -9,15 +9,19 @@ import mmap
 import os
 import struct
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import trio
 from datakit import PAGE, create, noise
 from test_own import range_path
 
+from daxfs._fsync import FsyncRun
 from daxfs._iomap import COARSE, OBSERVED
 from daxfs.fault import _observe, observer
 from daxfs.fault.observer import Descriptor, Look, Observer, Piece, Process, Progress
+from daxfs.fuse.observing import Observing
 from daxfs.meta.fallocate import KEEP_SIZE, PUNCH_HOLE
 
 needs_kernel = pytest.mark.skipif(not _observe.available(), reason="no PAGEMAP_SCAN or PROCMAP_QUERY")
@@ -442,6 +446,44 @@ def test_a_look_that_goes_on_by_itself_is_owed(case):
     assert case.fsync() == PAGES  # what was given up, and page 7 among it
     seen.paid(debt)
     assert client.counts() == (4, 4)
+
+
+def test_a_write_back_of_the_handler_that_goes_on_by_itself_is_owed(case):
+    """What it protects later no msync of a client finds; with extents nothing but an fsync flushes it."""
+    client = Counted(case)
+    ino, seen, fmap = case.node.ino, case.observer, case.node.map
+    debt = seen.owe(ino)
+    seen.wrote_back(ino, fmap, False, True)
+    seen.paid(debt)
+    assert client.counts() == (2, 1)
+    debt = seen.owe(ino)
+    seen.wrote_back(ino, fmap, False, True)  # it has not come back yet
+    seen.paid(debt)
+    assert client.counts() == (4, 3)
+    debt = seen.owe(ino)
+    seen.wrote_back(ino, fmap, True)
+    seen.paid(debt)
+    assert client.counts() == (5, 5)
+    debt = seen.owe(ino)
+    seen.wrote_back(ino, fmap, False)  # an error ended it: this fsync flushes what it has marked
+    seen.paid(debt)
+    assert client.counts() == (6, 6)
+
+
+@pytest.mark.parametrize("end", ["late", "busy", "error", "done"])
+def test_who_gives_a_write_back_up_says_whether_it_goes_on(case, end):
+    told, fmap = [], case.node.map
+
+    async def in_thread(*_):
+        if end == "error":
+            raise OSError(errno.EIO, "planted")
+        return FsyncRun() if end == "done" else None
+
+    observed = SimpleNamespace(writes_back=lambda ino: fmap, wrote_back=lambda *how: told.append(how[2:]))
+    waiter = SimpleNamespace(writing={fmap} if end == "busy" else set(), observer=observed,
+                             _in_thread=in_thread, _write_back_now=None)
+    trio.run(Observing._write_back, waiter, case.node.ino, FsyncRun())
+    assert told == [(end == "done", end in ("late", "busy"))]
 
 
 def test_a_cut_that_splits_a_huge_page_is_seen_and_flushed(case, monkeypatch):

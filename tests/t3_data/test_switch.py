@@ -145,6 +145,22 @@ def test_a_file_has_extents_of_this_change_and_not_of_one_that_failed(kit, monke
     assert any(first <= place <= last for what, first, last in found if what == "flush")
 
 
+@pytest.mark.parametrize("was", [name for name in POLICIES if name != "none"])
+def test_no_file_is_left_half_way_to_none(kit, monkeypatch, was):
+    """The mount goes on with the old policy, and so does what its fsync promises: of what is dirty already
+    (extents are flushed at the end of a change), and of what is stored then."""
+    io, nodes = two_files(kit, was)
+    for node in nodes:
+        io.write(node, PAGE, b"dirty")
+    fmap = fails_at_second(io, monkeypatch, "none")
+    one = next(node for node in nodes if node.map is fmap)
+    assert io.tracker.name == one.map.policy == was
+    io.write(one, 2 * PAGE, b"later")
+    with log(io) as found:
+        io.fsync(one)
+    assert is_flushed(found, one, 2) and (was not in EXTENTS or is_flushed(found, one, 1))
+
+
 def test_the_way_back_from_half_way(kit, monkeypatch):
     io, nodes = two_files(kit, "pte")
     fmap = fails_at_second(io, monkeypatch, "line")
