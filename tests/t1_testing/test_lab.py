@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-from lab import arguments, rigs, schedule, table, words  # noqa: E402
+from lab import arguments, facts, rigs, schedule, table, words  # noqa: E402
 from lab.plan import Axis, Cell, CellError, Family, HostError, Measure, Plan, Visit  # noqa: E402
 from lab.store import Run, RunError  # noqa: E402
 
@@ -133,6 +133,27 @@ def test_another_commit_is_refused(tmp_path):
     path.write_text(json.dumps(facts))
     with pytest.raises(RunError, match=r"another run \(commit differ\)"):
         Made().run(tmp_path)
+
+
+def test_other_code_of_the_same_commit_is_refused(tmp_path, monkeypatch):
+    """Changes that are in no commit; an installed daxfs that is not the checkout's."""
+    package, checkout = tmp_path / "daxfs", tmp_path / "checkout"
+    for path in (package / "__init__.py", package / "a.so", checkout / "tools" / "lab" / "worker.c",
+                 checkout / "tests" / "mounts.py", checkout / "tests" / "loops.py"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    monkeypatch.setattr(facts.daxfs, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(facts, "ROOT", checkout)
+    Made(stop_after=4).run(tmp_path / "run")
+    (package / "a.pyc").write_text("byte code comes and goes")
+    assert not Made(stop_after=1).run(tmp_path / "run")
+    for path in (package / "a.so", checkout / "tools" / "lab" / "worker.c"):
+        had = path.read_text()
+        path.write_text("changed")
+        with pytest.raises(RunError, match=r"another run \(code differ\)"):
+            Made().run(tmp_path / "run")
+        path.write_text(had)
+    assert Made().run(tmp_path / "run")
 
 
 def test_samples_without_facts_are_refused(tmp_path):
