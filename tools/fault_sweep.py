@@ -34,7 +34,7 @@ import mounts
 from lab import arguments
 from lab.choices import bytes_of_a_file, some_of
 from lab.pinned import held
-from lab.plan import Axis, Cell, CellError, Family, Measure, Plan, Visit
+from lab.plan import Axis, Cell, CellError, CellFailed, Family, Measure, Plan, Visit
 from lab.rigs import Rig, Rigs
 from lab.store import RunError
 from lab.worker import program
@@ -204,9 +204,11 @@ def placed(mode: str, rig: Rig | None) -> Iterator[None]:
 
 
 def run(command: list, environment: dict | None = None) -> dict:
-    """What the toucher says; CellError where it fails."""
+    """What the toucher says; CellError where it can't; CellFailed where it is killed, by SIGBUS for example."""
     done = subprocess.run([program("toucher"), *map(str, command)], check=False, capture_output=True,
                           text=True, env={**os.environ, **(environment or {})})
+    if done.returncode < 0:
+        raise CellFailed(f"toucher {' '.join(map(str, command))}: ended with status {done.returncode}")
     if done.returncode:
         raise CellError(done.stderr.strip() or f"toucher ended with status {done.returncode}")
     return json.loads(done.stdout)

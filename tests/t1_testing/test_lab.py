@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
 from lab import arguments, facts, rigs, schedule, table, words  # noqa: E402
-from lab.plan import Axis, Cell, CellError, Family, HostError, Measure, Plan, Visit  # noqa: E402
+from lab.plan import Axis, Cell, CellError, CellFailed, Family, HostError, Measure, Plan, Visit  # noqa: E402
 from lab.store import Run, RunError  # noqa: E402
 
 
@@ -268,7 +268,7 @@ def test_uring_is_switched_on_before_anybody_plans_and_off_at_the_end(ready, tmp
 
 
 @pytest.mark.parametrize(("error", "status"), [
-    (HostError("no such host"), 2), (rigs.RigError("it died"), 1), (KeyboardInterrupt(), 130),
+    (HostError("no such host"), 2), (rigs.RigError("it died"), 1), (CellFailed("it is wrong"), 1), (KeyboardInterrupt(), 130),
     (OSError(28, "No space left on device"), 1),
 ])
 def test_what_fails_has_a_status_and_a_line(ready, capsys, error, status):
