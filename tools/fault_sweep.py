@@ -204,7 +204,7 @@ def placed(mode: str, rig: Rig | None) -> Iterator[None]:
 
 
 def run(command: list, environment: dict | None = None) -> dict:
-    """What the toucher says; CellError where it can't; CellFailed where it is killed, by SIGBUS for example."""
+    """What the toucher says. CellError where it can't; CellFailed where it is killed, as by SIGBUS."""
     done = subprocess.run([program("toucher"), *map(str, command)], check=False, capture_output=True,
                           text=True, env={**os.environ, **(environment or {})})
     if done.returncode < 0:

@@ -268,7 +268,8 @@ def test_uring_is_switched_on_before_anybody_plans_and_off_at_the_end(ready, tmp
 
 
 @pytest.mark.parametrize(("error", "status"), [
-    (HostError("no such host"), 2), (rigs.RigError("it died"), 1), (CellFailed("it is wrong"), 1), (KeyboardInterrupt(), 130),
+    (HostError("no such host"), 2), (rigs.RigError("it died"), 1), (CellFailed("it is wrong"), 1),
+    (KeyboardInterrupt(), 130),
     (OSError(28, "No space left on device"), 1),
 ])
 def test_what_fails_has_a_status_and_a_line(ready, capsys, error, status):

@@ -216,7 +216,8 @@ def test_page_faults_answer_no_question_on_fsync():
     """They have sizes of files, orders of pages and other file systems, too, but nothing is made durable."""
     axes = {name: {"label": name, "kind": kind, "unit": "", "values": []}
             for name, kind in (("mode", "name"), ("size", "number"), ("order", "name"))}
-    cells_of = [reading.Cell("resident", {"mode": mode, "size": size, "order": order}, {"ns": np.array([1.0])})
+    one = {"ns": np.array([1.0])}
+    cells_of = [reading.Cell("resident", {"mode": mode, "size": size, "order": order}, one)
                 for mode in ("direct", "ext4") for size in (1, 2) for order in ("sequential", "random")]
     family = reading.Family("resident", "Random loads", "ns", ("lines",), "size", ("mode",), (), "Loads.")
     run = reading.Run(Path(), {}, axes, {"ns": {"label": "load", "unit": "ns"}}, [family],

@@ -33,14 +33,14 @@ def code() -> str:
 
 
 def host() -> dict:
-    """Commit, digest of the code, kernel, CPU, memory, versions and the flush instruction that is chosen here."""
+    """Commit, digest of the code, kernel, CPU, memory, versions, the flush instruction that is chosen here."""
     commit = ""
     if shutil.which("git"):
         commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], check=False,
                                 capture_output=True, text=True).stdout.strip()
     models = _lines("/proc/cpuinfo", "model name")
-    return {"commit": commit or "?", "code": code(), "kernel": platform.release(), "cpu": models[0] if models else "?",
-            "cpus": len(os.sched_getaffinity(0)),
+    return {"commit": commit or "?", "code": code(), "kernel": platform.release(),
+            "cpu": models[0] if models else "?", "cpus": len(os.sched_getaffinity(0)),
             "memory_bytes": int(_lines("/proc/meminfo", "MemTotal")[0].split()[0]) * 1024,
             "python": platform.python_version(), "daxfs": metadata.version("daxfs"), "flush": Flush().kind}
 
