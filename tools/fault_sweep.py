@@ -35,7 +35,7 @@ from lab import arguments
 from lab.choices import bytes_of_a_file, some_of
 from lab.pinned import held
 from lab.plan import Axis, Cell, CellError, CellFailed, Family, Measure, Plan, Visit
-from lab.rigs import Rig, Rigs
+from lab.rigs import Rig, Rigs, disk
 from lab.store import RunError
 from lab.worker import program
 
@@ -119,8 +119,6 @@ class Places:
             return Place(rig.folder("own"), rig)
         name = f"tmpfs {page}" if mode == "tmpfs" else mode
         if name not in self._others:
-            if mode in DISKS and (reason := loops.why_not(mode)):
-                raise CellError(reason)
             self._others[name] = self._tmpfs(page) if mode == "tmpfs" else self._disk(mode)
         return Place(self._others[name].path)
 
@@ -128,7 +126,7 @@ class Places:
         return mounts.Tmpfs(self.size + 256 * MIB, "always" if page == HUGE else "never")
 
     def _disk(self, kind: str) -> loops.LoopMount:
-        return loops.LoopMount(kind, self.size + self.size // 4 + 128 * MIB)
+        return disk(kind, self.size + self.size // 4 + 128 * MIB)
 
     def close(self) -> None:
         """Unmount all of them; what is asked for afterwards is made anew."""

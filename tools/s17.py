@@ -32,7 +32,7 @@ import mounts
 from lab import arguments, table
 from lab.choices import bytes_of_a_file, some_of
 from lab.plan import Axis, Cell, CellError, CellFailed, Family, HostError, Measure, Plan, Visit
-from lab.rigs import Rig, spent
+from lab.rigs import Rig, disk, spent
 from lab.store import RunError
 
 NAME = "s17"
@@ -99,9 +99,7 @@ class Targets:
     def other(self, name: str) -> Path:
         """ext4, xfs, or a tmpfs."""
         if name not in self._others:
-            if name in DISKS and (reason := loops.why_not(name)):
-                raise CellError(reason)
-            self._others[name] = (loops.LoopMount(name, self.room) if name in DISKS
+            self._others[name] = (disk(name, self.room) if name in DISKS
                                   else mounts.Tmpfs(self.room, TMPFS[name]))
         return self._others[name].path
 

@@ -7,6 +7,7 @@ import random
 import sys
 from pathlib import Path
 
+import loops
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,6 +223,16 @@ def test_a_file_too_large_for_memory_is_a_reason_to_skip():
     rigs.need(1, "a byte")
     with pytest.raises(CellError, match="a file of 1 PiB needs 1073741824 MiB of memory"):
         rigs.need(1 << 50, "a file of 1 PiB")
+
+
+@pytest.mark.mount
+@pytest.mark.skipif(bool(loops.why_not("ext4")), reason="no ext4 over a loop device")
+def test_ext4_lies_in_memory_of_the_same_kind_as_daxfs():
+    with rigs.disk("ext4", 64 << 20) as one:
+        line = next(line for line in Path("/proc/self/mounts").read_text().splitlines()
+                    if line.split()[1] == str(one.image.parent))
+        assert "huge=always" in line
+    assert not one.image.parent.exists() and not one.path.exists()
 
 
 def test_only_what_dead_runs_left_is_taken_away(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def code() -> str:
 
 
 def host() -> dict:
-    """Commit, digest of the code, kernel, CPU, memory, versions, the flush instruction that is chosen here."""
+    """Commit, digest of the code, kernel, CPU, memory, versions, the flush instruction chosen here."""
     commit = ""
     if shutil.which("git"):
         commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], check=False,
