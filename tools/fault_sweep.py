@@ -77,10 +77,11 @@ WORDS = {
              "shared mapping). tmpfs beside it is the bound. With fault=user and 4 KiB each page is "
              "a way to the daemon and back, so those files are a sixteenth as long.",
     "resident": "Loads at random places of a file that is mapped from end to end, each waiting for the "
-                "one before; choosing the place (a division) is in the time, alike everywhere. There are no faults: what differs is the hardware's way through the page "
-                "table, which 2 MiB mappings shorten. fault=user fills 2 MiB with 512 entries, so it "
-                "does not gain here. In a virtual machine there is a second page table, the host's: if "
-                "that has pages of 4 KiB, little is gained.",
+                "one before; choosing the place (a division) is in the time, alike everywhere. There are "
+                "no faults: what differs is the hardware's way through the page table, which 2 MiB "
+                "mappings shorten. fault=user fills 2 MiB with 512 entries, so it does not gain here. In "
+                "a virtual machine there is a second page table, the host's: if that has pages of 4 KiB, "
+                "little is gained.",
     "refused": "A store to each page of 2 MiB of written blocks (no-huge-zero-page: a load from a "
                "hole), mapped so that one reason of docs/fault.md forbids a PMD; 'none': one that is "
                "given. With fault=user the daemon decides as the kernel's DAX does, and the counts of "

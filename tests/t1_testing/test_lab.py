@@ -200,6 +200,13 @@ def test_tables_have_medians_and_quartiles_in_one_unit(tmp_path, capsys):
     assert max(map(len, out.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_quick_run_says_that_it_is_no_evidence(tmp_path, capsys, quick):
+    assert Made().run(tmp_path, options={"quick": quick})
+    table.show_run(tmp_path)
+    assert ("no evidence" in capsys.readouterr().out) == quick
+
+
 def test_a_wide_table_is_broken_between_columns(tmp_path, capsys):
     made = Made(tracks=tuple(f"policy-number-{n}" for n in range(12)), rounds=1)
     assert made.run(tmp_path)
