@@ -4,6 +4,8 @@
 import json
 import os
 import random
+import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-from lab import arguments, facts, rigs, schedule, table, words  # noqa: E402
+from lab import arguments, facts, rigs, schedule, table, words, worker  # noqa: E402
 from lab.plan import Axis, Cell, CellError, CellFailed, Family, HostError, Measure, Plan, Visit  # noqa: E402
 from lab.store import Run, RunError  # noqa: E402
 
@@ -257,6 +259,18 @@ def test_only_what_dead_runs_left_is_taken_away(tmp_path, monkeypatch):
                                                                   f"daxfs-lab-{gone}-0.mnt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [f"daxfs-lab-{os.getpid()}-0.log", "daxfs-lab-x", "daxfs-test-1-0.log"])
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_a_worker_that_dies_is_no_cell_to_be_skipped(tmp_path):
+    with worker.Worker(None) as one:
+        one.ask("open", tmp_path / "file", 8192, "write")
+        os.kill(one._process.pid, signal.SIGBUS)
+        with pytest.raises(CellFailed, match="ended with status -7 at use"):
+            one.ask("use")
+        with pytest.raises(CellError, match="open: No such file") as found:
+            one.ask("open", tmp_path / "none" / "file", 8192, "write")
+        assert not isinstance(found.value, CellFailed)
 
 
 @pytest.fixture
