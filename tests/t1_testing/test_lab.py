@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import loops
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-from lab import arguments, facts, rigs, schedule, table, words, worker  # noqa: E402
+from lab import arguments, beside, facts, rigs, schedule, table, words, worker  # noqa: E402
 from lab.plan import Axis, Cell, CellError, CellFailed, Family, HostError, Measure, Plan, Visit  # noqa: E402
 from lab.store import Run, RunError  # noqa: E402
 
@@ -200,6 +201,13 @@ def test_tables_have_medians_and_quartiles_in_one_unit(tmp_path, capsys):
         ["dirty", "bytes", "pte", "none"], ["64", "B", "3", "-"], ["4", "KiB", "-", "1.5"]]
     assert "2 - 4" in out and "skipped, f, 1 cell: no such thing" in out
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_percentiles_beside_a_suite_are_the_report_s():
+    for values in ([7], [1000, 2000, 9000], list(range(250))):
+        for part in (0.5, 0.99):
+            assert beside._percentile(values, part) == pytest.approx(np.percentile(values, part * 100))
+    assert beside._texts([9000, 1000, 2000], {"unit": "ns", "label": "time"}) == ["2", "8.86"]
 
 
 @pytest.mark.parametrize("quick", [True, False])
