@@ -28,7 +28,7 @@ MAPPED = {"name": "mapped", "title": "fsync of one page against what is mapped",
           "draw": ["lines"], "x": "mapped", "line": ["track"], "panel": [],
           "words": "A flat line costs what is dirty."}  # fmt: skip
 BARS = {"name": "s17", "title": "A large file written anew", "measure": "mib_s", "draw": ["bars"], "x": None,
-        "line": ["target"], "panel": [], "words": "Higher is better."}
+        "line": ["target"], "panel": [], "words": "Written, then fsync. Higher is better."}
 UNIT = {"pte": 4 * KIB, "pmd": 2 * MIB, "line": 64, "extent": 64 * MIB, "extent+clear": 48 * MIB, "none": 0}
 
 

@@ -23,19 +23,24 @@ _live: list["LoopMount"] = []
 
 
 class LoopMount:
-    """A file system of *kind* ("xfs", "ext4") of *size* bytes, mounted at ``path``. A context manager."""
+    """A file system of *kind* ("xfs", "ext4") of *size* bytes, mounted at ``path``. A context manager.
 
-    def __init__(self, kind: str, size: int = 0):
+    *huge*: its image is on a tmpfs of its own with huge=*huge*, else on /dev/shm.
+    """
+
+    def __init__(self, kind: str, size: int = 0, huge: str | None = None):
         name = f"{mounts.PREFIX}loop{next(_numbers)}"
         self.kind = kind
-        self.image = Path("/dev/shm") / f"{name}.img"
+        size = max(size, MIN_SIZE[kind])
+        self.tmpfs = mounts.Tmpfs(size + 2 * mounts.MIB, huge) if huge else None
+        self.image = (self.tmpfs.path if self.tmpfs else Path("/dev/shm")) / f"{name}.img"
         self.path = Path(tempfile.gettempdir()) / f"{name}.mnt"
         self.closed = False
         _live.append(self)
         try:
             self.path.mkdir()
             with open(self.image, "xb") as file:
-                file.truncate(max(size, MIN_SIZE[kind]))
+                file.truncate(size)
             mounts.run([*MKFS[kind], self.image])
             self.mount()
         except BaseException:
@@ -61,6 +66,8 @@ class LoopMount:
             if mounts.run(["umount", self.path], check=False).returncode != 0:
                 mounts.run(["umount", "-l", self.path], check=False)
         self.image.unlink(missing_ok=True)
+        if self.tmpfs:
+            self.tmpfs.close()
         with contextlib.suppress(OSError):
             self.path.rmdir()
 

@@ -31,8 +31,8 @@ import loops
 import mounts
 from lab import arguments, table
 from lab.choices import bytes_of_a_file, some_of
-from lab.plan import Axis, Cell, CellError, Family, HostError, Measure, Plan, Visit
-from lab.rigs import Rig, spent
+from lab.plan import Axis, Cell, CellError, CellFailed, Family, HostError, Measure, Plan, Visit
+from lab.rigs import Rig, disk, spent
 from lab.store import RunError
 
 NAME = "s17"
@@ -99,9 +99,7 @@ class Targets:
     def other(self, name: str) -> Path:
         """ext4, xfs, or a tmpfs."""
         if name not in self._others:
-            if name in DISKS and (reason := loops.why_not(name)):
-                raise CellError(reason)
-            self._others[name] = (loops.LoopMount(name, self.room) if name in DISKS
+            self._others[name] = (disk(name, self.room) if name in DISKS
                                   else mounts.Tmpfs(self.room, TMPFS[name]))
         return self._others[name].path
 
@@ -131,11 +129,11 @@ class Targets:
         try:
             done = mounts.run(["xfs_io", *begin, "-c", pwrite, "-c", "fsync", path])
         except mounts.CommandError as exc:
-            raise CellError(" ".join(str(exc).split())[:200]) from None
+            raise CellFailed(" ".join(str(exc).split())[:200]) from None
         took = time.perf_counter() - began
         written = os.stat(path).st_size
         if written != self.size:
-            raise CellError(f"{written} bytes are in the file, not {self.size}: {done.stderr}")
+            raise CellFailed(f"{written} bytes are in the file, not {self.size}: {done.stderr}")
         return took, seconds_of(done.stdout)
 
     def close(self) -> None:
@@ -149,12 +147,12 @@ class Targets:
 
 
 def seconds_of(output: str) -> float:
-    """Of the pwrite, as xfs_io prints it: "0.0123 sec", or "0:01:02.34". CellError: neither."""
+    """Of the pwrite, as xfs_io prints it: "0.0123 sec", or "0:01:02.34". CellFailed: neither."""
     if found := re.search(r"; ([0-9.]+) sec ", output):
         return float(found[1])
     if found := re.search(r"; (\d+):(\d+):([0-9.]+) ", output):
         return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
-    raise CellError(f"xfs_io says something else than it did: {output[:200]!r}")
+    raise CellFailed(f"xfs_io says something else than it did: {output[:200]!r}")
 
 
 def rates(size: int, took: float, writing: float) -> dict[str, list[float]]:

@@ -4,16 +4,20 @@
 import json
 import os
 import random
+import shutil
+import signal
 import sys
 from pathlib import Path
 
+import loops
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-from lab import arguments, rigs, schedule, table, words  # noqa: E402
-from lab.plan import Axis, Cell, CellError, Family, HostError, Measure, Plan, Visit  # noqa: E402
+from lab import arguments, beside, facts, rigs, schedule, table, words, worker  # noqa: E402
+from lab.plan import Axis, Cell, CellError, CellFailed, Family, HostError, Measure, Plan, Visit  # noqa: E402
 from lab.store import Run, RunError  # noqa: E402
 
 
@@ -135,6 +139,27 @@ def test_another_commit_is_refused(tmp_path):
         Made().run(tmp_path)
 
 
+def test_other_code_of_the_same_commit_is_refused(tmp_path, monkeypatch):
+    """Changes that are in no commit; an installed daxfs that is not the checkout's."""
+    package, checkout = tmp_path / "daxfs", tmp_path / "checkout"
+    for path in (package / "__init__.py", package / "a.so", checkout / "tools" / "lab" / "worker.c",
+                 checkout / "tests" / "mounts.py", checkout / "tests" / "loops.py"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    monkeypatch.setattr(facts.daxfs, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(facts, "ROOT", checkout)
+    Made(stop_after=4).run(tmp_path / "run")
+    (package / "a.pyc").write_text("byte code comes and goes")
+    assert not Made(stop_after=1).run(tmp_path / "run")
+    for path in (package / "a.so", checkout / "tools" / "lab" / "worker.c"):
+        had = path.read_text()
+        path.write_text("changed")
+        with pytest.raises(RunError, match=r"another run \(code differ\)"):
+            Made().run(tmp_path / "run")
+        path.write_text(had)
+    assert Made().run(tmp_path / "run")
+
+
 def test_samples_without_facts_are_refused(tmp_path):
     Made(stop_after=4).run(tmp_path)
     (tmp_path / "run.json").unlink()
@@ -178,6 +203,20 @@ def test_tables_have_medians_and_quartiles_in_one_unit(tmp_path, capsys):
     assert max(map(len, out.splitlines())) <= 100
 
 
+def test_percentiles_beside_a_suite_are_the_report_s():
+    for values in ([7], [1000, 2000, 9000], list(range(250))):
+        for part in (0.5, 0.99):
+            assert beside._percentile(values, part) == pytest.approx(np.percentile(values, part * 100))
+    assert beside._texts([9000, 1000, 2000], {"unit": "ns", "label": "time"}) == ["2", "8.86"]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_quick_run_says_that_it_is_no_evidence(tmp_path, capsys, quick):
+    assert Made().run(tmp_path, options={"quick": quick})
+    table.show_run(tmp_path)
+    assert ("no evidence" in capsys.readouterr().out) == quick
+
+
 def test_a_wide_table_is_broken_between_columns(tmp_path, capsys):
     made = Made(tracks=tuple(f"policy-number-{n}" for n in range(12)), rounds=1)
     assert made.run(tmp_path)
@@ -203,6 +242,16 @@ def test_a_file_too_large_for_memory_is_a_reason_to_skip():
         rigs.need(1 << 50, "a file of 1 PiB")
 
 
+@pytest.mark.mount
+@pytest.mark.skipif(bool(loops.why_not("ext4")), reason="no ext4 over a loop device")
+def test_ext4_lies_in_memory_of_the_same_kind_as_daxfs():
+    with rigs.disk("ext4", 64 << 20) as one:
+        line = next(line for line in Path("/proc/self/mounts").read_text().splitlines()
+                    if line.split()[1] == str(one.image.parent))
+        assert "huge=always" in line
+    assert not one.image.parent.exists() and not one.path.exists()
+
+
 def test_only_what_dead_runs_left_is_taken_away(tmp_path, monkeypatch):
     monkeypatch.setattr(rigs.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(rigs.mounts, "PREFIX", "unused")
@@ -218,6 +267,18 @@ def test_only_what_dead_runs_left_is_taken_away(tmp_path, monkeypatch):
                                                                   f"daxfs-lab-{gone}-0.mnt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [f"daxfs-lab-{os.getpid()}-0.log", "daxfs-lab-x", "daxfs-test-1-0.log"])
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_a_worker_that_dies_is_no_cell_to_be_skipped(tmp_path):
+    with worker.Worker(None) as one:
+        one.ask("open", tmp_path / "file", 8192, "write")
+        os.kill(one._process.pid, signal.SIGBUS)
+        with pytest.raises(CellFailed, match="ended with status -7 at use"):
+            one.ask("use")
+        with pytest.raises(CellError, match="open: No such file") as found:
+            one.ask("open", tmp_path / "none" / "file", 8192, "write")
+        assert not isinstance(found.value, CellFailed)
 
 
 @pytest.fixture
@@ -247,7 +308,8 @@ def test_uring_is_switched_on_before_anybody_plans_and_off_at_the_end(ready, tmp
 
 
 @pytest.mark.parametrize(("error", "status"), [
-    (HostError("no such host"), 2), (rigs.RigError("it died"), 1), (KeyboardInterrupt(), 130),
+    (HostError("no such host"), 2), (rigs.RigError("it died"), 1), (CellFailed("it is wrong"), 1),
+    (KeyboardInterrupt(), 130),
     (OSError(28, "No space left on device"), 1),
 ])
 def test_what_fails_has_a_status_and_a_line(ready, capsys, error, status):

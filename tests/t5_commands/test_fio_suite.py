@@ -28,6 +28,14 @@ FIO = shutil.which("fio")
 HERE = [pytest.mark.mount, pytest.mark.skipif(not FIO, reason="fio is not installed")]
 
 
+def test_libpmem_is_kept_off_page_caches():
+    """It is forced to take any mapping for memory that is storage."""
+    one = fio.jobs()["libpmem-randwrite-4k-nt"]
+    refused = {kind for kind in targets.KINDS if fio.why_not_on(one, targets.parse(kind))}
+    assert refused == {"packed", "ext4", "xfs"}
+    assert not fio.why_not_on(fio.jobs()["psync-read-4k"], targets.parse("packed"))
+
+
 def start(*args, **kwargs) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, PROGRAM, *map(str, args)], stdin=subprocess.DEVNULL,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)

@@ -16,7 +16,7 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.append(str(TOOLS))  # at its end: tools/ and tests/ have modules of the same names
 
-from lab import cells, drawing, looks, reading, units  # noqa: E402
+from lab import cells, drawing, looks, reading, units, wording  # noqa: E402
 
 TRACKS, SIZES, VIAS = ("pte", "pmd", "extent"), (0, 64, 4096, 1 << 20), ("write", "mmap")
 SKIP = {"family": "dirty", "cell": {"dirty": 64, "track": "pmd", "via": "msync"},
@@ -210,6 +210,20 @@ def test_questions_lead_to_their_figures(page):
         assert f'href="#fsync_sweep-{family}"' in part[:part.index("</p>")]
     part = page[page.index("One flusher, or four?"):]
     assert "Nothing here shows it" in part[:part.index("</p>")]
+
+
+def test_page_faults_answer_no_question_on_fsync():
+    """They have sizes of files, orders of pages and other file systems, too, but nothing is made durable."""
+    axes = {name: {"label": name, "kind": kind, "unit": "", "values": []}
+            for name, kind in (("mode", "name"), ("size", "number"), ("order", "name"))}
+    one = {"ns": np.array([1.0])}
+    cells_of = [reading.Cell("resident", {"mode": mode, "size": size, "order": order}, one)
+                for mode in ("direct", "ext4") for size in (1, 2) for order in ("sequential", "random")]
+    family = reading.Family("resident", "Random loads", "ns", ("lines",), "size", ("mode",), (), "Loads.")
+    run = reading.Run(Path(), {}, axes, {"ns": {"label": "load", "unit": "ns"}}, [family],
+                      {"resident": {n: cell for n, cell in enumerate(cells_of)}}, {}, [], 0, False)
+    shown = [question for question, _, shows in wording.QUESTIONS if shows(cells.View(run, family))]
+    assert shown == []
 
 
 def test_the_same_samples_give_the_same_bytes(drawn, tmp_path):

@@ -10,7 +10,7 @@ import mounts
 from rich.console import Console
 
 from lab import rigs, schedule, table
-from lab.plan import HostError, Plan
+from lab.plan import CellFailed, HostError, Plan
 from lab.start import ROOT
 from lab.store import Run, RunError
 
@@ -98,7 +98,7 @@ def carry_out(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace]
         status = _measure(args, make_plan, emulate, say)
     except (RunError, HostError) as exc:
         reason = exc
-    except (mounts.CommandError, rigs.RigError, OSError) as exc:
+    except (mounts.CommandError, rigs.RigError, CellFailed, OSError) as exc:
         status, reason = 1, exc
     except KeyboardInterrupt:
         status = 130

@@ -22,7 +22,7 @@ import mounts
 
 from lab.plan import CellError, Visit
 from lab.start import ROOT
-from lab.targets import Place, fill
+from lab.targets import Place, Target, fill
 
 FOLDER = ROOT / "tools" / "jobs" / "fio"
 SUMMED = ("ioengine", "rw", "bs", "rwmixread", "direct", "iodepth", "fsync", "fdatasync", "sync", "numjobs")
@@ -98,6 +98,13 @@ def why_not(job: Job) -> str:
     return "" if engine in engines() else f"this fio has no engine {engine}"
 
 
+def why_not_on(job: Job, target: Target) -> str:
+    """Why *job* would mislead on *target*; empty: it does not."""
+    if job.options["ioengine"] != "libpmem" or target.kind not in ("packed", "ext4", "xfs"):
+        return ""
+    return f"{target.kind} is mapped by the page cache: nothing that libpmem flushes there is durable"
+
+
 def command(job: Job, place: Place, seed: int, *more: str) -> list[str]:
     """The command of a run."""
     return [*place.command, "fio", f"--randseed={seed}", f"--section={job.name}", "--eta=never", *more,
@@ -105,14 +112,14 @@ def command(job: Job, place: Place, seed: int, *more: str) -> list[str]:
 
 
 def environment(place: Place, size: int, runtime: float) -> dict[str, str]:
-    """What job files take from the environment. libpmem is forced where a mapping is of the memory itself."""
+    """What job files take from the environment. libpmem is forced: `why_not_on` keeps it off page caches."""
     return {"DIRECTORY": str(place.folder), "SIZE": str(size), "RUNTIME": f"{max(1, int(runtime * 1000))}ms",
             "PMEM_IS_PMEM_FORCE": "1"}
 
 
 def run(job: Job, place: Place, size: int, runtime: float, seed: int, keep: Path) -> Visit:
     """One run of *job*, whose report is kept as *keep*. CommandError: fio failed; CellError: it can't run."""
-    if reason := why_not(job):
+    if reason := why_not(job) or why_not_on(job, place.target):
         raise CellError(reason)
     for name in job.files or ["warm"]:
         fill(place.folder / name, size)

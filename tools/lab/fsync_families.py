@@ -117,13 +117,15 @@ def _calls(quick: bool) -> list[dict]:
 SHAPES = {
     "dirty": Shape(
         "fsync against what is dirty, by policy and by way of storing",
-        f"""{PINNED} Each sample stores so many bytes in one piece at a random place of a file, then times
-        fsync. The file has 64 MiB (1 GiB from 256 MiB dirty on; with --quick 16 MiB), all of which was stored
-        to before: so for track=extent, whose bits are never cleared, all of it is to be flushed, whatever was
-        stored now. pmd flushes 2 MiB for each that was touched, pte 4 KiB, line 64 bytes. none flushes
-        nothing: the program has to. A plain mapping (mmap) tells nobody of its stores, so each fsync flushes
-        the whole file. {OBSERVED} What was stored is known to 2 MiB there (kernel, user), and no policy can
-        flush less.""",
+        f"""{PINNED} Each sample stores so many bytes in one piece at a random place of a file, a multiple
+        of their size (of 2 MiB from there on), so that none of them lies on two units where it fits in one,
+        then times fsync. The file has 64 MiB (1 GiB from 256 MiB dirty on; with --quick 16 MiB), all of
+        which was stored to before: so for track=extent, whose bits are never cleared, all of it is to be
+        flushed, whatever was stored now; by one thread here, where the proposal had four (family flushers).
+        pmd flushes 2 MiB for each that was touched, pte 4 KiB, line 64 bytes. none flushes nothing: the
+        program has to. A plain mapping (mmap) tells nobody of its stores, so each fsync flushes the whole
+        file. {OBSERVED} What was stored is known to 2 MiB there (kernel, user), and no policy can flush
+        less.""",
         ("track",), _dirty, "dirty", ("via",), draw=("lines", "cdf", "phases")),
     "mapped": Shape(
         "fsync against the size of the file, 4 KiB of it dirty",
@@ -142,9 +144,11 @@ SHAPES = {
         ("track",), _other, "other"),
     "history": Shape(
         "fsync with track=extent: after use, and on a fresh region",
-        f"""{PINNED} extent, as its bits are never cleared, flushes all that was ever stored to. The same call
-        costs more after all of the file was in use (used) than on a region where nothing but this piece was
-        stored to, again and again at the same place (fresh). pte for comparison.""",
+        f"""{PINNED} extent, as its bits are never cleared, flushes all that was ever stored to. (An extent
+        is a 256th of the region, 1 MiB of these 256; of a device of 256 GiB it would be 1 GiB, flushed from
+        the first store on.) The same call costs more after all of the file was in use (used) than on a
+        region where nothing but this piece was stored to, again and again at the same place (fresh). pte
+        for comparison.""",
         ("track", "history"), _history, "dirty"),
     "flush": Shape(
         "fsync by the instruction that writes back",
@@ -179,10 +183,11 @@ SHAPES = {
         ("transport",), _transport, "dirty"),
     "faults": Shape(
         "fsync of observed mappings by fault mode and pattern",
-        f"""{PINNED} kernel: pages of 2 MiB, so that what was stored is known to 2 MiB. kernel-pte: pages of 4
-        KiB, more faults and more to look through, less to flush. user: the daemon answers the faults, and
-        knows to 2 MiB. scattered: each 4 KiB at another place of the 64 MiB, so that with pages of 2 MiB soon
-        all of the file is flushed. {OBSERVED}""",
+        f"""{PINNED} kernel: pages of 2 MiB, so that what was stored is known to 2 MiB. kernel-pte: pages of
+        4 KiB, more faults and more to look through, less to flush. user: the daemon answers the faults, and
+        knows to 2 MiB. scattered: each 4 KiB at a random place of the file, so that with pages of 2 MiB
+        soon all of the file is flushed; places may come twice: at a quarter of the file a tenth less is
+        dirty. {OBSERVED}""",
         ("via",), _faults, "dirty", ("pattern",), draw=("lines", "phases")),
     "calls": Shape(
         "fsync, fdatasync and msync by way of storing, 4 KiB dirty",

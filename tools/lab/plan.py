@@ -16,6 +16,10 @@ class CellError(Exception):
     """A visit can't be made on this host, now or ever: the cell is skipped, with this text as reason."""
 
 
+class CellFailed(CellError):
+    """A visit failed as nothing may fail: no reason to leave the cell out, the run ends."""
+
+
 class HostError(Exception):
     """Nothing of the experiment can be had on this host; the text says why and what to do."""
 

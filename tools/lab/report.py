@@ -25,8 +25,8 @@ EN, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 OPEN_ROWS = 24  # of a table that is shown without being asked for
 BUSY = 0.1  # share of the visits with more runnable than CPUs, from which on a run was disturbed
 FACTS = (("cpu", "CPU"), ("cpus", "CPUs"), ("memory_bytes", "memory"), ("kernel", "kernel"),
-         ("commit", "commit of daxfs"), ("daxfs", "version"), ("flush", "flush instruction"),
-         ("python", "Python"))  # fmt: skip
+         ("commit", "commit of daxfs"), ("code", "digest of the code"), ("daxfs", "version"),
+         ("flush", "flush instruction"), ("python", "Python"))  # fmt: skip
 
 
 class Section:

@@ -13,7 +13,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lab.plan import Cell, CellError, Family, Plan
+from lab.plan import Cell, CellError, CellFailed, Family, Plan
 from lab.store import Run
 from lab.words import show
 
@@ -109,6 +109,8 @@ def _family(run: Run, plan: Plan, family: Family, seed: int, visit_s: float, unt
                 continue
             try:
                 visit = cell.visit(visit_s, _seed(seed, family, cell, turn))
+            except CellFailed:
+                raise
             except CellError as exc:
                 run.skip(family, cell, str(exc))
                 continue

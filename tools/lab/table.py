@@ -154,4 +154,6 @@ def show_run(directory: Path) -> bool:
         for reason, count in sorted(reasons.items()):
             cells = "1 cell" if count == 1 else f"{count} cells"
             console.print(f"skipped, {family}, {cells}: {reason}", markup=False, soft_wrap=True)
+    if facts.get("options", {}).get("quick"):
+        console.print("--quick: few cells and samples, to have a look; no evidence", markup=False)
     return bool(found)

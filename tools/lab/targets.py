@@ -19,7 +19,7 @@ import mounts
 from daxfs.errors import UsageError
 from daxfs.fuse import options as mount_options
 from lab.plan import CellError, Visit
-from lab.rigs import Rig, RigError, Rigs, need, spent
+from lab.rigs import Rig, RigError, Rigs, disk, need, spent
 
 # Whole words of the reader's: what each is.
 KINDS = {
@@ -27,7 +27,7 @@ KINDS = {
     "own": "daxfs, a file with the DAX flag: mmap reaches the region's own pages; nobody sees the stores",
     "run-kernel": "own, the program under `daxfs run`: observed mappings, the kernel answers page faults",
     "run-user": "own, the program under `daxfs run --fault user`: the daemon answers page faults",
-    "ext4": "ext4 on a loop device over a file on tmpfs: page cache and journal",
+    "ext4": "ext4 on a loop device over a file on tmpfs with huge pages: page cache and journal",
     "xfs": "XFS on a loop device over a file on tmpfs",
     "tmpfs": "tmpfs with huge pages, below all the others: the bound; nothing is made durable",
 }
@@ -127,10 +127,8 @@ class Targets:
         if kind not in self._others:
             if kind == "tmpfs":
                 self._others[kind] = mounts.Tmpfs(4 * self.size + (64 << 20), "always")
-            elif reason := loops.why_not(kind):
-                raise CellError(reason)
             else:
-                self._others[kind] = loops.LoopMount(kind, 3 * self.size + (128 << 20))
+                self._others[kind] = disk(kind, 3 * self.size + (128 << 20))
         return self._others[kind].path
 
     def close(self) -> None:

@@ -11,7 +11,8 @@
  *       each page of 4 KiB, all together. ORDER: sequential, random. ACCESS: load, store, and by one
  *       madvise(2) populate-read (what MAP_POPULATE does with a shared mapping), populate-write
  *   toucher resident HOW FILE LENGTH COUNT SEED
- *       COUNT loads at random places of what is mapped already, each waiting for the one before, in eight parts
+ *       COUNT loads at random places of what is mapped already, each waiting for the one before, in eight parts,
+ *       each of which is timed as a whole; in it is what choosing the next place takes
  *   toucher shape SHAPE FILE UNITS ACCESS
  *       each page of UNITS times 2 MiB of the file by mmap(2), each unit for itself (under `daxfs run`: observed).
  *       SHAPE says how they are mapped: whole, colour, before, after, eof, pte-entry, private
@@ -138,7 +139,8 @@ static void resident(struct mapped m, size_t count)
 	size_t i, n, cells = m.length / 64, at, part = count / PARTS + 1;
 	uint64_t t;
 
-	for (i = 0; i < m.length; i += PAGE)
+	/* Every line, not every page: who wrote the file past the caches would begin with cold ones, others not. */
+	for (i = 0; i < m.length; i += 64)
 		touch(m.base + i, 0);
 	usage(&before);
 	for (n = 0; n < PARTS; n++) {
@@ -148,7 +150,7 @@ static void resident(struct mapped m, size_t count)
 			/* The next place needs this one. */
 			random_state ^= *(volatile unsigned char *)(m.base + at * 64);
 		}
-		ns[n] = (now() - t) / part;
+		ns[n] = now() - t;
 	}
 	usage(&after);
 	samples = PARTS;

@@ -4,6 +4,7 @@
 Limits: needs cc; one command at a time, from one thread.
 """
 
+import errno
 import functools
 import json
 import os
@@ -13,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from daxfs import client
-from lab.plan import CellError, HostError
+from lab.plan import CellError, CellFailed, HostError
 
 
 class WorkerError(CellError):
@@ -46,6 +47,10 @@ def program(name: str = "worker") -> Path:
     return made
 
 
+class WorkerFailed(WorkerError, CellFailed):
+    """It died, or was refused with EIO: daxfs failed."""
+
+
 class Worker:
     """One worker process, on *cpu* (None: on any), started at the first command. A context manager.
 
@@ -65,7 +70,7 @@ class Worker:
         return made
 
     def ask(self, *words) -> dict:
-        """The answer to a command. WorkerError where it failed, or the worker died."""
+        """The answer to a command. WorkerError where it failed; WorkerFailed: so that the run has to end."""
         self._process = self._process or self._start()
         try:
             self._process.stdin.write(" ".join(map(str, words)) + "\n")
@@ -75,10 +80,11 @@ class Worker:
             answer = ""
         if not answer.endswith("\n"):
             status = self._end()
-            raise WorkerError(f"the worker ended with status {status} at {words[0]}", 0)
+            raise WorkerFailed(f"the worker ended with status {status} at {words[0]}", 0)
         found = json.loads(answer)
         if "error" in found:
-            raise WorkerError(found["error"], found["errno"])
+            failed = WorkerFailed if found["errno"] == errno.EIO else WorkerError
+            raise failed(found["error"], found["errno"])
         return found
 
     def run(self, call: str, pattern: str, dirty: int, count: int, seconds: float, seed: int,
