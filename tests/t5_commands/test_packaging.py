@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = {"daxfs/client/libdaxfs.so", "daxfs/client/libdaxfs_preload.so"}
 HEADERS = {"daxfs/client/daxfs.h"}
 MEDIA = {"daxfs/media.toml"}
-EXTENSIONS = ("daxfs._emulate", "daxfs._flush", "daxfs._iomap", "daxfs._own", "daxfs._record",
+EXTENSIONS = ("daxfs._emulate", "daxfs._flush", "daxfs._fsync", "daxfs._iomap", "daxfs._own", "daxfs._record",
               "daxfs._stores", "daxfs._window", "daxfs.client._client",
               "daxfs.data._dax_io", "daxfs.data._serve", "daxfs.data._trace", "daxfs.data._tracker",
               "daxfs.data._transport",
