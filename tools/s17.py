@@ -21,7 +21,6 @@ import re
 import shutil
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from lab.choices import bytes_of_a_file, some_of
 from lab.plan import Axis, Cell, CellError, CellFailed, Family, HostError, Measure, Plan, Visit
 from lab.rigs import Rig, disk, spent
 from lab.store import RunError
+from lab.timed import timed
 
 NAME = "s17"
 MIB = 1 << 20
@@ -125,16 +125,11 @@ class Targets:
 
     def _command(self, path: Path, begin: list[str]) -> tuple[float, float]:
         pwrite = f"pwrite -b 8m 0 {show_size(self.size)}"
-        began = time.perf_counter()
-        try:
-            done = mounts.run(["xfs_io", *begin, "-c", pwrite, "-c", "fsync", path])
-        except mounts.CommandError as exc:
-            raise CellFailed(" ".join(str(exc).split())[:200]) from None
-        took = time.perf_counter() - began
+        took, said = timed(["xfs_io", *begin, "-c", pwrite, "-c", "fsync", str(path)])
         written = os.stat(path).st_size
         if written != self.size:
-            raise CellFailed(f"{written} bytes are in the file, not {self.size}: {done.stderr}")
-        return took, seconds_of(done.stdout)
+            raise CellFailed(f"{written} bytes are in the file, not {self.size}: {said}")
+        return took, seconds_of(said)
 
     def close(self) -> None:
         """Unmount all of them; what is asked for afterwards is made anew."""

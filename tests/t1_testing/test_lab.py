@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-from lab import arguments, beside, facts, rigs, schedule, table, words, worker  # noqa: E402
+from lab import arguments, beside, facts, rigs, schedule, table, timed, words, worker  # noqa: E402
 from lab.plan import Axis, Cell, CellError, CellFailed, Family, HostError, Measure, Plan, Visit  # noqa: E402
 from lab.store import Run, RunError  # noqa: E402
 
@@ -336,3 +336,18 @@ def test_a_run_without_one_sample_fails(ready, capsys):
     assert arguments.carry_out(ready, lambda args: Made(fails=(1, 2, 3)).plan) == 2
     out = capsys.readouterr()
     assert "skipped, dirty, 6 cells: it can't be had" in out.out and "nothing could be measured" in out.err
+
+
+def test_a_command_is_timed_to_the_millisecond():
+    """subprocess with a time-out looks every 50 ms: of 0.12 s it makes 0.16."""
+    assert min(timed.timed(["sleep", "0.12"])[0] for _ in range(5)) < 0.145
+    took, said = timed.timed(["sh", "-c", "echo out; echo err >&2"])
+    assert took < 1 and said.split() == ["out", "err"]
+    with pytest.raises(CellFailed, match="status 3 why"):
+        timed.timed(["sh", "-c", "echo why; exit 3"])
+
+
+def test_a_command_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(timed, "HANGS_S", 0.1)
+    with pytest.raises(CellFailed, match="status -9"):
+        timed.timed(["sleep", "60"])
