@@ -8,7 +8,7 @@ import sys
 import pytest
 import tree
 
-DOCUMENTS = [tree.ROOT / "README.md", *sorted((tree.ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [tree.ROOT / "README.md", *sorted((tree.ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 
@@ -18,7 +18,7 @@ def test_drawings_are_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(tree.ROOT)))
 def test_links_lead_to_files(path):
     gone = [link for link in LINK.findall(path.read_text()) if not (path.parent / link).exists()]
     assert not gone
