@@ -67,7 +67,7 @@ def render(facts: dict, before: dict | None = None, seconds: float = 0) -> Group
         parts.append(faults(facts["faults"]))
     if answered_faults := (facts.get("dax", {}).get("observed", {}).get("handler") or {}).get("faults"):
         parts.append(handled(answered_faults))
-    if facts["fsync"]["count"]:
+    if facts.get("fsync", {}).get("count"):  # not of a daemon that is older than this command
         parts.append(fsyncs(facts["fsync"]))
     if any(one["count"] for _, one, _ in write_backs(facts)):
         parts.append(flushing(facts))

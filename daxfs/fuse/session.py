@@ -292,6 +292,8 @@ class Session:
             number = errno.ENOMEM if isinstance(exc, MemoryError) else exc.errno
             half = config.track == was
             what = f"some files still have track={was}" if half else f"track={policy} all the same"
+            if half and policy == "none":  # which is undone: no file may have it unknown to its owner
+                what = f"track={was} as before"
             raise fail(number, f"{exc}; {what}") from None
         config.track = policy
         log.info("%s: track=%s, was %s; %d files", self.mountpoint, policy, was, files)

@@ -193,8 +193,9 @@ int flushers_start(struct flushers *f, int flushers)
 	memset(f, 0, sizeof(*f));
 	if (flushers < 1 || flushers > FLUSHERS_MOST)
 		return -EINVAL;
+	/* EINVAL: the kernel has more CPUs than a cpu_set_t. It takes those of a mask that are there. */
 	if (sched_getaffinity(0, sizeof(cpus), &cpus))
-		return -errno;
+		memset(&cpus, 0xff, sizeof(cpus));
 	memcpy(&f->cpus, &cpus, sizeof(cpus));
 	pthread_mutex_init(&f->turn, NULL);
 	return flushers_set(f, flushers);

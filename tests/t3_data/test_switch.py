@@ -235,10 +235,11 @@ def test_an_open_that_can_not_be_tracked_is_no_open(kit, monkeypatch, error):
     assert one.opens == 1
 
 
-@pytest.mark.parametrize(("done", "says"), [(False, "some files still have track=pte"),
-                                            (True, "track=line all the same")])
+@pytest.mark.parametrize(("policy", "done", "says"), [
+    ("line", False, "some files still have track=pte"), ("line", True, "track=line all the same"),
+    ("none", False, "track=pte as before"), ("none", True, "track=none all the same")])
 @pytest.mark.parametrize("error", [MemoryError("no memory"), OSError(errno.EIO, "bad")])
-def test_what_a_mount_says_of_a_change_that_failed(error, done, says):
+def test_what_a_mount_says_of_a_change_that_failed(error, policy, done, says):
     operations = SimpleNamespace(track="pte")
 
     def set_tracker(policy):
@@ -249,9 +250,9 @@ def test_what_a_mount_says_of_a_change_that_failed(error, done, says):
     mount = SimpleNamespace(config=SimpleNamespace(track="pte"), operations=operations,
                             check_tracker=lambda policy: None, mountpoint="/mnt")
     with pytest.raises(DaxfsError, match=says) as caught:
-        Session.set_tracker(mount, "line")
+        Session.set_tracker(mount, policy)
     assert caught.value.errno == (errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO)
-    assert mount.config.track == ("line" if done else "pte"), "what stat shows is what new files get"
+    assert mount.config.track == (policy if done else "pte"), "what stat shows is what new files get"
 
 
 def test_a_file_that_is_reopened_after_each_change_has_it(kit):

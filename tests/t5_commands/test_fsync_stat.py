@@ -12,6 +12,7 @@ import mounts
 import pytest
 
 from daxfs._fsync import PHASES
+from daxfs.cli import stat
 
 pytestmark = [pytest.mark.mount, pytest.mark.transports]
 ROUNDS = 50
@@ -47,6 +48,16 @@ def synced(region, rounds: int) -> dict:
     assert after["served"] - before["served"] == (rounds if native else 0)
     return {name: one["total_ns"] - before["phases"][name]["total_ns"]
             for name, one in after["phases"].items()}
+
+
+def test_stat_shows_a_daemon_that_has_no_phases(region):
+    """One that was started before an upgrade."""
+    facts = region.stat()
+    del facts["fsync"]
+    console = stat.console()
+    with console.capture() as shown:
+        console.print(stat.render(facts))
+    assert "of the time" not in shown.get() and "operation" in shown.get()
 
 
 def test_stat_has_the_phases(region, transport):

@@ -14,11 +14,10 @@ import mounts
 
 from daxfs import emulate
 from daxfs._flush import Flush
-from daxfs.cli.set import NAMES as LIVE
 from daxfs.fuse.options import CHOICES, NT_THRESHOLD
 from lab import rigs
 from lab.plan import Axis, CellError, Measure, Visit
-from lab.rigs import Rig, Rigs
+from lab.rigs import LIVE, Rig, Rigs
 from lab.words import show_bytes
 from lab.worker import Worker
 

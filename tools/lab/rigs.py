@@ -20,12 +20,12 @@ from pathlib import Path
 import loops
 import mounts
 
+from daxfs.cli.set import NAMES as LIVE
 from daxfs.fuse import control
 from lab.plan import CellError
 
 ROOM = 6 << 30      # of a rig's tmpfs, which is sparse
 SPARE = 1 << 30     # bytes of memory that are left to others
-LIVE = ("track",)   # options that `daxfs set` changes on a live mount
 
 _OURS = re.compile(r"daxfs-lab-(\d+)-")
 
