@@ -73,8 +73,11 @@ def test_a_store_to_a_hole_is_major_for_a_pte_and_not_for_a_pmd(run):
     _, counts = touched(run, mode="user", page=HUGE, state="hole", access="store")
     assert counts["write PMD NOPAGE"] == 1
     # A packed file: one page has 2 MiB that a PMD could have, its neighbours have not any more.
-    _, counts = touched(run, mode="cached", page=PAGE, state="hole", access="store")
-    assert counts["fill write PTE MAJOR short-extent"] > 0.9
+    # A visit ends after its time: on a slow machine few were touched. 16 MiB lie in at most nine units.
+    ns, counts = touched(run, mode="cached", page=PAGE, state="hole", access="store")
+    huge = counts["fill write PMD NOPAGE"]
+    assert 0.99 < huge * len(ns) < 9.01
+    assert huge + counts.get("fill write PTE MAJOR short-extent", 0) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_load_of_a_hole_has_no_huge_zero_page(run):
@@ -100,8 +103,10 @@ def test_what_is_mapped_has_no_fault(run):
 
 def test_plain_mappings_are_huge_where_the_source_is(run):
     for state in ("hole", "written"):
-        _, counts = touched(run, mode="direct", page=HUGE, state=state, access="store")
-        assert counts["pmd_mapped_bytes"] == 16 * HUGE and counts["minor"] == 1
+        ns, counts = touched(run, mode="direct", page=HUGE, state=state, access="store")
+        # A visit ends after its time: on a slow machine it has not touched all 16.
+        assert 3 <= len(ns) <= 16
+        assert counts["pmd_mapped_bytes"] == len(ns) * HUGE and counts["minor"] == 1
         _, counts = touched(run, mode="direct", page=PAGE, state=state, access="store")
         assert counts["pmd_mapped_bytes"] == 0 and counts["minor"] == 1
 
