@@ -62,13 +62,7 @@ class RawFile:
         *times*: where its phases are noted.
         """
         times = times or FsyncRun()
-        if self.map.marked:
-            self.dax.writeback(self.map, times=times)
-        else:
-            times.lap(PYTHON)
-            # Orders stores past the cache that no drain followed yet (drain=fsync) before the reply.
-            self.region.drain()
-            times.lap(DRAIN)
+        self.sync_writes(times)
         if not self.map.state & COARSE:
             return
         times.lap(PYTHON)
@@ -77,6 +71,17 @@ class RawFile:
         else:
             os.fsync(self.source.fd)  # its kernel knows what the mappings have dirtied
             times.lap(META)
+
+    def sync_writes(self, times: FsyncRun | None = None) -> None:
+        """What was written through us is durable: all that O_DSYNC asks for."""
+        times = times or FsyncRun()
+        if self.map.marked:
+            self.dax.writeback(self.map, times=times)
+        else:
+            times.lap(PYTHON)
+            # Orders stores past the cache that no drain followed yet (drain=fsync) before the reply.
+            self.region.drain()
+            times.lap(DRAIN)
 
     def _flush_all(self, times: FsyncRun) -> None:
         """Nobody tracks stores into pages of a tmpfs: each line may be dirty.

@@ -17,6 +17,7 @@ step of the loop, as they do in file systems on disk: a signal makes them neithe
 
 import contextlib
 import errno
+import os
 
 import trio
 from pyfuse3 import FUSEError
@@ -57,13 +58,14 @@ async def _read(ops, call):
 
 
 async def _write(ops, call):
-    fh, pos, size, flags, _, _ = _unpack(wire.WRITE_IN, call)
-    _handle(ops, fh, call.nodeid, _REGULAR)
+    fh, pos, size, flags, _, how = _unpack(wire.WRITE_IN, call)
+    handle = _handle(ops, fh, call.nodeid, _REGULAR)
     if size > len(call.data):
         raise fail(errno.EINVAL)
     writer = call if flags & wire.WRITE_KILL_SUIDGID else PRIVILEGED
     writer = MAPPING if flags & wire.WRITE_CACHE else writer
-    return (wire.WRITE_OUT.pack(await ops.write(fh, pos, call.data[:size], writer)),)
+    dsync = handle.direct and writer is not MAPPING and bool(how & os.O_DSYNC)
+    return (wire.WRITE_OUT.pack(await ops.write(fh, pos, call.data[:size], writer, dsync)),)
 
 
 async def _fsync(ops, call):

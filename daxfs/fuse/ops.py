@@ -323,15 +323,18 @@ class Operations(IoctlOperations, MoreOperations, DirectOperations, BaseOperatio
         return self.files.read(handle.node, pos, size, handle.noatime, short)
 
     @handler
-    def write(self, fh, pos, data, writer=None):
-        """*writer*: MAPPING, PRIVILEGED, the request of one without CAP_FSETID; None: it doesn't say."""
+    def write(self, fh, pos, data, writer=None, dsync=False):
+        """*writer*: MAPPING, PRIVILEGED, the request of one without CAP_FSETID; None: it doesn't say.
+
+        *dsync*: it is a direct one with RWF_DSYNC, after which the kernel sends no FSYNC.
+        """
         handle = self.handles[fh]
         if writer is MAPPING or not handle.direct:
             self.faults.request(handle.node.map, pos, len(data), True)
         if writer is not MAPPING:
             self._drop_privileges(handle, writer)
         written = self.files.write(handle.node, pos, data)
-        if handle.dsync:
+        if handle.dsync or dsync:
             self.files.fsync(handle.node)
         return written
 

@@ -37,10 +37,10 @@ _DIR, _REG = stat.S_IFDIR, stat.S_IFREG
 class RawHandle:
     """An open raw file, or the directory (``file`` None)."""
 
-    __slots__ = ("direct", "file", "ino", "writes")
+    __slots__ = ("direct", "dsync", "file", "ino", "writes")
 
-    def __init__(self, ino: int, file: "SwitchedFile | None" = None, direct=False, writes=False):
-        self.ino, self.file, self.direct, self.writes = ino, file, direct, writes
+    def __init__(self, ino: int, file: "SwitchedFile | None" = None, direct=False, writes=False, dsync=False):
+        self.ino, self.file, self.direct, self.writes, self.dsync = ino, file, direct, writes, dsync
 
     @property
     def node(self) -> "SwitchedFile | None":
@@ -205,9 +205,10 @@ class RawTree:
         backing = self.ops.backing.get(ino, 0)
         direct = self.ops.can_map_direct_io or bool(flags & os.O_DIRECT)
         known = serve.RAW | (serve.WRITE if writes else 0) | (serve.DIRECT if direct else 0)
-        known |= serve.DSYNC if direct and (flags & os.O_DSYNC or self.ops.sync) else 0
+        dsync = direct and bool(flags & os.O_DSYNC or self.ops.sync)
+        known |= serve.DSYNC if dsync else 0
         fh = self.ops.server.open(file.map, ino, known, backing)
-        self.ops.handles[fh] = RawHandle(ino, file, direct, writes)
+        self.ops.handles[fh] = RawHandle(ino, file, direct, writes, dsync)
         file.opens += 1
         file.openers.add(ctx.pid)
         if backing and writes:
@@ -227,13 +228,16 @@ class RawTree:
             self.ops.faults.request(handle.file.map, pos, size, False)
         return handle.file.read(pos, size)
 
-    def write(self, fh, pos, data, writer=None):
+    def write(self, fh, pos, data, writer=None, dsync=False):
         handle = self.ops.handles[fh]
         if not handle.writes:
             raise fail(errno.EBADF)
         if not handle.direct:
             self.ops.faults.request(handle.file.map, pos, len(data), True)
-        return handle.file.write(pos, data)
+        written = handle.file.write(pos, data)
+        if handle.dsync or dsync:
+            handle.file.sync_writes()
+        return written
 
     def flush(self, fh):
         """close(2) promises nothing."""

@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>	/* SEEK_SET, SEEK_END */
 #include <string.h>
 #include <sys/stat.h>
@@ -307,8 +308,17 @@ static int has_storage(struct filemap *f, uint64_t pos, uint64_t size)
 	return f->own && !(state_of(f) & FILEMAP_OBSERVED) && !own_take(f, pos, size);
 }
 
+/* Has this write to be durable before its reply? By its descriptor, or by itself (RWF_DSYNC): the kernel sends
+ * an FSYNC after writes that go through its page cache, but after direct ones it only says so. */
+static int is_dsync(const struct serve_handle *h, const struct wire_write *in)
+{
+	if (h->flags & SERVE_DSYNC)
+		return 1;
+	return h->flags & SERVE_DIRECT && in->flags & O_DSYNC && !(in->write_flags & WIRE_WRITE_CACHE);
+}
+
 /* May this write be done here? Lock held exclusively. *append: it makes the file larger. */
-static int write_is_ours(const struct serve_handle *h, uint64_t pos, uint64_t size, int *append)
+static int write_is_ours(const struct serve_handle *h, uint64_t pos, uint64_t size, int dsync, int *append)
 {
 	struct filemap *f = h->f;
 	uint32_t state = state_of(f);
@@ -317,16 +327,16 @@ static int write_is_ours(const struct serve_handle *h, uint64_t pos, uint64_t si
 	if (!(state & FILEMAP_PLAIN) || state & FILEMAP_POISONED || pos > f->size || is_torn(f))
 		return 0;
 	/* A record that replay would apply holds another size; and what O_DSYNC asks for is then settle's. */
-	if (state & FILEMAP_UNSETTLED && (*append || h->flags & SERVE_DSYNC))
+	if (state & FILEMAP_UNSETTLED && (*append || dsync))
 		return 0;
 	return has_storage(f, pos, size);
 }
 
 /* Over blocks and bytes that are there. Lock held exclusively. */
-static int overwrite(struct server *s, struct serve_handle *h, uint64_t pos, uint64_t size, const char *data)
+static int overwrite(struct server *s, struct serve_handle *h, uint64_t pos, uint64_t size, const char *data,
+		     int dsync)
 {
 	struct daxio *io = s->io;
-	int dsync = !!(h->flags & SERVE_DSYNC);
 	int err = dax_copy_in(io, h->f, pos, size, data, io->nt);
 
 	if (err)
@@ -344,7 +354,8 @@ static int overwrite(struct server *s, struct serve_handle *h, uint64_t pos, uin
 }
 
 /* Into blocks behind the end of file. Lock held exclusively. */
-static int append(struct server *s, struct serve_handle *h, uint64_t pos, uint64_t size, const char *data)
+static int append(struct server *s, struct serve_handle *h, uint64_t pos, uint64_t size, const char *data,
+		  int dsync)
 {
 	struct filemap *f = h->f;
 	struct daxfs_flush *ops = s->io->ops;
@@ -374,7 +385,7 @@ static int append(struct server *s, struct serve_handle *h, uint64_t pos, uint64
 	__atomic_fetch_and(&f->state, ~FILEMAP_STALE_TIMES, __ATOMIC_SEQ_CST);
 	ops->flush(ops, f->inode, INODE_HOT_BYTES);
 	__atomic_store_n(&f->size, end, __ATOMIC_SEQ_CST);
-	if (h->flags & SERVE_DSYNC)
+	if (dsync)
 		return write_back(s, f, NULL);
 	/* Orders the size before the reply: a write that grows the file is durable when it returns. */
 	ops->drain(ops);
@@ -387,22 +398,24 @@ enum serve_verdict serve_write(struct server *s, struct serve_handle *h, const c
 	struct wire_write_out out = {0, 0};
 	struct filemap *f = h->f;
 	struct wire_write in;
-	int err, grows;
+	int err, grows, dsync;
 
 	memcpy(&in, arg, sizeof(in));
+	dsync = is_dsync(h, &in);
 	if (!(h->flags & SERVE_WRITE))
 		return serve_error(r, -EBADF);
 	if (!may_write(s) || !is_known(h) || !in.size || in.offset > MAX_FILE_SIZE - in.size)
 		return SERVE_CALL;
 	if (enter(s, f, 1))
 		return serve_error(r, -EIO);
-	if (!write_is_ours(h, in.offset, in.size, &grows)) {
+	if (!write_is_ours(h, in.offset, in.size, dsync, &grows)) {
 		err = leave(s, f, 0);
 		return err ? serve_error(r, err) : SERVE_CALL;
 	}
 	if (s->fault && (in.write_flags & WIRE_WRITE_CACHE || !(h->flags & SERVE_DIRECT)))
 		s->fault(s->fault_ctx, f, in.offset, in.size, 1);
-	err = grows ? append(s, h, in.offset, in.size, data) : overwrite(s, h, in.offset, in.size, data);
+	err = grows ? append(s, h, in.offset, in.size, data, dsync)
+		    : overwrite(s, h, in.offset, in.size, data, dsync);
 	if (err && f->own)
 		own_give_back(f);
 	err = leave_after_stores(s, f, err);

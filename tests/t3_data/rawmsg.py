@@ -37,9 +37,10 @@ def read(ino, fh, pos, size, flags=READ_LOCKOWNER, op="read", unique=2) -> bytes
     return message(op, ino, struct.pack("<QQIIQII", fh, pos, size, flags, 1, 0, 0), unique=unique)
 
 
-def write(ino, fh, pos, data, flags=0, size=None) -> bytes:
+def write(ino, fh, pos, data, flags=0, size=None, how=0) -> bytes:
+    """*flags*: WRITE_CACHE and others; *how*: the descriptor's, with those of RWF_ that are O_ flags, too."""
     size = len(data) if size is None else size
-    return message("write", ino, struct.pack("<QQIIQII", fh, pos, size, flags, 1, 0, 0) + bytes(data))
+    return message("write", ino, struct.pack("<QQIIQII", fh, pos, size, flags, 1, how, 0) + bytes(data))
 
 
 def getattr_(ino, fh=None) -> bytes:

@@ -57,8 +57,9 @@ class File:
     def read(self, pos, size, flags=R.READ_LOCKOWNER, **how):
         return self.served.feed(R.read(self.ino, self.fh, pos, size, flags), **how)
 
-    def write(self, pos, data, flags=0, **how):
-        return self.served.feed(R.write(self.ino, self.fh, pos, data, flags), **how)
+    def write(self, pos, data, flags=0, opened=0, **how):
+        """*opened*: flags of open(2) that the request has."""
+        return self.served.feed(R.write(self.ino, self.fh, pos, data, flags, how=opened), **how)
 
     def fsync(self):
         return self.served.feed(R.fsync(self.ino, self.fh))

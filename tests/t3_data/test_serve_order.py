@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The order of what native answers store, from recordings; and what a power failure leaves of them."""
 
+import os
 import struct
 
 import pytest
@@ -65,10 +66,16 @@ def test_append(kit, write, drain):
         assert shape == ["data nt_store", "data nt_fill", "drain", *IN_PLACE, "drain"]
 
 
+# How a write says that it wants to be durable: by its descriptor, or by itself (RWF_DSYNC, RWF_SYNC).
+ASKS = {"descriptor": (DSYNC, 0), "RWF_DSYNC": (0, os.O_DSYNC), "RWF_SYNC": (0, os.O_SYNC)}
+asking = pytest.mark.parametrize("known, opened", ASKS.values(), ids=ASKS)
+
+
+@asking
 @pytest.mark.parametrize("write, drain", POLICIES)
-def test_dsync(kit, write, drain):
+def test_dsync(kit, write, drain, known, opened):
     """One drain more than the data need at most, and it comes after the times."""
-    served, f, _ = prepared(kit, write, drain, flags=WRITE | DIRECT | DSYNC)
+    served, f, _ = prepared(kit, write, drain, flags=WRITE | DIRECT | known)
     where = Places(served.fs)
     with Recorder(served.fs.region, sites=False) as table:
         for pos, want in (
@@ -77,9 +84,17 @@ def test_dsync(kit, write, drain):
             (5999, {"nt": ["data nt_store", "drain", *IN_PLACE, "drain"],
                     "cached": ["data store", "data nt_store", "drain", *IN_PLACE, "data flush", "drain"]}),
         ):  # fmt: skip
-            assert f.write(pos, noise(100))[:2] == DONE
+            assert f.write(pos, noise(100), opened=opened)[:2] == DONE
             assert where.shape(calls(table)) == want[write]
             assert f.node.map.dirty.count == 0
+
+
+@pytest.mark.parametrize("flags, how", [(WRITE, 0), (WRITE | DIRECT, R.WRITE_CACHE)], ids=["cache", "mapping"])
+def test_after_writes_of_the_page_cache_the_kernel_sends_fsync(kit, flags, how):
+    """So a flag of the descriptor costs nothing there."""
+    _, f, _ = prepared(kit, "cached", flags=flags)
+    assert f.write(0, noise(100), how, os.O_DSYNC)[:2] == DONE
+    assert f.node.map.dirty.count == 1
 
 
 @pytest.mark.parametrize("write, drain", POLICIES)
@@ -240,10 +255,11 @@ def test_what_fsyncdir_promised_is_on_the_media(kit):
                 assert served.feed(R.fsync(1, fh, op="fsyncdir"))[:2] == DONE
 
 
+@asking
 @pytest.mark.parametrize("lazytime", [False, True])
 @pytest.mark.parametrize("write, drain", POLICIES)
-def test_dsync_is_on_the_media_when_it_returns(kit, write, drain, lazytime):
-    served, f, _ = prepared(kit, write, drain, flags=WRITE | DIRECT | DSYNC)
+def test_dsync_is_on_the_media_when_it_returns(kit, write, drain, lazytime, known, opened):
+    served, f, _ = prepared(kit, write, drain, flags=WRITE | DIRECT | known)
     served.server.lazytime = lazytime
     text = bytearray(noise(4 * PAGE)[:6000])
     with Crashes(kit, served.io) as crashes:
@@ -259,7 +275,7 @@ def test_dsync_is_on_the_media_when_it_returns(kit, write, drain, lazytime):
                 assert (inode.mtime, inode.ctime) == (now, now)
 
             with crashes.step(judge):
-                assert f.write(pos, data)[:2] == DONE
+                assert f.write(pos, data, opened=opened)[:2] == DONE
 
 
 def test_an_append_beside_records_of_others_survives_replay(kit):
