@@ -56,7 +56,7 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         uint32_t state
         file_lock lock
     enum: FILEMAP_UNSETTLED, FILEMAP_PLAIN, FILEMAP_STALE_TIMES, FILEMAP_COARSE, FILEMAP_PARKS
-    enum: FILEMAP_OBSERVED, FILEMAP_POISONED
+    enum: FILEMAP_OBSERVED, FILEMAP_POISONED, FILEMAP_STORED
     const range_entry *range_lookup(const range_table *t, uint64_t pfn)
     int range_add(range_table *t, uint64_t pfn_start, uint64_t pfn_end, char *addr, uint64_t flags)
     void range_is_file(range_table *t, uint64_t pfn_start, int fd)

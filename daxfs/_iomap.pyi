@@ -16,6 +16,7 @@ COARSE: int
 PARKS: int
 OBSERVED: int
 POISONED: int
+STORED: int
 
 class RangeTable:
     users: int

@@ -76,6 +76,7 @@ COARSE = FILEMAP_COARSE
 PARKS = FILEMAP_PARKS
 OBSERVED = FILEMAP_OBSERVED
 POISONED = FILEMAP_POISONED
+STORED = FILEMAP_STORED
 
 cdef extern from "daxfs/native/lost.h" nogil:
     int lost_watch(char *base, size_t length, size_t unit, range_table *t)

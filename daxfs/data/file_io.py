@@ -14,8 +14,8 @@ import logging
 from .. import layout as L
 from .._flush import StateArena
 from .._fsync import LOOK, META, PYTHON, FsyncRun
-from .._iomap import COARSE, OBSERVED, PLAIN, POISONED, UNSETTLED
-from ..errors import fail
+from .._iomap import COARSE, OBSERVED, PLAIN, POISONED, STORED, UNSETTLED
+from ..errors import CorruptError, fail
 from ..meta import attr, extent, fallocate, file, own, placement, prealloc
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from ._dax_io import DaxIo
@@ -58,6 +58,8 @@ class FileIo:
             placement.follow(self.fs, node)
             if own.is_stored_to(self.fs, node):
                 node.map.set_state(COARSE)
+            if node.map.own is not None and node.ino in self.fs.stored:
+                node.map.set_state(STORED)
         self._track(node.map, self.tracker)  # again, where a change of all files failed half way
         attr.note_plain(self.fs, node)
 
@@ -259,19 +261,22 @@ class FileIo:
         *times*: where its phases are noted.
         """
         times = times or FsyncRun()
-        if node.map.own is not None:
-            self._before_fsync(node, times)
+        found = node.map.own is not None and self._before_fsync(node, times)
         pages = self.dax.writeback(node.map, times=times) if node.map.marked else 0
+        if found:
+            self._flushed(node)
         if self.left:
             self._finish_left()
         self.fs.sync_inode(node.ino, times)
         return pages
 
-    def _before_fsync(self, node, times: FsyncRun) -> None:
-        """What programs stored through mappings of the range: all of it, or what was found (observer.py)."""
+    def _before_fsync(self, node, times: FsyncRun) -> bool:
+        """What programs stored through mappings of the range: all of it (True), or what was found
+        (observer.py)."""
         self._mend(node)
         fmap = node.map
-        if fmap.state & COARSE and not self.fs.readonly and fmap.policy != "none":
+        coarse = bool(fmap.state & (COARSE | STORED)) and not self.fs.readonly and fmap.policy != "none"
+        if coarse:
             # Nobody tracks those stores, so every page counts as dirty (S15).
             times.lap(PYTHON)
             self.coarse_pages += own.mark_stored(node, 0, fmap.own.pages)
@@ -283,6 +288,12 @@ class FileIo:
         if not self.fs.readonly:
             own.fold_times(self.fs, node)
         times.lap(META)
+        return coarse
+
+    def _flushed(self, node) -> None:
+        """All pages of a range were. Order: after flush and drain. COARSE stays: its mappings go on."""
+        node.map.clear_state(STORED)
+        self.fs.stored.discard(node.ino)
 
     def release(self, node) -> None:
         """A handle closes. Dirty pages stay dirty in the FileMap; the last close writes them back.
@@ -302,6 +313,9 @@ class FileIo:
         if self.tracker.clears and sum(other.opens > 0 for other in self.fs.nodes.values()) == 1:
             self.tracker.last_close(self.dax)
         if node.map.own is not None:
+            if node.map.state & (COARSE | STORED) and not self.fs.pool.syncs:
+                # Nobody has asked for that yet, and a mapping may outlive its handle: it is the next use's.
+                self.fs.stored.add(node.ino)
             own.fold_times(self.fs, node)
         prealloc.closed(self.fs, node)
         placement.closed(self.fs, node)
@@ -311,10 +325,33 @@ class FileIo:
         if self.fs.shut:
             return
         for node in list(self.fs.nodes.values()):
-            if node.map.marked and not self.tracker.keeps(node.map):
+            if node.map.own is not None and node.map.state & (COARSE | STORED):
+                self._write_back_stored(node)
+            elif node.map.marked and not self.tracker.keeps(node.map):
                 self.dax.writeback(node.map)
+        for ino in list(self.fs.stored):
+            self._write_back_closed(ino)
         self.tracker.finish(self.dax)
         self._finish_left()
+
+    def _write_back_stored(self, node) -> None:
+        """All pages of a range, as programs may have stored there."""
+        if not self.fs.readonly and node.map.policy not in (None, "none"):
+            own.mark_stored(node, 0, node.map.own.pages)
+            self.dax.writeback(node.map)
+            self._flushed(node)
+
+    def _write_back_closed(self, ino: int) -> None:
+        """The same of a file that nobody has open, or just now begins to."""
+        try:
+            node = self.fs.node(ino)
+            if node.map.own is not None:
+                self._track(node.map, self.tracker)
+                self._write_back_stored(node)
+        except CorruptError as error:
+            log.error("inode %d: what programs stored there can't be made durable: %s", ino, error)
+        finally:
+            self.fs.drop_unused(ino)
 
     def quiesce(self) -> None:
         """Before umount or a remount read-only: native threads write no more, nothing is dirty or spare."""

@@ -109,6 +109,8 @@ class RawFile:
             return self.size
 
     def write_back(self) -> None:
-        """What was stored through us leaves the cache; for the end."""
-        if self.map.marked:
+        """What was stored leaves the cache; for the end."""
+        if self.map.state & COARSE:
+            self.fsync()
+        elif self.map.marked:
             self.dax.writeback(self.map)

@@ -12,7 +12,7 @@ import errno
 import os
 
 from .. import layout as L
-from .._iomap import PARKS
+from .._iomap import OBSERVED, PARKS, STORED
 from ..errors import fail
 from ..fault.observer import Observer
 from ..meta import own
@@ -78,8 +78,11 @@ class DirectOperations:
     def closing(self, node) -> None:
         """A handle on *node* closes, and is still counted."""
         if node.opens == 1:
+            observed = node.map.state & OBSERVED
             self.observer.end(node)
             self._forget_backing(node.ino)
+            if observed and own.is_stored_to(self.fs, node):
+                node.map.set_state(STORED)  # by mappings that are left, which nobody observes any more
 
     def why_not_direct(self) -> str:
         """Why no file of this mount is mapped directly; "": those that have ranges of their own may be."""

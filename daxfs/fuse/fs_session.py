@@ -235,4 +235,5 @@ class FsSession(Session):
         self.operations.files.quiesce()
         if self.config.revoke:
             revoke.take_all(self.fs)
+            self.operations.files.write_back()  # the copies
         self.fs.unmount()

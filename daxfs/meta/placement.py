@@ -15,7 +15,7 @@ import os
 import time
 
 from .. import layout as L
-from .._iomap import COARSE, POISONED, FileMap
+from .._iomap import COARSE, POISONED, STORED, FileMap
 from ..errors import fail
 from ..pfn import PAGE_SHIFT
 from . import extent, file, own, prealloc
@@ -202,7 +202,8 @@ def _to_packed(fs, node, inode) -> int:
         own.freed(tx, fs, edit)
         tx.after(range_.close)
     extent.forget_dirty(node, 0, extent.MAX_PGOFF)
-    fmap.clear_state(COARSE)  # nobody maps the range, and the region's pages can't be mapped
+    fmap.clear_state(COARSE | STORED)  # nobody maps the range, and the region's pages can't be mapped
+    fs.stored.discard(node.ino)  # what was copied is what loads saw
     return need
 
 

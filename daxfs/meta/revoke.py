@@ -80,6 +80,8 @@ def take(fs, owner: tuple[int, int]) -> None:
             _replace(pool, owner, fd)
         finally:
             os.close(fd)
+        if not pool.syncs:
+            fs.stored.add(owner[0])  # as below, when it is opened
         return
     with node.map:
         _replace(pool, owner, node.map.own.fd, node.map)

@@ -140,7 +140,9 @@ struct filemap {
  * OBSERVED: programs have mappings that are observed (fault/observer.py): fsync has to look at them first, so
  * it is left to the metadata thread, too.
  * POISONED: pages of it are poisoned (meta/poison.py). Set under the exclusive lock; reads and writes are the
- * metadata thread's. */
+ * metadata thread's.
+ * STORED: mappings of an earlier use of the inode may have stored what no fsync has flushed: the next one takes
+ * every page for dirty, as with COARSE, and ends it. */
 #define FILEMAP_UNSETTLED 1u
 #define FILEMAP_PLAIN 2u
 #define FILEMAP_STALE_TIMES 4u
@@ -148,6 +150,7 @@ struct filemap {
 #define FILEMAP_PARKS 16u
 #define FILEMAP_OBSERVED 32u
 #define FILEMAP_POISONED 64u
+#define FILEMAP_STORED 128u
 
 void filemap_init(struct filemap *m);
 void filemap_destroy(struct filemap *m);

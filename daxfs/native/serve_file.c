@@ -235,7 +235,8 @@ static void queue_stale_times(struct server *s, struct filemap *f, struct fsync_
  * kernel tracks such stores. */
 static int stored_elsewhere(const struct filemap *f)
 {
-	return is_torn(f) || state_of(f) & (FILEMAP_COARSE | FILEMAP_OBSERVED) || (f->own && f->own->syncs);
+	return is_torn(f) || state_of(f) & (FILEMAP_COARSE | FILEMAP_OBSERVED | FILEMAP_STORED)
+		|| (f->own && f->own->syncs);
 }
 
 enum serve_verdict serve_fsync(struct server *s, struct serve_handle *h, struct serve_reply *r)

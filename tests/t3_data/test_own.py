@@ -11,19 +11,26 @@ import time
 
 import mounts
 import pytest
-from datakit import MIB, PAGE, Kit, create, noise, reopen
+import rawmsg as R
+from datakit import MIB, PAGE, Kit, calls, create, noise, reopen
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
+from servekit import Served
 from test_file_io import NAMES, NOISE, Files, lengths, near
 
 from daxfs import layout as L
-from daxfs._iomap import COARSE, OBSERVED
+from daxfs._iomap import COARSE, OBSERVED, STORED
+from daxfs._own import PFN_BASE
+from daxfs._record import Recorder
 from daxfs.data import ranges
+from daxfs.data._tracker import POLICIES
+from daxfs.data.file_io import FileIo
 from daxfs.errors import fail
 from daxfs.meta import attr, fallocate, namespace, own
 
 MADV_REMOVE = 9
+LINES = ("pte", "pmd", "line")
 
 
 def range_path(io, node) -> str:
@@ -283,7 +290,81 @@ def test_a_mapping_that_outlived_its_handle_counts_at_the_next_fsync(io):
         assert io.fsync(node) == 10
         io.release(node)
     node = reopen(io, node.ino)
+    assert io.fsync(node) == 10, "it may have stored until it went"
     assert io.fsync(node) == 0, "nobody has it mapped any more"
+
+
+def flushed_by(io, action) -> set[int]:
+    """Pages of the own window that are flushed, and drained after that."""
+    with Recorder(io.fs.region, sites=False) as recorder:
+        action()
+        log = calls(recorder)
+    last = max((n for n, (what, *_) in enumerate(log) if what == "drain"), default=0)
+    return {page for what, at, n in log[:last] if what == "flush" and at >> 12 >= PFN_BASE
+            for page in range(at >> 12, (at + n - 1 >> 12) + 1)}
+
+
+def stored_and_closed(io, mapped: bool):
+    """A file of 10 pages whose only handle was closed since a program stored. *mapped*: once more then."""
+    node = create(io, b"f")
+    io.write(node, 0, noise(10 * PAGE))
+    io.fsync(node)
+    node.map.set_state(COARSE)  # as an open that allows it does
+    with program(io, node) as mapping:
+        mapping[0] = 1
+        if not mapped:
+            io.release(node)
+            return node.ino
+        io.release(node)
+        mapping[5 * PAGE] = 1
+    return node.ino
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["until the close", "behind it"])
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
+def test_what_mappings_stored_before_the_last_close_is_the_next_fsyncs(pool_kit, policy, mapped):
+    io = FileIo(pool_kit.make(), policy)
+    node = reopen(io, stored_and_closed(io, mapped))
+    served = Served(io)
+    fh = served.server.open(node.map, node.ino)
+    assert served.feed(R.fsync(node.ino, fh))[0] == "call", "native threads leave it to Python"
+    assert len(flushed_by(io, lambda: io.fsync(node))) == 10
+    clean = 0 if policy in LINES else 10  # extents never are
+    assert len(flushed_by(io, lambda: io.fsync(node))) == clean
+    served.server.close(fh)
+    io.release(node)
+    node = reopen(io, node.ino)
+    assert not node.map.state & (COARSE | STORED)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["until the close", "behind it"])
+@pytest.mark.parametrize("opened", [False, True], ids=["closed", "open"])
+@pytest.mark.parametrize("end", ["quiesce", "write_back"])
+def test_the_end_of_the_mount_flushes_it(io, end, opened, mapped):
+    ino = stored_and_closed(io, mapped)
+    nodes = [reopen(io, ino)] if opened else []
+    assert len(flushed_by(io, getattr(io, end))) == 10
+    assert not io.fs.stored and (opened or ino not in io.fs.nodes)
+    for node in nodes:
+        io.release(node)
+    assert not flushed_by(io, getattr(io, end))
+
+
+def test_it_waits_for_an_fsync_that_succeeds(io, monkeypatch):
+    node = reopen(io, stored_and_closed(io, False))
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(own, "mark_stored", lambda *_: (_ for _ in ()).throw(fail(errno.EIO)))
+        io.fsync(node)
+    io.release(node)
+    node = reopen(io, node.ino)
+    assert len(flushed_by(io, lambda: io.fsync(node))) == 10
+
+
+def test_a_file_that_is_gone_is_stored_to_no_more(io):
+    node = reopen(io, stored_and_closed(io, False))
+    io.release(node)
+    namespace.unlink(io.fs, 1, b"f")
+    assert not io.fs.stored and not flushed_by(io, io.write_back)
 
 
 def test_a_closed_file_keeps_no_descriptor_though_the_kernel_knows_it(io):

@@ -89,7 +89,8 @@ def test_dsync(kit, write, drain, known, opened):
             assert f.node.map.dirty.count == 0
 
 
-@pytest.mark.parametrize("flags, how", [(WRITE, 0), (WRITE | DIRECT, R.WRITE_CACHE)], ids=["cache", "mapping"])
+@pytest.mark.parametrize("flags, how", [(WRITE, 0), (WRITE | DIRECT, R.WRITE_CACHE)],
+                         ids=["cache", "mapping"])
 def test_after_writes_of_the_page_cache_the_kernel_sends_fsync(kit, flags, how):
     """So a flag of the descriptor costs nothing there."""
     _, f, _ = prepared(kit, "cached", flags=flags)

@@ -13,7 +13,7 @@ SIZE = 8192
 def dirty_after(region, flags: int, how: int = 0, at: int = 0) -> int:
     """Bytes that are dirty after one write over existing blocks through a descriptor with *flags*.
 
-    *how*: RWF_ flags of that write alone; *at*: where it begins. The file has SIZE bytes, and so has the write.
+    *how*: RWF_ flags of that write alone; *at*: where it begins. File and write have SIZE bytes.
     """
     path = region.path / "file"
     buffer = mmap.mmap(-1, SIZE)  # page aligned, as O_DIRECT wants it
