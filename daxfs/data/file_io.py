@@ -325,8 +325,8 @@ class FileIo:
         if self.fs.shut:
             return
         for node in list(self.fs.nodes.values()):
-            if node.map.own is not None and node.map.state & (COARSE | STORED):
-                self._write_back_stored(node)
+            if node.map.own is not None and node.map.state & (COARSE | OBSERVED | STORED):
+                self._write_back_stored(node)  # a look at page tables would have to wait for programs
             elif node.map.marked and not self.tracker.keeps(node.map):
                 self.dax.writeback(node.map)
         for ino in list(self.fs.stored):

@@ -350,6 +350,17 @@ def test_the_end_of_the_mount_flushes_it(io, end, opened, mapped):
     assert not flushed_by(io, getattr(io, end))
 
 
+@pytest.mark.parametrize("state", [COARSE, OBSERVED], ids=["coarse", "observed"])
+def test_what_is_mapped_at_the_end_of_the_mount_is_flushed(io, state):
+    """As after a signal: nobody looks into page tables any more."""
+    node = create(io, b"f")
+    io.write(node, 0, noise(10 * PAGE))
+    io.fsync(node)
+    node.map.set_state(state)
+    assert len(flushed_by(io, io.quiesce)) == 10
+    assert node.map.state & state, "the mapping goes on"
+
+
 def test_it_waits_for_an_fsync_that_succeeds(io, monkeypatch):
     node = reopen(io, stored_and_closed(io, False))
     with monkeypatch.context() as patch, pytest.raises(OSError):
