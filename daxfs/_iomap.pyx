@@ -477,6 +477,17 @@ cdef class FileMap:
         self.unlock()
         return found
 
+    @property
+    def marks_memory(self):
+        """Bytes that the tracker's marks of this file take in DRAM. Native threads make and free some."""
+        if self.bits is None:
+            return 0
+        self._shared()
+        try:
+            return self.bits.__sizeof__()
+        finally:
+            self.unlock()
+
     def mark(self, uint64_t first, uint64_t pages):
         """Those of the pages [first, first + pages) that are MAPPED may be dirty. MemoryError; EIO."""
         self._exclusive()

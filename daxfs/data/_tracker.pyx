@@ -59,7 +59,7 @@ cdef class Tracker:
         dirty = memory = 0
         for f in maps:
             dirty += f.dirty_bytes
-            memory += f.dirty.__sizeof__() if f.dirty is not None else 0
+            memory += f.marks_memory
         return {"unit_bytes": 1 << self.t.shift if self.t.shift else 0, "dirty_bytes": dirty,
                 "memory_bytes": memory}
 
@@ -117,6 +117,10 @@ cdef class ExtentTracker(Tracker):
         self.everything.track(self.t, None, False, &self.m, None)
         if self.everything.marked:
             dax.writeback(self.everything)
+
+    def suspect(self):
+        """All of the region may be dirty."""
+        memset(self.m.word, 0xff, sizeof(self.m.word))
 
     def held(self, maps):
         own = [f for f in maps if f.own is not None]

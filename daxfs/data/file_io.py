@@ -10,6 +10,7 @@ write meanwhile. Metadata thread; no suspension point.
 
 import errno
 import logging
+import time
 
 from .. import layout as L
 from .._flush import StateArena
@@ -19,7 +20,7 @@ from ..errors import CorruptError, fail
 from ..meta import attr, extent, fallocate, file, own, placement, prealloc
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
 from ._dax_io import DaxIo
-from ._tracker import TRACKERS
+from ._tracker import TRACKERS, ExtentTracker
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,19 @@ class FileIo:
         self.tracker = self._make_tracker(track)
         self.dax = DaxIo(fs.region, self.tracker, write, drain, flushers, nt_threshold)
         self.left: list = []  # trackers that were changed for others, with marks of files that are closed
+        if fs.unclean and write == "cached" and track != "none" and not fs.readonly:
+            self._flush_region()
         self.coarse_fsyncs = self.coarse_pages = 0  # fsyncs that took all of a file for dirty; what that was
+
+    def _flush_region(self) -> None:
+        """What a daemon that was killed has stored through the cache, and nobody knows any more, is durable.
+
+        Before the first request: an fsync that finds nothing marked would promise it.
+        """
+        region, begin = ExtentTracker(None, self.fs.region.npages), time.perf_counter()
+        region.suspect()
+        region.finish(self.dax)
+        log.info("was not unmounted: all of the region flushed in %.3f s", time.perf_counter() - begin)
 
     def opened(self, node) -> None:
         """Call once for each open, before the first write."""

@@ -69,6 +69,7 @@ class FileSystem:
         self.preallocated: set[int] = set()  # open files that may have written pages behind their end
         self.xattrs = Cache()
         self.replayed = 0
+        self.unclean = False  # no umount came before this mount
         self.clock = time.time_ns
 
     # -- checks of what media say ------------------------------------------------------
@@ -416,6 +417,7 @@ def mount(region, readonly: bool = False, progress=None) -> FileSystem:
     fs = FileSystem(region, sb, readonly)
     fs.replayed = fs.journal.replay()
     state = state_of(fs.mem, fs.seed)
+    fs.unclean = bool(state["mounted"])
     fs.poison.load()
     recover.rebuild(fs, state["inode_limit"], progress, clean=not state["mounted"])
     if not readonly:

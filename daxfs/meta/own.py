@@ -520,6 +520,8 @@ def recover(fs, inodes, clean: bool) -> None:
         fs.pool.forget_times(ino, generation)
     for name in () if clean else found.stray:
         fs.pool.unlink(*L.range_owner(name))
+    if not clean:
+        fs.stored.update(known)  # what a daemon that was killed knew of stores is gone
     if fs.sb.incompat & L.INCOMPAT_OWN:
         try:
             fs.region.allocate()  # it may have come here as a sparse copy

@@ -371,6 +371,18 @@ def test_it_waits_for_an_fsync_that_succeeds(io, monkeypatch):
     assert len(flushed_by(io, lambda: io.fsync(node))) == 10
 
 
+def test_after_a_kill_the_first_fsync_takes_all(pool_kit):
+    io = pool_kit.io()
+    node = create(io, b"f")
+    io.write(node, 0, noise(10 * PAGE))
+    killed = pool_kit.crashed(io)
+    node = reopen(killed, node.ino)
+    assert len(flushed_by(killed, lambda: killed.fsync(node))) == 10
+    killed.release(node)
+    again = pool_kit.remount(killed)
+    assert not again.fs.stored and not again.fs.unclean
+
+
 def test_a_file_that_is_gone_is_stored_to_no_more(io):
     node = reopen(io, stored_and_closed(io, False))
     io.release(node)

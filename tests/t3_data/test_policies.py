@@ -281,3 +281,22 @@ def test_after_kill_nothing_is_flushed(kit, policy):
     with pytest.raises(OSError) as caught:
         dax.writeback(f)
     assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("write, track, flushes", [("cached", "pte", True), ("cached", "extent", True),
+                                                   ("cached", "none", False), ("nt", "pte", False)])
+def test_what_a_killed_daemon_left_in_the_cache_is_flushed_first(kit, write, track, flushes):
+    """Its marks are gone, so that no fsync would flush it."""
+    io = kit.io(write)
+    node = create(io, b"f")
+    io.write(node, 0, noise(8 * PAGE))
+    io.fsync(node)
+    io.write(node, PAGE, b"dirty")
+    fs, place = kit.crash_copy(io.fs), node.map.lookup(1)[3] * PAGE
+    assert fs.unclean
+    with Recorder(fs.region, sites=False) as recorder:
+        FileIo(fs, track, write)
+        log = calls(recorder)
+    found = [at <= place < at + n for what, at, n in log if what == "flush"]
+    assert any(found) == flushes == (("drain", 0, 0) in log)
+    assert not kit.remount(io).fs.unclean
