@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
 # What other compiled units may use of _flush: the bound table and the dirty bitmap.
-cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "daxfs/native/flush.h" nogil:
@@ -36,7 +35,6 @@ cdef class StateArena:
     cdef dirty_arena a
     cdef object table            # with enter() and exit(): the region's
 
-@cython.no_gc_clear
 cdef class DirtyMap:
     cdef dirty_map m
     cdef StateArena arena        # None: chunks are in DRAM. m points into it, so it goes last

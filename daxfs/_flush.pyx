@@ -7,6 +7,7 @@ be used by any thread. ``DirtyMap`` is not locked: its caller holds the inode's 
 Addresses are integers that the caller vouches for: a wrong one ends the process.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
@@ -252,6 +253,7 @@ cdef class StateArena:
         return dirty_arena_fallbacks(&self.a)
 
 
+@cython.no_gc_clear
 cdef class DirtyMap:
     """A set of dirty units in [0, 2**40), kept as a sparse bitmap (native/dirty.h).
 

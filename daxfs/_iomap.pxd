@@ -83,7 +83,6 @@ cdef extern from "daxfs/native/tracker.h" nogil:
     unsigned extent_count(const extent_map *m)
     int tracker_any(const filemap *f)
 
-@cython.no_gc_clear
 cdef class RangeTable:
     cdef range_table t
     cpdef unwatch(self)
@@ -94,7 +93,6 @@ cdef class RangeTable:
     cdef object own_window           # which stays as long as it is watched
 
 @cython.final
-@cython.no_gc_clear
 cdef class FileMap:
     cdef filemap m
     cdef object range                # OwnRange of daxfs/_own, None: packed; m.own points into it

@@ -8,6 +8,7 @@ Limits: native threads use the structs behind RangeTable and FileMap without the
 never waits for a FileMap lock without giving it up (docs/concurrency.md). Ranges are added before the
 table is shared and never move.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.errno cimport EIO, ENOMEM, EEXIST
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t, UINT64_MAX
@@ -91,6 +92,7 @@ cdef enum:
 LOST = "a source was truncated or has an error under the mount"
 
 
+@cython.no_gc_clear
 cdef class RangeTable:
     """The ranges of a region: pfn to address in O(log ranges); entry, exit and kill (SEEDS S2, S6, S9)."""
 
@@ -320,6 +322,7 @@ cdef iomap *_extents(list rows, size_t *n) except? NULL:
     return e
 
 
+@cython.no_gc_clear
 cdef class FileMap:
     """The extents of one file, sorted, with its size, its flags and its reader/writer lock.
 

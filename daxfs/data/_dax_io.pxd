@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
 # What other compiled units may use of the data path: the C core (native/daxio.h) and what DaxIo binds for it.
-cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from daxfs._flush cimport Flush, daxfs_flush
 from daxfs._fsync cimport LATENCY_BUCKETS, fsync_run, latency
@@ -41,7 +40,6 @@ cdef extern from "daxfs/native/daxio.h" nogil:
     int64_t dax_writeback(daxio *io, filemap *f, uint64_t first, uint64_t last, fsync_run *run)
     int64_t dax_persist(daxio *io, const filemap *f, uint64_t pos, uint64_t len)
 
-@cython.no_gc_clear
 cdef class DaxIo:
     cdef daxio io                # good while this object lives: it points into the next five, so they go last
     cdef RangeTable ranges

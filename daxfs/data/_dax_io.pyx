@@ -12,6 +12,7 @@ is dirty afterwards; ``cached`` marks the tracker and stores through the cache.
 Locks: a FileMap's lock shared for reads, exclusive for writes and writeback; it
 is taken without the GIL (docs/concurrency.md).
 """
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t, UINT64_MAX, uintptr_t
@@ -52,6 +53,7 @@ cdef object _histogram(latency *l):
     return Operation.of(counter(&l.total), [counter(&l.bucket[n]) for n in range(LATENCY_BUCKETS)])
 
 
+@cython.no_gc_clear
 cdef class DaxIo:
     """The data path of one region.
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
 # What the transport uses of native service: the C core (native/serve.h) and the Server that owns one.
-cimport cython
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from daxfs._fsync cimport fsync_counts
@@ -103,7 +102,6 @@ cdef extern from "daxfs/native/serve_fuzz.h" nogil:
         size_t last_size
     uint64_t serve_fuzz(server *s, serve_counts *c, fuzzing *z, uint64_t count)
 
-@cython.no_gc_clear
 cdef class Server:
     cdef server s                # good while this object lives: it points into `dax`, so that goes last
     cdef serve_counts c          # of feed

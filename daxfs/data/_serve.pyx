@@ -8,6 +8,7 @@ broken ones: for tests, without a mount.
 Metadata thread: open, close, the limits. `feed` and `counts`: one thread at a time; both are not the
 transport's. No method may be called while a FileMap lock is held.
 """
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
@@ -60,6 +61,7 @@ def arg_size(uint32_t opcode):
     return serve_arg_size(opcode)
 
 
+@cython.no_gc_clear
 cdef class Server:
     """Handles and limits of one mount. *dax*: its data path.
 

@@ -91,6 +91,17 @@ def test_a_pyi_stands_beside_each_extension(path):
     assert path.with_suffix(".pyi").exists()
 
 
+@pytest.mark.parametrize("path", CYTHON, ids=name)
+def test_no_gc_clear_stands_where_cython_looks(path):
+    """In the .pyx: in a .pxd it takes no notice, and the collector clears what a C struct points into."""
+    declared = path.with_suffix(".pxd")
+    assert not declared.exists() or "no_gc_clear" not in declared.read_text()
+    text = declared.read_text() if declared.exists() else ""
+    for cls, body in re.findall(r"^cdef class (\w+)(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL):
+        if re.search(r"so \w+ go(es)? last", body):
+            assert f"@cython.no_gc_clear\ncdef class {cls}" in path.read_text(), cls
+
+
 @pytest.mark.parametrize("path", tree.SOURCES + NATIVE, ids=name)
 def test_nothing_is_called_unfinished(path):
     found = [line.strip() for line in path.read_text().splitlines() if UNFINISHED.search(line)]
