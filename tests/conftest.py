@@ -4,7 +4,8 @@
 ``--target DIR`` runs the t4 tests in DIR, any mount point, instead of on daxfs.
 Tests with the mark ``transports`` run on a mount by each transport, or by the one of ``--transport``
 alone; a transport that this host does not have skips them and says why.
-Nothing here imports daxfs: the commands are used as installed.
+Nothing here imports daxfs: the commands are used as installed. Where they are not what is tested they are
+spared their start (warm.py); modules of t5_commands, and those that say COLD_STARTS, start them.
 """
 
 import itertools
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import mounts
 import pytest
+import warm
 
 _numbers = itertools.count()
 _URING = pytest.StashKey()
+_STARTER = pytest.StashKey()
 
 
 def pytest_addoption(parser):
@@ -53,9 +56,12 @@ def pytest_configure(config):
     mounts.end_on_sigterm()
     # Off by default in the kernel; without it nothing of transport=uring would be tested.
     config.stash[_URING] = mounts.switch_uring_on()
+    config.stash[_STARTER] = warm.Starter()
 
 
 def pytest_runtest_setup(item):
+    cold = item.path.parent.name == "t5_commands" or getattr(item.module, "COLD_STARTS", False)
+    mounts.starter = None if cold else item.config.stash[_STARTER]
     if item.get_closest_marker("mount") is None or item.config.getoption("--target"):
         return
     reason = mounts.why_no_mounts()
@@ -66,6 +72,7 @@ def pytest_runtest_setup(item):
 def pytest_sessionfinish(session):
     """A daxfs mount that the session made and left behind fails it, and is taken away."""
     mounts.close_all()
+    session.config.stash[_STARTER].close()
     if session.config.stash[_URING]:
         mounts.ENABLE_URING.write_text("N")
     left = mounts.left_mounts()

@@ -3,9 +3,10 @@
 
 Everything goes through the installed commands (mkfs.daxfs, mount.daxfs,
 fsck.daxfs, daxfs) beside ``sys.executable``, as a user would type them; this
-module imports nothing of daxfs. Not thread-safe: one thread makes and closes
-regions. It signals only processes that it mounted itself, told apart from a
-reused pid by their start time.
+module imports nothing of daxfs. Where a test says so (`starter`) those of
+regions are forked from a process that has imported them (warm.py).
+Not thread-safe: one thread makes and closes regions. It signals only processes
+that it mounted itself, told apart from a reused pid by their start time.
 """
 
 import atexit
@@ -19,12 +20,15 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import warm
 
 MIB = 1 << 20
 PREFIX = f"daxfs-test-{os.getpid()}-"
@@ -37,6 +41,8 @@ BAD_LOG_LINE = re.compile(r"\b(ERROR|CRITICAL)\b|^Traceback \(most recent call l
 _numbers = itertools.count()
 _live: list["MountedRegion"] = []
 _log_complaints: list[str] = []
+# What runs the commands of regions, without their start; None: they are run as a user would.
+starter: warm.Starter | None = None
 
 
 class CommandError(RuntimeError):
@@ -51,16 +57,20 @@ def command(name: str) -> str:
     return str(path)
 
 
-def run(args, timeout: float = 120, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
+def run(args, timeout: float = 120, check: bool = True, by: warm.Starter | None = None,
+        **kwargs) -> subprocess.CompletedProcess:
     """Run *args* with output in files, not pipes: a daemon that keeps stdout open can't hang the caller.
 
-    CommandError on a time-out, and on a status other than 0 if *check*.
+    *by* runs it if it can. CommandError on a time-out, and on a status other than 0 if *check*.
     """
     args = [str(arg) for arg in args]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         try:
-            status = subprocess.run(args, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                    timeout=timeout, check=False, **kwargs).returncode
+            if by and by.takes(args):
+                status = by.run(args, out, err, timeout)
+            else:
+                status = subprocess.run(args, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                        timeout=timeout, check=False, **kwargs).returncode
         except subprocess.TimeoutExpired as exc:
             raise CommandError(f"{' '.join(args)}: no end after {timeout} s") from exc
         out.seek(0)
@@ -133,6 +143,17 @@ def mounts_of(path) -> list[str]:
     with open("/proc/self/mounts") as file:
         rows = [line.split() for line in file]
     return [row[2] for row in rows if _unescape(row[1]) == wanted]
+
+
+def device_of(path) -> str:
+    """MAJOR:MINOR of what is mounted at *path*. CommandError: nothing is."""
+    wanted = os.path.abspath(path)
+    with open("/proc/self/mountinfo") as file:
+        rows = [line.split() for line in file]
+    found = [row[2] for row in rows if _unescape(row[4]) == wanted]
+    if not found:
+        raise CommandError(f"{path}: not a mount point")
+    return found[-1]
 
 
 def left_mounts() -> list[str]:
@@ -252,7 +273,7 @@ class MountedRegion:
         """Format the source, anew if it was formatted."""
         size = ["--size", str(self.size)] if pool else []
         source = f"{self.source}/" if pool else self.source
-        return run([command("mkfs.daxfs"), "--force", *size, *args, source])
+        return run([command("mkfs.daxfs"), "--force", *size, *args, source], by=starter)
 
     def mount(self, options: str | None = None, timeout: float = 60) -> "MountedRegion":
         """Mount with *options* (default: those given at construction) and learn the daemon's pid."""
@@ -261,7 +282,7 @@ class MountedRegion:
         if self._root_wants_dax:
             self._root_wants_dax = False
             self._flag_root()
-        run(self.mount_command(), timeout=timeout)
+        run(self.mount_command(), timeout=timeout, by=starter)
         if mounts_of(self.path) != [FS_TYPE]:
             raise CommandError(f"mount.daxfs returned, but {self.path} is {mounts_of(self.path)}")
         return self.adopt()
@@ -293,8 +314,24 @@ class MountedRegion:
         return [command("mount.daxfs"), str(self.source), str(self.path), "-o", options]
 
     def stat(self) -> dict:
-        """What ``daxfs stat --json`` says."""
-        return json.loads(run([command("daxfs"), "stat", "--json", self.path], timeout=30).stdout)
+        """What ``daxfs stat --json`` says, asked as it asks (daxfs/fuse/control.py) without its start."""
+        return self._ask({"get": "stat"})
+
+    def _ask(self, request: dict) -> dict:
+        """The daemon's answer. CommandError where it gives none."""
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
+            try:
+                sock.settimeout(30)
+                # The table of mounts, not stat(2): shut down it answers on the control socket alone.
+                sock.connect(f"/run/daxfs/{device_of(self.path).replace(':', '-')}.sock")
+                sock.sendall(json.dumps(request).encode() + b"\n")
+                with sock.makefile("rb") as file:
+                    reply = json.loads(file.readline())
+            except (OSError, ValueError) as exc:
+                raise CommandError(f"{self.path}: the daemon gives no answer: {exc}") from exc
+        if "error" in reply:
+            raise CommandError(f"{self.path}: the daemon answers: {reply['error']}")
+        return reply
 
     def settled(self, seconds: float = 20) -> dict:
         """`daxfs stat`, once no file is open any more: RELEASE comes after close(2) has returned."""
@@ -307,7 +344,7 @@ class MountedRegion:
 
     def fsck(self, *args) -> subprocess.CompletedProcess:
         """Run fsck.daxfs on the source; the status is the caller's to judge."""
-        return run([command("fsck.daxfs"), *args, self.source], check=False)
+        return run([command("fsck.daxfs"), *args, self.source], check=False, by=starter)
 
     def daemon_alive(self) -> bool:
         """True while the daemon that ``mount()`` started runs."""

@@ -2,6 +2,7 @@
 """Mounting, unmounting and killing by the commands; also proves the harness (tests/mounts.py) itself."""
 
 import errno
+import json
 import os
 import subprocess
 
@@ -9,6 +10,7 @@ import mounts
 import pytest
 
 pytestmark = [pytest.mark.mount, pytest.mark.transports]
+COLD_STARTS = True
 
 
 def test_write_umount_mount_read(mount_factory):
@@ -80,9 +82,22 @@ def test_daemon_does_not_hold_the_callers_pipes(region_factory):
 
 
 def test_stat_names_the_daemon(mount_factory):
+    """By the command, and asked as the harness does, which wants the daemon's pid of it."""
     region = mount_factory()
-    with open(f"/proc/{region.stat()['pid']}/cmdline", "rb") as file:
+    said = mounts.run([mounts.command("daxfs"), "stat", "--json", region.path]).stdout
+    assert json.loads(said)["pid"] == region.stat()["pid"] == region.pid
+    with open(f"/proc/{region.pid}/cmdline", "rb") as file:
         assert b"daxfs" in file.read()
+
+
+def test_no_daemon_no_answer(mount_factory):
+    region = mount_factory()
+    region._signal_daemon()
+    with pytest.raises(mounts.CommandError, match="gives no answer"):
+        region.stat()
+    region.kill()
+    with pytest.raises(mounts.CommandError, match="not a mount point"):
+        region.stat()
 
 
 def test_close_cleans_up_after_a_kill(mount_factory):
