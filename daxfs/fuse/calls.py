@@ -70,8 +70,7 @@ async def _fsync(ops, call):
     _handle(ops, fh, call.nodeid, _REGULAR)
     datasync = bool(flags & wire.FSYNC_DATASYNC)
     if ops.observing is not None and ops.observing.looks_at(call.nodeid):
-        async with ops.observing.around_fsync(call.nodeid, call.fsync):
-            await ops.fsync(fh, datasync, call.fsync)
+        await ops.observing.fsync(fh, call.nodeid, datasync, call.fsync)
     else:
         await ops.fsync(fh, datasync, call.fsync)
     return ()

@@ -198,15 +198,14 @@ class Observing:
         file = self.observer.files.get(ino)
         return file is not None and (bool(file.mappings) or file.left)
 
-    @contextlib.asynccontextmanager
-    async def around_fsync(self, ino: int, times: FsyncRun):
-        """Around an fsync. Before it, what programs stored through observed mappings of *ino* becomes dirty;
-        until it has succeeded their clients can see that we have it. *times*: of the fsync.
+    async def fsync(self, fh: int, ino: int, datasync: bool, times: FsyncRun) -> None:
+        """fsync of *ino*. Before it, what programs stored through its observed mappings becomes dirty; until it
+        has succeeded their clients can see that we have it. *times*: of the fsync.
         """
         debt = self.observer.owe(ino)
         try:
             await self._before_fsync(ino, times)
-            yield
+            await self.operations.fsync(fh, datasync, times)
         except BaseException:
             self.observer.owes_still(ino, debt)
             raise

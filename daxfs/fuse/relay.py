@@ -43,15 +43,20 @@ class Relay:
 
     async def _take_calls(self, nursery: trio.Nursery) -> None:
         """One task at a time: until the transport ends, or this one sleeps while it answers."""
+        task = trio.lowlevel.current_task()
+
+        def sleeps() -> None:
+            nursery.start_soon(self._take_calls, nursery)
+
         while self.transport.ended is None:
             await self.streak.wait_calls()
             while (call := self.transport.next_call()) is not None:
                 if calls.is_long(self.operations, call):
                     nursery.start_soon(self.answer, call)
                     continue
-                with self.streak.watched(lambda: nursery.start_soon(self._take_calls, nursery)) as slept:
-                    await self.answer(call)
-                if slept:
+                self.streak.watch_step(task, sleeps)
+                await self.answer(call)
+                if not self.streak.watched():
                     return  # another task takes calls since then, and what is due behind them
             if self.operations.begins_parking():
                 nursery.start_soon(self.operations.reap_by_time)

@@ -12,7 +12,6 @@ the clock: when another task can run, or trio's epoll has something, the loop ge
 otherwise after STREAK_NS.
 """
 
-import contextlib
 import time
 
 import pyfuse3
@@ -81,7 +80,7 @@ class Streak(trio.abc.Instrument):
         self.since = 0  # when the loop had its last turn, ns
         self.pyfuse3 = self.loop = -1  # descriptors: pyfuse3's end of the pair, trio's epoll
         self.runnable: set = set()  # tasks
-        self.watch = None  # (task, list, function): of `watched`, where it has not slept yet
+        self.watch = None  # (task, function) of `watch_step`, while it has not slept
 
     def __getattr__(self, name: str):
         return getattr(trio, name)
@@ -118,28 +117,21 @@ class Streak(trio.abc.Instrument):
     def after_task_step(self, task) -> None:
         self.transport.pump()
         if self.watch is not None and self.watch[0] is task:
-            self._sleeps()
+            (_, sleeps), self.watch = self.watch, None
+            sleeps()
         for lock in self.locks:
             lock.hand_over()
 
-    @contextlib.contextmanager
-    def watched(self, sleeps):
-        """Around what is to be one step of the running task. Where it is not, *sleeps* is called once the
-        task has gone to sleep, and the list that this gives is not empty any more.
+    def watch_step(self, task, sleeps) -> None:
+        """What *task*, which runs, does until `watched` is to be one step. Where it is not, *sleeps* is called,
+        once *task* has gone to sleep.
         """
-        slept: list[bool] = []
-        self.watch = trio.lowlevel.current_task(), slept, sleeps
-        try:
-            yield slept
-        finally:
-            if not slept:
-                self.watch = None
+        self.watch = task, sleeps
 
-    def _sleeps(self) -> None:
-        _, slept, sleeps = self.watch
-        self.watch = None
-        slept.append(True)
-        sleeps()
+    def watched(self) -> bool:
+        """Whether it was one step."""
+        one, self.watch = self.watch is not None, None
+        return one
 
     # -- waiting -----------------------------------------------------------------------------
 
