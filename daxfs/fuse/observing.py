@@ -199,8 +199,8 @@ class Observing:
         return file is not None and (bool(file.mappings) or file.left)
 
     async def fsync(self, fh: int, ino: int, datasync: bool, times: FsyncRun) -> None:
-        """fsync of *ino*. Before it, what programs stored through its observed mappings becomes dirty; until it
-        has succeeded their clients can see that we have it. *times*: of the fsync.
+        """fsync of *ino*. Before it, what programs stored through its observed mappings becomes dirty;
+        until it has succeeded their clients can see that we have it. *times*: of the fsync.
         """
         debt = self.observer.owe(ino)
         try:

@@ -123,8 +123,8 @@ class Streak(trio.abc.Instrument):
             lock.hand_over()
 
     def watch_step(self, task, sleeps) -> None:
-        """What *task*, which runs, does until `watched` is to be one step. Where it is not, *sleeps* is called,
-        once *task* has gone to sleep.
+        """What *task*, which runs, does until `watched` is to be one step. Where it is not, *sleeps* is
+        called, once *task* has gone to sleep.
         """
         self.watch = task, sleeps
 
