@@ -32,7 +32,7 @@ cdef extern from "daxfs/native/transport.h" nogil:
         serve_counts counts
     struct transport:
         int event_fd
-        int ended
+        int ended, home
         uint32_t open_flags
         uint64_t npending
         fsync_counts fsyncs
@@ -45,6 +45,7 @@ cdef extern from "daxfs/native/transport.h" nogil:
     pending *transport_next_call(transport *t)
     void transport_pump(transport *t)
     int transport_linger(transport *t, int fd, int loop, unsigned ns)
+    void transport_place(const transport *t, int tid, int there)
     void transport_reply(transport *t, pending *p, int error, const iovec *iov, int n)
     int uring_probe()
 
@@ -192,6 +193,18 @@ cdef class Transport:
         with nogil:
             seen = transport_linger(&self.t, fd, loop, ns)
         return seen
+
+    @property
+    def home(self):
+        """The CPU that this thread keeps to, -1 where it runs on any that it may."""
+        return self.t.home
+
+    def place(self, int tid, bint there):
+        """Put thread *tid* of this process on `home` (*there*), or where this thread may run.
+
+        With the GIL: a thread of Python's that is at something does not end meanwhile.
+        """
+        transport_place(&self.t, tid, there)
 
     def next_call(self):
         """The oldest request that Python has to answer (a `Call`), or None."""

@@ -15,7 +15,6 @@ where that is nothing; FITRIM between two steps, and answers EINTR. All others r
 step of the loop, as they do in file systems on disk: a signal makes them neither shorter nor undone.
 """
 
-import contextlib
 import errno
 import os
 
@@ -71,10 +70,11 @@ async def _write(ops, call):
 async def _fsync(ops, call):
     fh, flags = _unpack(wire.FSYNC_IN, call)
     _handle(ops, fh, call.nodeid, _REGULAR)
-    async with contextlib.AsyncExitStack() as stack:
-        if ops.observing is not None and ops.observing.looks_at(call.nodeid):
-            await stack.enter_async_context(ops.observing.around_fsync(call.nodeid, call.fsync))
-        await ops.fsync(fh, bool(flags & wire.FSYNC_DATASYNC), call.fsync)
+    datasync = bool(flags & wire.FSYNC_DATASYNC)
+    if ops.observing is not None and ops.observing.looks_at(call.nodeid):
+        await ops.observing.fsync(fh, call.nodeid, datasync, call.fsync)
+    else:
+        await ops.fsync(fh, datasync, call.fsync)
     return ()
 
 
@@ -177,9 +177,7 @@ _LONG = frozenset((wire.COPY_FILE_RANGE, wire.COPY_FILE_RANGE_64, wire.IOCTL))
 
 
 def is_long(ops, call) -> bool:
-    """Whether it suspends, so that others have to run beside it."""
-    if call.opcode == wire.FSYNC:
-        return ops.observing is not None and ops.observing.looks_at(call.nodeid)
+    """Whether it suspends whatever happens, so that others have to run beside it."""
     if call.opcode == wire.FALLOCATE:
         return ops.may_be_pinned(call.nodeid)
     return call.opcode in _LONG

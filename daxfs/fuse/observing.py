@@ -30,6 +30,7 @@ from ..fault.observer import SLOTS, Descriptor, Look, Piece, Process, Progress
 from ..layout import MAX_FILE_SIZE
 from ..meta import own
 from ..pfn import PAGE_SHIFT, PAGE_SIZE
+from .aside import Aside
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Observing:
         # A client costs four descriptors, and its userfaultfds, four at most (native/handler.h); all of them
         # together a quarter of what we may have.
         self.observer.most_clients = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 32, 16)
-        self.threads = trio.CapacityLimiter(_THREADS)
+        self.aside = Aside(_THREADS)
         self.turns: dict[int, trio.Lock] = {}
         self.waiting: Counter[int] = Counter()
         self.writing: set[FileMap] = set()  # whose handled mappings a thread is writing back
@@ -182,25 +183,13 @@ class Observing:
             self.observer.forget(mapping, address, address + length, bool(dirty))
             self._watch()
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, ino: int):
+    def _turn(self, ino: int) -> "_Turn":
         """One at a time looks at the mappings of an inode, or changes them."""
-        self.waiting[ino] += 1
-        try:
-            async with self.turns.setdefault(ino, trio.Lock()):
-                yield
-        finally:
-            self.waiting[ino] -= 1
-            if not self.waiting[ino]:
-                del self.waiting[ino], self.turns[ino]
+        return _Turn(self, ino)
 
     async def _in_thread(self, call, *args):
         """What it returns; None where it takes too long, or no thread is left. It goes on by itself."""
-        if not self.threads.available_tokens:
-            return None
-        with trio.move_on_after(PATIENCE):
-            return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=self.threads)
-        return None
+        return await self.aside.run(PATIENCE, call, *args)
 
     # -- fsync -----------------------------------------------------------------------------
 
@@ -209,15 +198,14 @@ class Observing:
         file = self.observer.files.get(ino)
         return file is not None and (bool(file.mappings) or file.left)
 
-    @contextlib.asynccontextmanager
-    async def around_fsync(self, ino: int, times: FsyncRun):
-        """Around an fsync. Before it, what programs stored through observed mappings of *ino* becomes dirty;
+    async def fsync(self, fh: int, ino: int, datasync: bool, times: FsyncRun) -> None:
+        """fsync of *ino*. Before it, what programs stored through its observed mappings becomes dirty;
         until it has succeeded their clients can see that we have it. *times*: of the fsync.
         """
         debt = self.observer.owe(ino)
         try:
             await self._before_fsync(ino, times)
-            yield
+            await self.operations.fsync(fh, datasync, times)
         except BaseException:
             self.observer.owes_still(ino, debt)
             raise
@@ -361,6 +349,38 @@ class Observing:
                       len(process.mappings))
             self.watched.pop(process, None)
             self.observer.ends(process)
+
+
+class _Turn:
+    """Around what is done in turn. It waits for others alone: who finds it free makes no step of trio's."""
+
+    __slots__ = ("ino", "lock", "observing")
+
+    def __init__(self, observing: Observing, ino: int):
+        self.observing, self.ino = observing, ino
+
+    async def __aenter__(self) -> None:
+        turns, waiting = self.observing.turns, self.observing.waiting
+        self.lock = turns.get(self.ino) or turns.setdefault(self.ino, trio.Lock())
+        waiting[self.ino] += 1
+        try:
+            try:
+                self.lock.acquire_nowait()
+            except trio.WouldBlock:
+                await self.lock.acquire()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *_exc) -> None:
+        self.lock.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        waiting = self.observing.waiting
+        waiting[self.ino] -= 1
+        if not waiting[self.ino]:
+            del waiting[self.ino], self.observing.turns[self.ino]
 
 
 # -- in other threads ------------------------------------------------------------------------

@@ -232,6 +232,8 @@ class Session:
             transports.thread_count(self.config.threads),
             operations.open_flags)
         self.native.start()
+        if operations.observing is not None:
+            operations.observing.aside.transport = self.native
         self.tracer = Tracer(self.operations.ring)
         operations.stats.native = self.native
         operations.stats.called = {wire.OPCODES[opcode].lower() for opcode in calls.CALLS}

@@ -80,6 +80,7 @@ class Streak(trio.abc.Instrument):
         self.since = 0  # when the loop had its last turn, ns
         self.pyfuse3 = self.loop = -1  # descriptors: pyfuse3's end of the pair, trio's epoll
         self.runnable: set = set()  # tasks
+        self.watch = None  # (task, function) of `watch_step`, while it has not slept
 
     def __getattr__(self, name: str):
         return getattr(trio, name)
@@ -115,8 +116,22 @@ class Streak(trio.abc.Instrument):
 
     def after_task_step(self, task) -> None:
         self.transport.pump()
+        if self.watch is not None and self.watch[0] is task:
+            (_, sleeps), self.watch = self.watch, None
+            sleeps()
         for lock in self.locks:
             lock.hand_over()
+
+    def watch_step(self, task, sleeps) -> None:
+        """What *task*, which runs, does until `watched` is to be one step. Where it is not, *sleeps* is
+        called, once *task* has gone to sleep.
+        """
+        self.watch = task, sleeps
+
+    def watched(self) -> bool:
+        """Whether it was one step."""
+        one, self.watch = self.watch is not None, None
+        return one
 
     # -- waiting -----------------------------------------------------------------------------
 

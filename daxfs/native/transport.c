@@ -441,6 +441,22 @@ static void hand_on(struct transport *t)
 	}
 }
 
+void transport_place(const struct transport *t, int tid, int there)
+{
+	cpu_set_t one;
+
+	if (there && t->home >= 0) {
+		CPU_ZERO(&one);
+		CPU_SET(t->home, &one);
+	} else if (t->home >= 0) {
+		one = t->cpus;
+	} else if (sched_getaffinity(0, sizeof(one), &one)) {
+		return;
+	}
+	/* Where it can't be had the thread runs as it did. */
+	(void)sched_setaffinity(tid, sizeof(one), &one);
+}
+
 void transport_pump(struct transport *t)
 {
 	hand_on(t);

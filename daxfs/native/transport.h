@@ -105,6 +105,8 @@ void transport_pump(struct transport *t);
  * `loop`, any other descriptor, is readable (4); the sum of what was seen. At most `ns`, below 10^9: 0.
  * After some requests in a row that came from one CPU the thread keeps to that CPU, until transport_pump. */
 int transport_linger(struct transport *t, int fd, int loop, unsigned ns);
+/* Put another thread of this process where this one keeps to (`there`), or else where it may run. */
+void transport_place(const struct transport *t, int tid, int there);
 /* Answer a pending request, which is gone then. */
 void transport_reply(struct transport *t, struct pending *p, int error, const struct iovec *iov, int n);
 /* There is nothing more to come, for the reason `error`: told to the trio loop. */
