@@ -63,8 +63,11 @@ class Syncs:
         return facts["tracker"] | facts["dax"]["observed"]
 
     def handled(self) -> int:
-        """Faults that the daemon has answered."""
-        handler = self.stat()["handler"]
+        """Faults that the daemon has answered. A client goes on before its fault is counted: that is waited for."""
+        deadline = time.monotonic() + 20
+        while (handler := self.stat()["handler"]) and handler["busy"]:
+            assert time.monotonic() < deadline, handler
+            time.sleep(0.005)
         return sum(row["count"] for row in handler["faults"]) if handler else 0
 
     def __call__(self) -> int:
