@@ -342,7 +342,7 @@ class FileIo:
                 self._write_back_stored(node)  # a look at page tables would have to wait for programs
             elif node.map.marked and not self.tracker.keeps(node.map):
                 self.dax.writeback(node.map)
-        for ino in list(self.fs.stored):
+        for ino in self.fs.stored | self.fs.mapped:
             self._write_back_closed(ino)
         self.tracker.finish(self.dax)
         self._finish_left()
@@ -355,12 +355,18 @@ class FileIo:
             self._flushed(node)
 
     def _write_back_closed(self, ino: int) -> None:
-        """The same of a file that nobody has open, or just now begins to."""
+        """The same of a file that may be closed, and what the kernel below knows of its mappings' stores."""
         try:
             node = self.fs.node(ino)
             if node.map.own is not None:
                 self._track(node.map, self.tracker)
-                self._write_back_stored(node)
+                if ino in self.fs.stored:
+                    self._write_back_stored(node)
+                if not self.fs.readonly:
+                    # Orders what programs stored before the end of the mount. Who has it mapped may go on.
+                    node.map.own.sync()
+            if not node.opens:
+                self.fs.mapped.discard(ino)
         except CorruptError as error:
             log.error("inode %d: what programs stored there can't be made durable: %s", ino, error)
         finally:

@@ -70,7 +70,10 @@ class DirectOperations:
         outlive its handle that stays so as long as the inode is in use, unless the handle is a client's that
         has all its mappings observed (observing.py).
         """
-        if flags & os.O_ACCMODE != os.O_RDWR or self.fs.pool.syncs:
+        if flags & os.O_ACCMODE != os.O_RDWR:
+            return False
+        if self.fs.pool.syncs:
+            self.fs.mapped.add(node.ino)
             return False
         self.observer.expect(node)
         return True

@@ -82,7 +82,7 @@ BEGIN = {
     "open": lambda ops, ino, flags, ctx: {"ino": ino, "flags": flags},
     "create": lambda ops, parent, name, mode, flags, ctx: _entry(parent, name, ctx, mode=mode, flags=flags),
     "read": lambda ops, fh, pos, size, mapping=False: _on_handle(ops, fh, pos=pos, size=size),
-    "write": lambda ops, fh, pos, data, *how: _on_handle(ops, fh, pos=pos, **_sum(data)),
+    "write": lambda ops, fh, pos, data, writer=None, dsync=False: _on_handle(ops, fh, pos=pos, **_sum(data)),
     "release": _on_handle,
     "fsync": lambda ops, fh, datasync, times=None: _on_handle(ops, fh, datasync=bool(datasync)),
     "opendir": lambda ops, ino, ctx: {"ino": ino},

@@ -66,6 +66,7 @@ class FileSystem:
         self.linkable: set[int] = set()  # orphans that never had a name and may get one (`namespace.tmpfile`)
         self.unsettled: set[int] = set()  # inodes that records since the tail wrote to
         self.stored: set[int] = set()  # closed files in own ranges that mappings may have stored to (STORED)
+        self.mapped: set[int] = set()  # files in own ranges whose mappings' stores the kernel below tracks
         self.preallocated: set[int] = set()  # open files that may have written pages behind their end
         self.xattrs = Cache()
         self.replayed = 0
@@ -261,6 +262,7 @@ class FileSystem:
             self.linkable.discard(ino)
             self.preallocated.discard(ino)
             self.stored.discard(ino)
+            self.mapped.discard(ino)
             self._drop_node(ino)
             self.inodes.give(ino)
             self.inodes.used -= 1
@@ -304,9 +306,11 @@ class FileSystem:
         self.sync_times(ino)
         if ino in self.unsettled:
             # A record since the tail holds older times of this inode: replay must not bring them back.
+            drains = self.journal.tail != self.journal.head
             self.journal.settle()
             times.lap(META)
-            return
+            if drains:
+                return  # else the record was refused, and there was nothing to settle
         times.lap(META)
         # Orders the caller's flushed data and the time words above before the reply to fsync.
         self.region.drain()

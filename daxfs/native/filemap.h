@@ -141,8 +141,8 @@ struct filemap {
  * it is left to the metadata thread, too.
  * POISONED: pages of it are poisoned (meta/poison.py). Set under the exclusive lock; reads and writes are the
  * metadata thread's.
- * STORED: mappings of an earlier use of the inode may have stored what no fsync has flushed: the next one takes
- * every page for dirty, as with COARSE, and ends it. */
+ * STORED: mappings of an earlier use of the inode may have stored what no fsync has flushed: the next one
+ * takes every page for dirty, as with COARSE, and ends it. */
 #define FILEMAP_UNSETTLED 1u
 #define FILEMAP_PLAIN 2u
 #define FILEMAP_STALE_TIMES 4u

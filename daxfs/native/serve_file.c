@@ -309,8 +309,8 @@ static int has_storage(struct filemap *f, uint64_t pos, uint64_t size)
 	return f->own && !(state_of(f) & FILEMAP_OBSERVED) && !own_take(f, pos, size);
 }
 
-/* Has this write to be durable before its reply? By its descriptor, or by itself (RWF_DSYNC): the kernel sends
- * an FSYNC after writes that go through its page cache, but after direct ones it only says so. */
+/* Has this write to be durable before its reply? By its descriptor, or by itself (RWF_DSYNC): the kernel
+ * sends an FSYNC after writes that go through its page cache, but after direct ones it only says so. */
 static int is_dsync(const struct serve_handle *h, const struct wire_write *in)
 {
 	if (h->flags & SERVE_DSYNC)

@@ -281,6 +281,23 @@ def test_replay_brings_no_old_time_back_after_fsync(kit):
     assert bytes(after.read(find(after, b"f"), 0, 4)) == b"over"
 
 
+def test_fsync_drains_where_a_record_was_refused(kit, monkeypatch):
+    """Nobody knows then that there is none of this inode: but there is nothing to settle either."""
+    io = kit.io("nt", "fsync")
+    node = create(io, b"f")
+    io.write(node, 0, noise(PAGE))
+    io.fs.journal.settle()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="journal record"):
+        patch.setattr(io.fs.journal, "limit", 64)
+        attr.setattr(io.fs, node.ino, {"mode": 0o600})
+    assert node.ino in io.fs.unsettled and io.fs.journal.tail == io.fs.journal.head
+    with Recorder(io.fs.region, sites=False) as table:
+        io.write(node, 0, noise(PAGE, 2))
+        assert "drain" not in [what for what, *_ in calls(table)]
+        io.fsync(node)
+        assert calls(table)[-1] == ("drain", 0, 0)
+
+
 def test_fsync_of_one_file_leaves_no_old_time_of_another(kit):
     """settle is for all: the record of the other file goes too, and its times in place are durable."""
     io = kit.io()

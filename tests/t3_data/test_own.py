@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import mounts
 import pytest
@@ -27,6 +28,7 @@ from daxfs.data import ranges
 from daxfs.data._tracker import POLICIES
 from daxfs.data.file_io import FileIo
 from daxfs.errors import fail
+from daxfs.fuse.direct import DirectOperations
 from daxfs.meta import attr, fallocate, namespace, own
 
 MADV_REMOVE = 9
@@ -369,6 +371,23 @@ def test_it_waits_for_an_fsync_that_succeeds(io, monkeypatch):
     io.release(node)
     node = reopen(io, node.ino)
     assert len(flushed_by(io, lambda: io.fsync(node))) == 10
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["closed", "open"])
+def test_what_the_kernel_below_tracks_is_synced_at_the_end(io, monkeypatch, opened):
+    """As on fsdax: what a mapping stored waits there for an fsync of the range's file."""
+    io.fs.pool.syncs = True
+    node = create(io, b"f")
+    io.write(node, 0, noise(10 * PAGE))
+    direct = SimpleNamespace(fs=io.fs)
+    assert not DirectOperations.expect_stores(direct, node, os.O_RDWR)
+    path, synced = range_path(io, node), []
+    if not opened:
+        io.release(node)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+        assert not flushed_by(io, io.quiesce)
+    assert synced == [path] and (node.ino in io.fs.mapped) == opened
 
 
 def test_after_a_kill_the_first_fsync_takes_all(pool_kit):
