@@ -363,7 +363,7 @@ def plan(args) -> Plan:
     """Families that were asked for. RunError: a size or name that makes no sense."""
     wanted = some_of(WORDS, args.family, "--family")
     usual = [mode for mode in MODES if not (args.quick and mode in NOT_QUICK)]
-    modes = some_of(MODES, args.modes, "--modes") if args.modes else usual
+    modes = usual if args.modes is None else some_of(MODES, args.modes, "--modes")
     size = bytes_of_a_file(args, 64 * MIB if args.quick else 1 << 30, 16 * MIB, 8)
     places, quick = Places(args.options, size), args.quick
     families = [

@@ -27,6 +27,10 @@ from lab.plan import Plan
 from lab.words import parse_bytes, show
 from lab.worker import Worker, program
 
+from daxfs import emulate
+from daxfs.errors import UsageError
+from daxfs.fuse import options
+
 NAME, ROUNDS, COUNT, QUICK_COUNT = "fsync_sweep", 5, 40, 20
 QUICK_S = 45.0  # with the build of a fresh checkout and the figures below three minutes (make sweep)
 LEAST = {"dirty": 64, "mapped": 4096, "flushers": 1}
@@ -46,10 +50,20 @@ def values(axis: str):
     def names(text: str) -> tuple[str, ...]:
         found = tuple(text.split(","))
         for word in found:
-            if word not in NAMES[axis] and not (axis == "emulate" and os.path.isabs(word)):
+            if axis == "emulate" and os.path.isabs(word):
+                medium(word)
+            elif word not in NAMES[axis]:
                 raise argparse.ArgumentTypeError(f"{word!r}: one of {', '.join(NAMES[axis])}")
         return found
     return numbers if AXES[axis].kind == "number" else names
+
+
+def medium(path: str) -> None:
+    """For argparse: a user's file of a medium can be had."""
+    try:
+        emulate.find(path)
+    except UsageError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
 
 
 def families(text: str) -> list[str]:
@@ -87,6 +101,9 @@ def parsed() -> tuple[argparse.Namespace, dict[str, tuple]]:
     given = {name: getattr(args, name) for name in AXES if getattr(args, name) is not None}
     if given and args.family:
         parser.error("--family and values of axes: one or the other")
+    for name in (word.partition("=")[0] for word in options.split(args.options)):
+        if name in AXES:  # cells would say something else than what was mounted
+            parser.error(f"argument --options: {name} is an axis: --{name}")
     arguments.settle(args, NAME)
     args.samples = args.samples or (QUICK_COUNT if args.quick else COUNT)
     if given:

@@ -26,10 +26,17 @@ if None in map(importlib.util.find_spec, ("numpy", "matplotlib", "rich")):
 from lab import cells, compare, drawing, reading, report, sheet
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; exit status 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; --help shows what there is\n")
+
+
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     head, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(description=head, epilog=rest,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="plot_sweep", description=head, epilog=rest,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="DIR", help="a run's directory")
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="where plots/ and report.html go (default: the first DIR)")
@@ -100,7 +107,8 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"plot_sweep: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = error.filename or args.output or args.runs[0]  # a full disk has no name
+        print(f"plot_sweep: {where}: {error.strerror}", file=sys.stderr)
         return 2
     print(f"{path} ({count} figures in {path.parent / 'plots'})")
     return 0

@@ -229,7 +229,7 @@ def plan(args) -> Plan:
                policies(targets, TRACKS, placements, True), "target", (), targets.close),
     ]
     made = [family for family in families if family.name in chosen]
-    return Plan(NAME, 'Row S17: xfs_io -fc "truncate 0" -c "pwrite -b 8m 0 3g" -c fsync', AXES, MEASURES,
+    return Plan(NAME, f'Row S17: xfs_io -fc "truncate 0" -c "pwrite -b 8m 0 {size}" -c fsync', AXES, MEASURES,
                 made, args.rounds, targets.close)
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What the experiments in tools/ share, without a mount: turns, samples on disk, tables, words."""
 
+import functools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -108,14 +110,59 @@ def test_a_torn_line_is_cut_off(tmp_path, cut):
     assert [row["seq"] for row in lines(tmp_path)] == list(range(18))
 
 
-def test_a_line_that_is_damaged_is_refused(tmp_path):
+@pytest.mark.parametrize("line", [
+    '{"famly": "dirty"}', "garbage", "[]", "7", '"text"', "null", "\0", '{"family":"dirty","cell":[]}',
+    '{"family":"dirty","cell":{"x":[]},"round":0,"seq":0,"samples":{}}',
+    '{"family":"dirty","cell":{},"round":0,"seq":"a","samples":{}}', '{"family":"dirty","cell":{}}',
+    '{"family":"dirty","cell":{},"round":0,"seq":0,"samples":[]}'])
+def test_a_line_that_is_damaged_is_refused(tmp_path, line):
     Made(stop_after=4).run(tmp_path)
     path = tmp_path / "samples.jsonl"
-    text = path.read_text().replace('"family"', '"famly"', 1)
+    text = "\n".join([line, *path.read_text().split("\n")[1:]])
     path.write_text(text)
     with pytest.raises(RunError, match="damaged after 0 bytes"):
         Made().run(tmp_path)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize(("facts", "said"), [
+    ("[]", "not an object"), ("{", "property name"), ("", "Expecting value"),
+    ({"started": None}, "fromisoformat"), ({"started": "yesterday"}, "yesterday"),
+    ({"sittings": {}}, "wrong kind"), ({"ended": 5}, "wrong kind"),
+    ("no sittings", "no 'sittings'")])
+def test_facts_that_are_damaged_are_refused(tmp_path, facts, said):
+    Made(stop_after=4).run(tmp_path)
+    path, before = tmp_path / "run.json", (tmp_path / "samples.jsonl").read_bytes()
+    there = json.loads(path.read_text())
+    if facts == "no sittings":
+        facts = {name: value for name, value in there.items() if name != "sittings"}
+    elif isinstance(facts, dict):
+        facts = there | facts
+    path.write_text(facts if isinstance(facts, str) else json.dumps(facts))
+    with pytest.raises(RunError, match=rf"run\.json is damaged \(.*{said}.*--anew$"):
+        Made().run(tmp_path)
+    assert (tmp_path / "samples.jsonl").read_bytes() == before
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on(tmp_path):
+    """A limit to files' size stands for the disk: half a line gets in, and nothing of it stays."""
+    made = Made()
+    run, (family,) = Run(tmp_path, made.plan, {}, 1), made.plan.families
+    run.add(family, family.cells[0], 0, Visit({"ns": [1]}))
+    kept, facts = ((tmp_path / name).read_bytes() for name in ("samples.jsonl", "run.json"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 20, before[1]))
+    try:
+        for call in (functools.partial(run.add, family, family.cells[1], 0, Visit({"ns": [2]})),
+                     functools.partial(run.close, False)):
+            with pytest.raises(RunError, match=r"^/.*: File too large; what was measured is kept"):
+                call()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path.name for path in tmp_path.iterdir()} == {"samples.jsonl", "run.json"}
+    assert [(tmp_path / name).read_bytes() for name in ("samples.jsonl", "run.json")] == [kept, facts]
+    again = Made()
+    assert again.run(tmp_path) and len(again.visits) == 17
 
 
 @pytest.mark.parametrize(("kwargs", "said"), [
@@ -215,6 +262,22 @@ def test_a_quick_run_says_that_it_is_no_evidence(tmp_path, capsys, quick):
     assert Made().run(tmp_path, options={"quick": quick})
     table.show_run(tmp_path)
     assert ("no evidence" in capsys.readouterr().out) == quick
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_progress_says_how_far_it_is_on_any_terminal(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(schedule, "Console", functools.partial(schedule.Console, force_terminal=True))
+    family = Made(xs=(4096,)).plan.families[0]
+    with schedule.Progressing("trial", 1000) as progress:
+        console = progress._console
+        for cell in family.cells:
+            progress.visit(family, cell)
+        (segments,) = console.render_lines(progress._bar.get_renderable())
+    line = "".join(segment.text for segment in segments).rstrip()
+    assert "   1/1000 0:00:0" in line and len(line) <= width
+    assert line.startswith("dirty: 4 KiB none" if width > 60 else "dirty: 4")
 
 
 def test_a_wide_table_is_broken_between_columns(tmp_path, capsys):

@@ -382,12 +382,20 @@ def test_damage_is_one_sentence(tmp_path, case):
 def test_the_command_refuses(tmp_path):
     assert "no such directory" in plot(tmp_path / "none", status=2)
     assert "run.json: No such file" in plot(tmp_path, status=2)
-    assert "usage:" in plot(status=2)
+    assert plot(status=2) == "plot_sweep: a directory of a run is needed; --help shows what there is\n"
     few(tmp_path)
     (tmp_path / "file").touch()
     said = plot(tmp_path, "--output", tmp_path / "file", status=2)
     assert said.startswith("plot_sweep: ") and said.count("\n") == 1
     assert not (tmp_path / "plots").exists()
+
+
+def test_a_full_disk_is_named(tmp_path):
+    few(tmp_path)
+    code = (f"import resource, runpy, sys; sys.argv = ['x', {str(tmp_path)!r}]; "
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+            f"runpy.run_path({str(TOOLS / 'plot_sweep.py')!r}, run_name='__main__')")  # fmt: skip
+    assert plot(status=2, code=code) == f"plot_sweep: {tmp_path}: File too large\n"
 
 
 def test_without_matplotlib(tmp_path):

@@ -117,7 +117,9 @@ def test_what_is_missing_is_skipped_by_name(tmp_path):
 
 @pytest.mark.parametrize("args, without, said", [
     (["--size", "3x"], "", "not a size"), (["--size", "1M"], "", "at least 8 MiB"),
-    (["--family", "no"], "", "not one of ways"), (["--family", "policies", "--target"], "", "needs the"),
+    (["--family", "no"], "", "not one of ways"), (["--family", ""], "", "'': not one of ways"),
+    (["--options", "nonsense=1"], "", "unknown mount option 'nonsense'"),
+    (["--family", "policies", "--target"], "", "needs the"),
     ([], "xfs_io", "xfs_io is not installed")])
 def test_what_can_t_be_is_one_line(tmp_path, args, without, said):
     status, _, out, err = s17(tmp_path / "run", *args, without=without)

@@ -221,6 +221,20 @@ def test_only_the_timed_part_is_timed(tmp_path, place):
 
 
 @REAL
+def test_xfs_io_is_on_the_cpu_of_who_feeds_it(tmp_path, place, monkeypatch):
+    """To be woken on another one takes twice what a short script takes."""
+    seen, quiet, before = set(), xfs_io.Session.quiet, os.sched_getaffinity(0)
+
+    def watched(session, lines):
+        seen.update((frozenset(os.sched_getaffinity(0)),
+                     frozenset(os.sched_getaffinity(session._process.pid))))
+        return quiet(session, lines)
+    monkeypatch.setattr(xfs_io.Session, "quiet", watched)
+    xfs_io.run(script(tmp_path, "# sample: clock\n# timed\nfsync\n"), place, MIB, 0.01)
+    assert seen == {frozenset({min(before)})} and os.sched_getaffinity(0) == before
+
+
+@REAL
 def test_repetitions_in_one_go_are_shared_out(tmp_path, place):
     """400 times the same take as long as they take, and a sample is a 400th of that."""
     one = script(tmp_path, "# sample: clock\n# timed\npwrite -q -b 4k 0 256k\n")

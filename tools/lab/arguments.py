@@ -9,6 +9,8 @@ from pathlib import Path
 import mounts
 from rich.console import Console
 
+from daxfs.errors import UsageError
+from daxfs.fuse import options
 from lab import rigs, schedule, table
 from lab.plan import CellFailed, HostError, Plan
 from lab.start import ROOT
@@ -37,6 +39,15 @@ def positive(kind: type) -> Callable[[str], float]:
     return check
 
 
+def mount_words(text: str) -> str:
+    """For argparse: options of mount.daxfs, by what it knows itself."""
+    try:
+        options.parse(text)
+    except UsageError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    return text
+
+
 def parser(doc: str, name: str, rounds: int, quick_s: float = QUICK_S) -> Parser:
     """*doc*: its first line describes the experiment, what follows the first blank line is shown behind.
 
@@ -58,7 +69,8 @@ def parser(doc: str, name: str, rounds: int, quick_s: float = QUICK_S) -> Parser
         help="end each part after its share of S seconds, whole rounds "
              f"(default: no limit; with --quick {quick_s:.0f})")
     add("--seed", type=int, default=1, help="of orders and places (default 1)")
-    add("--options", default="", metavar="O,O", help="further mount options for all mounts of daxfs")
+    add("--options", type=mount_words, default="", metavar="O,O",
+        help="further mount options for all mounts of daxfs")
     made.set_defaults(default_rounds=rounds, quick_s=quick_s)
     return made
 
@@ -124,10 +136,10 @@ def carry_out(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace]
 def _measure(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace], Plan], emulate: str,
              say) -> int:
     """Make the plan's visits. Exit status: 0, or 130 where it was interrupted."""
-    options = {key: value for key, value in vars(args).items() if key not in NOT_OF_THE_RUN}
+    given = {key: value for key, value in vars(args).items() if key not in NOT_OF_THE_RUN}
     plan = make_plan(args)
     try:
-        run = Run(args.output, plan, options, args.seed, emulate, args.anew)
+        run = Run(args.output, plan, given, args.seed, emulate, args.anew)
         if run.complete:
             run.release()
             say(f"{args.output} is complete already: {len(run.done)} visits; --anew measures again")

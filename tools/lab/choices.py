@@ -21,9 +21,9 @@ MIB = 1 << 20
 
 def some_of(names: Iterable[str], wanted: str | None, option: str) -> list[str]:
     """*wanted*, names with commas between them (None: all). RunError: others than *names*."""
-    chosen = wanted.split(",") if wanted else list(names)
+    chosen = list(names) if wanted is None else wanted.split(",")
     if unknown := [name for name in chosen if name not in names]:
-        raise RunError(f"{option}: {', '.join(unknown)}: not one of {', '.join(names)}")
+        raise RunError(f"{option}: {', '.join(map(repr, unknown))}: not one of {', '.join(names)}")
     return chosen
 
 

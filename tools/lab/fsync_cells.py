@@ -7,6 +7,7 @@ worker, and asks the daemon before and after what it has done. Limits: one threa
 
 import contextlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import mounts
 
 from daxfs import emulate
 from daxfs._flush import Flush
+from daxfs.errors import UsageError
+from daxfs.fuse import options as mount_options
 from daxfs.fuse.options import CHOICES, NT_THRESHOLD
 from lab import rigs
 from lab.plan import Axis, CellError, Measure, Visit
@@ -107,7 +110,18 @@ def why_not(cell: dict) -> str | None:
     if cell["call"] == "msync" and cell["via"] == "mmap" and cell["place"] == "own":
         return ("msync of a plain direct mapping goes to the tmpfs below, where it does nothing, and never "
                 "reaches daxfs (docs/mappings.md): there is nothing to measure")
+    try:
+        mount_options.parse(",".join(policy(cell, POLICY)))
+    except UsageError as exc:
+        return str(exc)
     return None
+
+
+def policy(cell: dict, names: Iterable[str]) -> list[str]:
+    """The mount options *names* that *cell* has."""
+    # flush on power failure is a granularity, too
+    return [f"{name}={cell[name]}" for name in names if name in cell] + (
+        ["granularity=byte"] if cell["flush"] == "none" else [])
 
 
 @dataclass
@@ -124,8 +138,7 @@ class Bench:
 
     def mount_options(self, cell: dict) -> str:
         """Those that a mount for *cell* has, without what is set on a live one."""
-        given = [f"{name}={cell[name]}" for name in POLICY if name in cell and name not in LIVE]
-        given += ["granularity=byte"] if cell["flush"] == "none" else []  # flush on power failure
+        given = policy(cell, (name for name in POLICY if name not in LIVE))
         return ",".join([*given, *filter(None, [self.options])])
 
     def rig(self, cell: dict) -> Rig:

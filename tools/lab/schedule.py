@@ -11,6 +11,7 @@ import random
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lab.plan import Cell, CellError, CellFailed, Family, Plan
@@ -19,7 +20,8 @@ from lab.words import show
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
            TimeElapsedColumn())
-
+BAR = 24 + 7 + 3  # characters of a bar, the time and what is between them
+LEAST, MOST = 8, 60  # of what is being visited
 
 TELL_S = 5.0  # between two lines where there is no terminal
 
@@ -46,8 +48,10 @@ class Progressing:
     def visit(self, family: Family, cell: Cell) -> None:
         """This one is next."""
         if self._bar:
-            words = " ".join(show(name, value) for name, value in cell.axes.items())
-            self._bar.update(self._task, description=f"{family.name}: {words}"[:60], completed=self._over)
+            # What a narrow terminal cuts first is the end of the line, and how far it is.
+            room = self._console.width - BAR - len(f"{self._total}/{self._total}")
+            words = f"{family.name}: {place(family, cell)}"[:max(LEAST, min(MOST, room))]
+            self._bar.update(self._task, description=escape(words), completed=self._over)
         else:
             self._tell(family.name, TELL_S)
         self._over += 1
@@ -66,6 +70,12 @@ class Progressing:
     def at(self, over: int) -> None:
         """So many are over, whether made or given up."""
         self._over = over
+
+
+def place(family: Family, cell: Cell) -> str:
+    """What tells *cell* from the others of its figure."""
+    names = [*family.panel, *([family.x] if family.x else []), *family.line]
+    return " ".join(show(name, cell.axes[name]) for name in names if name in cell.axes)
 
 
 def turns(cells: list[Cell], seed: int, family: str, turn: int) -> list[Cell]:

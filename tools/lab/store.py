@@ -44,7 +44,8 @@ class Run:
                 "started": now(), "ended": None, "sittings": []}
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._samples = open(directory / "samples.jsonl", "a+b")
+            # Unbuffered: what did not reach the file is not tried once more at the end.
+            self._samples = open(directory / "samples.jsonl", "a+b", buffering=0)
         except OSError as exc:
             raise RunError(f"{directory}: {exc.strerror}") from None
         try:
@@ -84,40 +85,62 @@ class Run:
         path = self.directory / "run.json"
         try:
             there = json.loads(path.read_text())
+            if not isinstance(there, dict):
+                raise ValueError("not an object")
         except ValueError as exc:
-            raise RunError(f"{path} is damaged ({exc}): take another --output, or --anew") from None
+            raise _damaged(path, exc) from None
         other = [name for name in SAME if name != "host" and there.get(name) != mine[name]]
         had = there.get("host") or {}
         other += [name for name in {**had, **mine["host"]} if had.get(name) != mine["host"].get(name)]
         if other:
             raise RunError(f"{self.directory} holds another run ({', '.join(other)} differ): "
                            "take another --output, or --anew to begin again there")
+        try:
+            datetime.fromisoformat(there["started"])
+            if not isinstance(there["sittings"], list) or not isinstance(there["ended"], str | None):
+                raise ValueError("sittings or ended is of a wrong kind")
+        except (ValueError, KeyError, TypeError) as exc:
+            raise _damaged(path, exc) from None
         return there
 
     def _read(self) -> None:
         """Learn what is there already; cut off a torn end."""
-        self._samples.seek(0)
         good = 0
-        for line in self._samples:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-                self.done.add((row["family"], tuple(sorted(row["cell"].items())), row.get("round")))
-                self.seq = max(self.seq, row.get("seq", 0) + 1)
-            except (ValueError, KeyError, AttributeError):
-                raise RunError(f"{self.directory}/samples.jsonl is damaged after {good} bytes: "
-                               "take another --output, or --anew") from None
-            good += len(line)
+        with open(self.directory / "samples.jsonl", "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    self._learn(json.loads(line))
+                except (ValueError, KeyError, AttributeError, TypeError):
+                    raise RunError(f"{self.directory}/samples.jsonl is damaged after {good} bytes: "
+                                   "take another --output, or --anew") from None
+                good += len(line)
         self._samples.truncate(good)
-        self._samples.seek(0, os.SEEK_END)
+
+    def _learn(self, row: dict) -> None:
+        """One line of samples.jsonl. ValueError and the like: it is none."""
+        turn = None
+        if "skipped" not in row:
+            turn, _ = row["round"], row["samples"].items()
+            self.seq = max(self.seq, row["seq"] + 1)
+        self.done.add((row["family"], tuple(sorted(row["cell"].items())), turn))
 
     def _write_facts(self) -> None:
         """Replace run.json at once, so that a kill leaves the old one or the new one."""
         path = self.directory / "run.json"
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(self.facts, indent=1) + "\n")
-        os.replace(new, path)
+        try:
+            new.write_text(json.dumps(self.facts, indent=1) + "\n")
+            os.replace(new, path)
+        except OSError as exc:
+            if new.is_file():
+                new.unlink()
+            raise self._no_room(exc) from None
+
+    def _no_room(self, exc: OSError) -> RunError:
+        return RunError(f"{self.directory}: {exc.strerror}; what was measured is kept, and the same command "
+                        "goes on there")
 
     def has(self, family: Family, cell: Cell, turn: int) -> bool:
         """Whether this visit was made before, or the cell was skipped for good."""
@@ -140,19 +163,32 @@ class Run:
         self.done.add((family.name, cell.key, None))
 
     def _append(self, row: dict) -> None:
-        self._samples.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-        self._samples.flush()
+        left = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        size = os.fstat(self._samples.fileno()).st_size
+        try:
+            while left:
+                left = left[self._samples.write(left):]
+        except OSError as exc:
+            self._samples.truncate(size)
+            raise self._no_room(exc) from None
 
     def close(self, complete: bool) -> None:
         """The end of this sitting; *complete*: all of the plan is there, or was given up by plan."""
         self._sitting["ended"] = now()
         self.facts["ended"] = self._sitting["ended"] if complete else None
-        self._write_facts()
-        self.release()
+        try:
+            self._write_facts()
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Let go of the directory; nothing is written."""
         self._samples.close()
+
+
+def _damaged(path: Path, exc: Exception) -> RunError:
+    what = f"no {exc}" if isinstance(exc, KeyError) else exc
+    return RunError(f"{path} is damaged ({what}): take another --output, or --anew")
 
 
 def now() -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import mounts
 
+from lab.pinned import held
 from lab.plan import CellError, Visit
 from lab.start import ROOT
 from lab.targets import Place
@@ -186,12 +187,17 @@ def failure(job: Job, place: Place, said: str) -> mounts.CommandError:
 
 
 def run(job: Job, place: Place, size: int, seconds: float) -> Visit:
-    """Repetitions of *job* on a new file, for so many seconds. CellError, CommandError as a session's."""
+    """Repetitions of *job* on a new file, for so many seconds. CellError, CommandError as a session's.
+
+    xfs_io is on the CPU of who feeds it: to wake it on another one takes longer than most of what is timed,
+    and where the scheduler puts it differs from visit to visit.
+    """
     for program in ("xfs_io", "stdbuf"):
         if not shutil.which(program):
             raise CellError(f"{program} is not installed")
     file = place.folder / job.name
-    with Session(job, place, file) as session:
+    cpus = {min(os.sched_getaffinity(0))}
+    with held(None, cpus, set()), Session(job, place, file) as session:
         if once := job.lines("once", size):
             session.quiet(once)
         place.begin()
