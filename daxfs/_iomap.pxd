@@ -2,7 +2,7 @@
 # What other compiled units may use of _iomap: region addresses and the extents of a file.
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from daxfs._flush cimport DirtyMap, dirty_map
+from daxfs._flush cimport DirtyMap, StateArena, dirty_arena, dirty_map
 from daxfs._fsync cimport fsync_run
 
 cdef extern from "daxfs/native/file_lock.h" nogil:
@@ -40,8 +40,8 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         own_watch *watch
     enum: EXTENTS
     struct extent_map:
-        uint64_t word[4]
-        uint64_t pages
+        uint64_t *slot
+        uint64_t pages, active
     struct filemap:
         iomap *e
         size_t n, cap
@@ -80,6 +80,9 @@ cdef extern from "daxfs/native/tracker.h" nogil:
     int tracker_mark_pages(filemap *f, uint64_t first, uint64_t pages)
     uint64_t tracker_bytes(const filemap *f)
     int tracker_switch(filemap *f, const dax_tracker *to, dirty_map *dirty, extent_map *shared, int all)
+    void extent_map_init(extent_map *m, dirty_arena *arena, uint64_t pages)
+    void extent_map_end(extent_map *m)
+    void extent_map_clear(extent_map *m)
     unsigned extent_count(const extent_map *m)
     int tracker_any(const filemap *f)
 
@@ -93,11 +96,16 @@ cdef class RangeTable:
     cdef object own_window           # which stays as long as it is watched
 
 @cython.final
+cdef class ExtentMap:
+    cdef extent_map m
+    cdef StateArena arena            # None: in DRAM. m points into it, so it goes last
+
+@cython.final
 cdef class FileMap:
     cdef filemap m
     cdef object range                # OwnRange of daxfs/_own, None: packed; m.own points into it
     cdef DirtyMap bits               # Python's `dirty`, None: the tracker has none; m.dirty points into it
-    cdef object keeper               # of what m.shared points into, or None
+    cdef ExtentMap shared            # m.shared points into it; None: no tracker of extents
     cdef unsigned long owner         # pthread_self() of the thread that holds the lock exclusively, or 0
     cdef unsigned int depth          # how often that thread took it again
     cdef bint _mine(self) noexcept nogil
@@ -107,7 +115,7 @@ cdef class FileMap:
     cpdef void unlock(self) noexcept nogil
     cdef void _shared(self) noexcept
     cdef void _exclusive(self) noexcept
+    cdef StateArena arena(self)
     cdef int enter_marks(self) except -1
     cdef int leave_marks(self) except -1
-    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all, extent_map *shared,
-                   object keeper) except -1
+    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all, ExtentMap shared) except -1

@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t, UINT64_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from daxfs._flush cimport DirtyMap
+from daxfs._flush cimport DirtyMap, StateArena
 from daxfs._fsync cimport FSYNC_PYTHON, fsync_run
 from daxfs._window cimport Window
 
@@ -323,6 +323,38 @@ cdef iomap *_extents(list rows, size_t *n) except? NULL:
 
 
 @cython.no_gc_clear
+cdef class ExtentMap:
+    """256 extents of *pages* pages, all idle (native/tracker.h). *arena*: where they stand, while it has a
+    slot; DRAM if None. OSError EIO after kill."""
+
+    def __cinit__(self, uint64_t pages, StateArena arena=None):
+        self.arena = arena
+        if arena is not None:
+            arena.table.enter()
+        extent_map_init(&self.m, &arena.a if arena is not None else NULL, pages)
+        if arena is not None:
+            arena.table.exit()
+
+    def __dealloc__(self):
+        extent_map_end(&self.m)
+
+    @property
+    def active(self):
+        """How many are active."""
+        return extent_count(&self.m)
+
+    def clear(self):
+        """All idle; nobody may mark meanwhile."""
+        if not self.active:
+            return
+        if self.arena is not None:
+            self.arena.table.enter()
+        extent_map_clear(&self.m)
+        if self.arena is not None:
+            self.arena.table.exit()
+
+
+@cython.no_gc_clear
 cdef class FileMap:
     """The extents of one file, sorted, with its size, its flags and its reader/writer lock.
 
@@ -334,7 +366,7 @@ cdef class FileMap:
 
     def __cinit__(self):
         filemap_init(&self.m)
-        self.bits = self.range = self.keeper = None
+        self.bits = self.range = self.shared = None
         self.depth = 0
         self.owner = 0
 
@@ -410,37 +442,48 @@ cdef class FileMap:
 
     # -- what is dirty (native/tracker.h) ---------------------------------------------------
 
+    cdef StateArena arena(self):
+        """Where its marks stand in the region, as far as they do; None: they are in DRAM."""
+        if self.bits is not None:
+            return self.bits.arena
+        return self.shared.arena if self.shared is not None else None
+
     cdef int enter_marks(self) except -1:
         """Marks may stand in the region: around what looks at them. EIO after kill."""
-        if self.bits is not None:
-            self.bits._enter()
+        cdef StateArena arena = self.arena()
+        if arena is not None:
+            arena.table.enter()
         return 0
 
     cdef int leave_marks(self) except -1:
-        if self.bits is not None:
-            self.bits._exit()
+        cdef StateArena arena = self.arena()
+        if arena is not None:
+            arena.table.exit()
         return 0
 
-    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all, extent_map *shared,
-                   object keeper) except -1:
-        """From now on the tracker *to*, with marks in *bits* or *shared*, of *keeper*: `tracker_switch`.
+    cdef int track(self, const dax_tracker *to, DirtyMap bits, bint all, ExtentMap shared) except -1:
+        """From now on the tracker *to*, with marks in *bits* or *shared*: `tracker_switch`.
 
         MemoryError, and nothing changed. What the old one had in memory is freed when the lock is given back.
         """
         cdef int err
-        cdef DirtyMap old
+        cdef StateArena arena
+        cdef object old = (self.bits, self.shared)
         self._exclusive()
         try:
-            old = self.bits
-            self.enter_marks()
-            if bits is not None:
-                bits._enter()  # the table counts: it is the same one
-            err = tracker_switch(&self.m, to, &bits.m if bits is not None else NULL, shared, all)
+            arena = self.arena()
+            if bits is not None and bits.arena is not None:
+                arena = bits.arena
+            elif shared is not None and shared.arena is not None:
+                arena = shared.arena
+            if arena is not None:
+                arena.table.enter()  # the old one's is that of the same table
+            err = tracker_switch(&self.m, to, &bits.m if bits is not None else NULL,
+                                 &shared.m if shared is not None else NULL, all)
             if not err:
-                self.bits, self.keeper = bits, keeper
-            for entered in (old, bits):
-                if entered is not None:
-                    (<DirtyMap>entered)._exit()
+                self.bits, self.shared = bits, shared
+            if arena is not None:
+                arena.table.exit()
         finally:
             self.unlock()
         if err:
@@ -474,10 +517,18 @@ cdef class FileMap:
 
     @property
     def dirty_bytes(self):
-        """Bytes of the units that are marked; of extents, what of them is this file's."""
+        """Bytes of the units that are marked; of extents, what of them is this file's. EIO after kill where
+        extents stand in the region."""
+        cdef uint64_t found
         self._shared()
-        cdef uint64_t found = tracker_bytes(&self.m)
-        self.unlock()
+        try:
+            if self.shared is not None:
+                self.enter_marks()
+            found = tracker_bytes(&self.m)
+            if self.shared is not None:
+                self.leave_marks()
+        finally:
+            self.unlock()
         return found
 
     @property

@@ -2,7 +2,7 @@
 # The policies of fsync (native/tracker.h): which one a mount uses, and what it attaches to a file.
 from libc.stdint cimport uint64_t
 from daxfs._flush cimport StateArena
-from daxfs._iomap cimport FileMap, dax_tracker, extent_map
+from daxfs._iomap cimport ExtentMap, FileMap, dax_tracker
 
 cdef extern from "daxfs/native/tracker.h" nogil:
     const dax_tracker dax_tracker_none, dax_tracker_line, dax_tracker_pte, dax_tracker_pmd
@@ -23,7 +23,7 @@ cdef class LineTracker(Tracker):
     pass
 
 cdef class ExtentTracker(Tracker):
-    cdef extent_map m            # of the region
+    cdef ExtentMap extents       # of the region
     cdef uint64_t npages
     cdef FileMap everything      # of no page, so that its write-back is that of the region's extents alone
 

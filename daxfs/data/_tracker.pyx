@@ -10,10 +10,9 @@ into 256 extents (S15): from the first mark on, each fsync of any file flushes a
 nothing of FUSE.
 """
 from libc.stdint cimport uint64_t
-from libc.string cimport memset
 
 from daxfs._flush cimport DirtyMap, StateArena
-from daxfs._iomap cimport EXTENTS, FileMap, extent_count, extent_map
+from daxfs._iomap cimport EXTENTS, ExtentMap, FileMap, extent_count, extent_map
 
 
 cdef class Tracker:
@@ -34,7 +33,7 @@ cdef class Tracker:
         if self.tracks(f):
             return
         bits = DirtyMap(self.arena) if self.maps else None
-        f.track(self.t, bits, suspect and f.policy == "none", NULL, None)
+        f.track(self.t, bits, suspect and f.policy == "none", None)
 
     def tracks(self, FileMap f not None):
         """Whether *f* has this tracker, and not another one of the same name."""
@@ -92,29 +91,29 @@ cdef class LineTracker(Tracker):
 
 
 cdef class ExtentTracker(Tracker):
-    """256 extents of a region of *npages* in one bitmap in DRAM, and of each own range in one of its own; an
-    extent stays active as long as the mount, or the own range's inode, is in use."""
+    """256 extents of a region of *npages* in one bitmap, and of each own range in one of its own; each in
+    DRAM, or in a slot of the region (*arena*, S5) while some are left. An extent stays active as long as
+    the mount, or the own range's inode, is in use. OSError EIO where the region of *arena* is gone."""
 
     name = "extent"
 
     def __cinit__(self, StateArena arena=None, uint64_t npages=0):
-        self.t, self.maps, self.arena, self.npages = &dax_tracker_extent, False, None, npages
-        memset(&self.m, 0, sizeof(self.m))
-        self.m.pages = max((npages + EXTENTS - 1) // EXTENTS, 1)
+        self.t, self.maps, self.arena, self.npages = &dax_tracker_extent, False, arena, npages
+        self.extents = ExtentMap(max((npages + EXTENTS - 1) // EXTENTS, 1), arena)
         self.everything = FileMap()
 
     def attach(self, FileMap f not None, bint suspect=False):
         if not self.tracks(f):
-            f.track(self.t, None, suspect and f.policy == "none", &self.m, self)
+            f.track(self.t, None, suspect and f.policy == "none", self.extents)
 
     def tracks(self, FileMap f not None):
-        return f.m.tracker == self.t and f.m.shared == &self.m
+        return f.m.tracker == self.t and f.m.shared == &self.extents.m
 
     def keeps(self, FileMap f not None):
         return f.own is None and self.tracks(f)
 
     def finish(self, dax):
-        self.everything.track(self.t, None, False, &self.m, None)
+        self.everything.track(self.t, None, False, self.extents)
         if self.everything.marked:
             dax.writeback(self.everything)
 
@@ -123,12 +122,16 @@ cdef class ExtentTracker(Tracker):
         memset(self.m.word, 0xff, sizeof(self.m.word))
 
     def held(self, maps):
-        own = [f for f in maps if f.own is not None]
-        active = min(extent_count(&self.m) * self.m.pages, self.npages)
-        marked = (active << 12) + sum([f.dirty_bytes for f in own])
-        return {"unit_bytes": self.m.pages << 12, "dirty_bytes": marked,
-                "memory_bytes": (1 + len(own)) * sizeof(extent_map),
-                "active_extents": extent_count(&self.m)}
+        # By what DRAM has, as this is told when the region is gone, too.
+        cdef uint64_t each = self.extents.m.pages, active = min(self.extents.active * each, self.npages)
+        cdef uint64_t ranges = 0
+        cdef FileMap f
+        for f in maps:
+            if f.own is not None and f.m.active != NULL:
+                ranges += 1
+                active += min(extent_count(f.m.active) * f.m.active.pages, <uint64_t>f.own.pages)
+        return {"unit_bytes": each << 12, "dirty_bytes": active << 12,
+                "memory_bytes": (1 + ranges) * sizeof(extent_map), "active_extents": self.extents.active}
 
 
 cdef class ExtentClearTracker(ExtentTracker):
@@ -143,7 +146,7 @@ cdef class ExtentClearTracker(ExtentTracker):
     def last_close(self, dax):
         self.finish(dax)
         # Order: after flush and drain. Nobody marks meanwhile, as no file is open.
-        memset(self.m.word, 0, sizeof(self.m.word))
+        self.extents.clear()
 
 
 TRACKERS = {kind.name: kind for kind in (PteTracker, PmdTracker, LineTracker, ExtentTracker,

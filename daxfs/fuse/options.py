@@ -105,7 +105,8 @@ class MountConfig:
         words = ["ro" if self.readonly else "rw", self.atime]
         plain = ("nodiratime", "lazytime", "raw", "revoke", "debug")
         words += [name for name in plain if getattr(self, name)]
-        words += [f"{name}={getattr(self, name)}" for name in CHOICES]
+        words += [f"{name}={getattr(self, name)}" for name in CHOICES
+                  if name != "drain" or self.write == "nt"]
         words += [f"{name}={getattr(self, name)}" for name in (*COUNTS, *SIZES, *IDS)
                   if getattr(self, name) is not None]
         words += [name for name, (flag, value) in FLAGS.items() if self.flags.get(flag, not value) is value
@@ -141,6 +142,9 @@ def parse(text: str, sloppy: bool = False) -> MountConfig:
     if config.nt_threshold and config.write == "cached":
         raise UsageError(f"nt_threshold={config.nt_threshold} can't be had with write=cached, where all "
                          "writes go through the cache")
+    if "drain" in config.given and config.write == "cached":
+        raise UsageError("drain= can't be had with write=cached, where all writes go through the cache and "
+                         "fsync waits for them")
     return config
 
 

@@ -57,8 +57,7 @@ uint64_t dirty_arena_fallbacks(struct dirty_arena *a)
 	return n;
 }
 
-/* A slot, or NULL when all are in use. */
-static struct dirty_chunk *arena_take(struct dirty_arena *a)
+void *dirty_arena_take(struct dirty_arena *a)
 {
 	char *p = NULL;
 
@@ -70,38 +69,40 @@ static struct dirty_chunk *arena_take(struct dirty_arena *a)
 	else
 		a->fallbacks++;
 	pthread_mutex_unlock(&a->lock);
-	return (struct dirty_chunk *)p;
+	return p;
 }
 
-static int in_arena(const struct dirty_arena *a, const struct dirty_chunk *c)
+static int in_arena(const struct dirty_arena *a, const void *p)
 {
-	return a && (uintptr_t)c - (uintptr_t)a->base < (uintptr_t)a->slots * DIRTY_SLOT_BYTES;
+	return a && (uintptr_t)p - (uintptr_t)a->base < (uintptr_t)a->slots * DIRTY_SLOT_BYTES;
+}
+
+int dirty_arena_give(struct dirty_arena *a, const void *p)
+{
+	if (!in_arena(a, p))
+		return 0;
+	pthread_mutex_lock(&a->lock);
+	a->back[a->nback++] = (uint32_t)(((const char *)p - a->base) / DIRTY_SLOT_BYTES);
+	pthread_mutex_unlock(&a->lock);
+	return 1;
 }
 
 /* A chunk of zeros, or NULL without memory. */
 static struct dirty_chunk *chunk_new(struct dirty_map *m)
 {
-	struct dirty_chunk *c = m->arena ? arena_take(m->arena) : NULL;
+	struct dirty_chunk *c = m->arena ? dirty_arena_take(m->arena) : NULL;
 
 	if (c)
 		return memset(c, 0, sizeof(*c));
 	return calloc(1, sizeof(*c));
 }
 
-/* Not a byte of a slot is touched: the region may be gone. */
 static void chunk_free(struct dirty_map *m, struct dirty_chunk *c)
 {
-	struct dirty_arena *a = m->arena;
-
 	if (m->last == c)
 		m->last = NULL;
-	if (!in_arena(a, c)) {
+	if (!dirty_arena_give(m->arena, c))
 		free(c);
-		return;
-	}
-	pthread_mutex_lock(&a->lock);
-	a->back[a->nback++] = (uint32_t)(((char *)c - a->base) / DIRTY_SLOT_BYTES);
-	pthread_mutex_unlock(&a->lock);
 }
 
 void dirty_init(struct dirty_map *m, struct dirty_arena *arena)

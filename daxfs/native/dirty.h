@@ -29,7 +29,8 @@ struct dirty_chunk {
 };
 
 /*
- * Room for chunks in the region (SEEDS.md S5), shared by the maps of one mount.
+ * Room for chunks in the region (SEEDS.md S5), shared by the maps of one mount;
+ * a map of extents (tracker.h) takes a slot, too.
  * What stands in it is volatile: a slot is zeroed when it is taken, nothing is
  * flushed, and which slots are in use is known in DRAM alone, so that nothing of
  * an earlier mount is ever looked at and giving a slot back touches no region.
@@ -50,6 +51,10 @@ struct dirty_arena {
 /* 0, or -ENOMEM. `base` is a multiple of 64; bytes that make no slot are left alone. */
 int dirty_arena_init(struct dirty_arena *a, void *base, size_t bytes);
 void dirty_arena_destroy(struct dirty_arena *a);
+/* A slot, not zeroed, or NULL when all are in use, which is counted. */
+void *dirty_arena_take(struct dirty_arena *a);
+/* Back with p, of which not a byte is touched: the region may be gone. 0: it is no slot. `a` may be NULL. */
+int dirty_arena_give(struct dirty_arena *a, const void *p);
 /* Slots in use. */
 uint32_t dirty_arena_used(struct dirty_arena *a);
 uint64_t dirty_arena_fallbacks(struct dirty_arena *a);

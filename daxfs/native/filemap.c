@@ -6,7 +6,7 @@
  * exclusive for splice), and a range_table is filled before it is shared.
  */
 #define _GNU_SOURCE
-#include "daxfs/native/filemap.h"
+#include "daxfs/native/tracker.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -100,6 +100,7 @@ void filemap_init(struct filemap *m)
 void filemap_destroy(struct filemap *m)
 {
 	free(m->e);
+	extent_map_end(m->active);
 	free(m->active);
 	m->e = NULL;
 	m->active = NULL;

@@ -107,8 +107,11 @@ struct own_range {
 /* 256 extents of pages in a row, each active or not (SEEDS.md S15; tracker.h). */
 #define EXTENTS 256
 struct extent_map {
-	uint64_t word[EXTENTS / 64];	/* a bit an extent; set and read with atomics */
+	uint64_t word[EXTENTS / 64];	/* a bit an extent, unless it has a slot; set and read with atomics */
+	uint64_t *slot;			/* the words in the region (dirty.h); NULL: `word` */
+	struct dirty_arena *arena;	/* of the slot; NULL: DRAM alone */
 	uint64_t pages;			/* of an extent; 0: none is active yet */
+	uint64_t active;		/* bits set, or about to be: in DRAM, for who has not entered the region */
 };
 
 struct filemap {

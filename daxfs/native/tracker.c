@@ -5,6 +5,7 @@
 #include "daxfs/native/tracker.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "daxfs/native/dirty.h"
 
@@ -65,13 +66,41 @@ static int map_any(const struct filemap *f)
 
 /* -- extents (S15) ------------------------------------------------------------------------------- */
 
+static uint64_t *words(struct extent_map *m)
+{
+	return m->slot ? m->slot : m->word;
+}
+
+void extent_map_init(struct extent_map *m, struct dirty_arena *arena, uint64_t pages)
+{
+	*m = (struct extent_map){.arena = arena, .pages = pages};
+	m->slot = arena ? dirty_arena_take(arena) : NULL;
+	extent_map_clear(m);
+}
+
+void extent_map_end(struct extent_map *m)
+{
+	if (m && m->slot)
+		dirty_arena_give(m->arena, m->slot);
+}
+
+void extent_map_clear(struct extent_map *m)
+{
+	memset(words(m), 0, sizeof(m->word));
+	__atomic_store_n(&m->active, 0, __ATOMIC_SEQ_CST);
+}
+
 static void activate(struct extent_map *m, unsigned n)
 {
 	uint64_t bit = UINT64_C(1) << n % 64;
 
 	/* Most marks find it active: no line is written, which other CPUs have to fetch. */
-	if (!extent_is_active(m, n))
-		__atomic_fetch_or(&m->word[n / 64], bit, __ATOMIC_SEQ_CST);
+	if (extent_is_active(m, n))
+		return;
+	/* Counted before anybody can find it active, who then relies on any(). Of two, one takes it back. */
+	__atomic_fetch_add(&m->active, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_fetch_or(&words(m)[n / 64], bit, __ATOMIC_SEQ_CST) & bit)
+		__atomic_fetch_sub(&m->active, 1, __ATOMIC_SEQ_CST);
 }
 
 /* Extents of twice the length: one of two neighbours was active, so the pair is. Own ranges alone. */
@@ -82,17 +111,19 @@ static void merge(struct extent_map *m)
 	for (unsigned n = 0; n < EXTENTS; n++)
 		if (extent_is_active(m, n))
 			activate(&twice, n / 2);
-	*m = twice;
+	memcpy(words(m), twice.word, sizeof(twice.word));
+	m->active = twice.active;
+	m->pages = twice.pages;
 }
 
 /* The pages of an own range up to `last` have extents. 0 or -ENOMEM. */
 static int reach(struct filemap *f, uint64_t last)
 {
 	if (!f->active) {
-		f->active = calloc(1, sizeof(*f->active));
+		f->active = malloc(sizeof(*f->active));
 		if (!f->active)
 			return -ENOMEM;
-		f->active->pages = 1;
+		extent_map_init(f->active, f->shared ? f->shared->arena : NULL, 1);
 	}
 	if (last < f->own->pages)
 		last = f->own->pages;
@@ -153,20 +184,13 @@ static uint64_t extent_next_run(const struct filemap *f, uint64_t pos, uint64_t 
 static int extent_any(const struct filemap *f)
 {
 	const struct extent_map *m = tracker_extents(f);
-	uint64_t any = 0;
 
-	for (unsigned n = 0; m && n < EXTENTS / 64; n++)
-		any |= __atomic_load_n(&m->word[n], __ATOMIC_RELAXED);
-	return any != 0;
+	return m && extent_count(m);
 }
 
 unsigned extent_count(const struct extent_map *m)
 {
-	unsigned count = 0;
-
-	for (unsigned n = 0; n < EXTENTS; n++)
-		count += (unsigned)extent_is_active(m, n);
-	return count;
+	return (unsigned)__atomic_load_n(&m->active, __ATOMIC_RELAXED);
 }
 
 /* -- tables -------------------------------------------------------------------------------------- */
@@ -239,9 +263,11 @@ int tracker_switch(struct filemap *f, const struct dax_tracker *to, struct dirty
 	copy.active = NULL;
 	err = f->tracker ? hand_over(f, &copy, all) : 0;
 	if (err) {
+		extent_map_end(copy.active);
 		free(copy.active);
 		return err;
 	}
+	extent_map_end(f->active);
 	free(f->active);
 	f->tracker = to;
 	f->dirty = dirty;

@@ -44,12 +44,23 @@ static inline struct extent_map *tracker_extents(const struct filemap *f)
 	return f->own ? f->active : f->shared;
 }
 
-static inline int extent_is_active(const struct extent_map *m, unsigned n)
+static inline const uint64_t *extent_words(const struct extent_map *m)
 {
-	return __atomic_load_n(&m->word[n / 64], __ATOMIC_RELAXED) >> n % 64 & 1;
+	return m->slot ? m->slot : m->word;
 }
 
-/* How many are active. */
+static inline int extent_is_active(const struct extent_map *m, unsigned n)
+{
+	return __atomic_load_n(&extent_words(m)[n / 64], __ATOMIC_ACQUIRE) >> n % 64 & 1;
+}
+
+/* All idle, extents of `pages` pages; in a slot of the arena (NULL: none) if there is one, else in DRAM. */
+void extent_map_init(struct extent_map *m, struct dirty_arena *arena, uint64_t pages);
+/* Gives the slot back; not a byte of the region is touched. m may be NULL, or zeros. */
+void extent_map_end(struct extent_map *m);
+/* All idle again. Nobody marks meanwhile. */
+void extent_map_clear(struct extent_map *m);
+/* How many are active, and whether any is: not between range_enter and range_exit, either. */
 unsigned extent_count(const struct extent_map *m);
 
 /* tracker->mark; -EINVAL without a tracker. */

@@ -118,7 +118,7 @@ def doctor() -> None:
 
 def source() -> None:
     """What the source is, how it is mapped, what fsync does on it; in one mount, which takes long here."""
-    with region(options="write=cached,drain=fsync") as one:
+    with region(options="write=cached") as one:
         _granularity(one)
         _fsync(one)
         _mapping(one)

@@ -13,6 +13,7 @@ import pytest
 CYCLE = """
 import ctypes, gc, mmap
 from daxfs._flush import DirtyMap, StateArena
+from daxfs._iomap import ExtentMap
 
 class Thing:
     def enter(self): pass
@@ -20,6 +21,9 @@ class Thing:
 
 room = mmap.mmap(-1, 1 << 20)
 address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+
+def extents(arena):
+    return ExtentMap(4, arena)
 
 def bits(arena):
     made = DirtyMap(arena)
@@ -37,7 +41,7 @@ for _ in range(100):
 """
 
 
-@pytest.mark.parametrize("kind", ["bits"])
+@pytest.mark.parametrize("kind", ["bits", "extents"])
 def test_marks_go_before_their_slots(kind):
     done = subprocess.run([sys.executable, "-P", "-c", CYCLE.replace("{kind}", kind)], capture_output=True,
                           text=True, check=False, timeout=120)

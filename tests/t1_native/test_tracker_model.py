@@ -31,8 +31,17 @@ BUGS = {
         "tracker.c", "first = (pos + mask) >> shift, last = (pos + len) >> shift",
         "first = pos >> shift, last = (pos + len + mask) >> shift"),
     "a run is too short": ("tracker.c", "*len <<= shift;", "*len = *len << shift >> (*len > 1);"),
-    "any looks at one word of the extents": (
-        "tracker.c", "m && n < EXTENTS / 64; n++)", "m && n < 1; n++)"),
+    "an extent that is active and not counted": (
+        "tracker.c", "__atomic_fetch_add(&m->active, 1,", "__atomic_fetch_add(&m->active, n < 64,"),
+    "extents begin with what the slot had": (
+        "tracker.c", "dirty_arena_take(arena) : NULL;\n\textent_map_clear(m);",
+        "dirty_arena_take(arena) : NULL;"),
+    "extents that grow are left in DRAM": (
+        "tracker.c", "memcpy(words(m), twice.word, ", "memcpy(m->word, twice.word, "),
+    "a slot that a range's extents keep": (
+        "tracker.c", "\textent_map_end(f->active);\n\tfree(f->active);", "\tfree(f->active);"),
+    "a slot that a file keeps at its end": (
+        "filemap.c", "\textent_map_end(m->active);\n", ""),
     "the last extent of a mark is not active": (
         "tracker.c", "n <= last / m->pages; n++)",
         "n < last / m->pages || n == first / m->pages; n++)"),
@@ -61,6 +70,16 @@ BUGS = {
     "the last page of a range is not flushed": (
         "daxio.c", "uint64_t size = (f->size + PAGE_SIZE - 1) >> DAXFS_PAGE_SHIFT, n;",
         "uint64_t size = f->size >> DAXFS_PAGE_SHIFT, n;"),
+    "extents are cleared by a write-back": (
+        "daxio.c", "if (!error && !tracker_of(f)->extents)\n",
+        "if (!error && tracker_of(f)->extents && tracker_extents(f))\n"
+        "\t\t\textent_map_clear((struct extent_map *)tracker_extents(f));\n"
+        "\t\telse if (!error && !tracker_of(f)->extents)\n"),
+    "idle extents are flushed": (
+        "daxio.c", "if (!extent_is_active(m, n))\n\t\t\tcontinue;", "if (!extent_count(m))\n\t\t\tcontinue;"),
+    "extents of the file alone are flushed": (
+        "daxio.c", "total = tracker_of(f)->extents ? flush_extents(&g, f, trace) :",
+        "total = tracker_of(f)->extents && f->own ? flush_extents(&g, f, trace) :"),
     "a gap of the region ends an extent": (
         "daxio.c", "while ((first = range_next(g->io->table, first)) < last) {",
         "while (range_next(g->io->table, first) == first && first < last) {"),

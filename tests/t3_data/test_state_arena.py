@@ -12,7 +12,9 @@ from datakit import MIB, PAGE, calls, create, noise, reopen
 
 from daxfs import layout as L
 from daxfs._flush import DirtyMap, StateArena
+from daxfs._iomap import ExtentMap
 from daxfs._record import Recorder
+from daxfs.data._tracker import POLICIES
 from daxfs.meta import file, namespace
 
 CHUNK = 1 << 15  # file pages that one chunk covers
@@ -201,6 +203,147 @@ def test_the_state_is_volatile(kit):
     assert crashed.snapshot()["slots_used"] == 0
     again = reopen(crashed, node.ino)
     assert again.map.dirty.count == 0 and crashed.fsync(again) == 0
+
+
+# -- extents: a bitmap of 256 bits in a slot ---------------------------------------------------
+
+
+def in_slots(region, slots: int) -> int:
+    """Bits that are set in the first words of the first *slots* slots, as they stand in the region."""
+    words = [region.array[AREA + n * SLOT :][:32] for n in range(slots)]
+    return int(sum(np.unpackbits(each).sum() for each in words))
+
+
+def test_extents_stand_in_the_region_and_go_back(region):
+    arena = arena_of(region, 2)
+    extents = ExtentMap(4, arena)
+    assert (arena.used, arena.fallbacks, extents.active) == (1, 0, 0)
+    assert in_slots(region, 1) == 0 and (region.array[AREA + SLOT :] == 0xEE).all(), "zeroed, and no more"
+    second, third = ExtentMap(4, arena), ExtentMap(4, arena)
+    assert (arena.used, arena.fallbacks) == (2, 1), "DRAM serves, and it is counted"
+    del extents, second, third
+    gc.collect()
+    assert arena.used == 0 and (outside(region, 2) == 0xEE).all() and region.table.users == 0
+    region.kill()
+    with pytest.raises(OSError) as caught:
+        ExtentMap(4, arena)
+    assert caught.value.errno == errno.EIO and arena.used == 0
+
+
+def bits_of(io, *, of: int) -> int:
+    """Bits that are set where the *of* slots of extents begin."""
+    first = area(io.fs)
+    return int(sum(np.unpackbits(first[n * SLOT :][:32]).sum() for n in range(of)))
+
+
+@pytest.mark.parametrize("policy", ["extent", "extent+clear"])
+def test_extents_of_a_mount(kit, policy):
+    io = kit.io("cached", map_kind="dev")
+    io.set_tracker(policy)
+    node = create(io, b"f")
+    io.write(node, 0, noise(5 * PAGE))
+    shown = io.snapshot()
+    assert (shown["state"], shown["slots_used"], shown["fallbacks"]) == ("dev", 1, 0)
+    assert shown["active_extents"] == 0 == bits_of(io, of=1), "new blocks are stored past the cache"
+    io.write(node, 0, noise(5 * PAGE))
+    active = io.snapshot()["active_extents"]
+    assert active and bits_of(io, of=1) == active
+    area(io.fs)[:32] = 0  # the state is this one, and no copy in DRAM
+    assert node.map.dirty_runs() == [] and node.map.dirty_bytes == 0
+    area(io.fs)[:32] = 0xFF
+    assert node.map.dirty_bytes == 5 * PAGE
+    io.release(node)
+    kept = (active, 256) if policy == "extent" else (0, 0)
+    assert (io.snapshot()["active_extents"], bits_of(io, of=1)) == kept
+    io.set_tracker("pte")
+    del node  # of a closed file: it has the tracker that it had
+    gc.collect()
+    assert io.snapshot()["slots_used"] == 0 and io.fs.region.table.users == 0
+
+
+def test_extents_of_own_ranges(pool_kit):
+    io = pool_kit.io("cached", map_kind="dev")
+    io.set_tracker("extent")
+    nodes = [create(io, b"f%d" % n) for n in range(2)]
+    for node in nodes:
+        io.write(node, 0, noise(512 * PAGE))
+        io.write(node, 0, noise(PAGE))
+    assert io.snapshot()["slots_used"] == 3 and bits_of(io, of=3) == 2
+    io.write(nodes[0], 512 * PAGE, noise(4096 * PAGE))
+    io.write(nodes[0], 4607 * PAGE, b"x")
+    assert nodes[0].map.dirty_runs() == [(0, 32 * PAGE), (4576 * PAGE, 32 * PAGE)], "doubled where they stand"
+    assert io.snapshot()["slots_used"] == 3 and bits_of(io, of=3) == 3
+    ino = nodes[1].ino
+    io.release(nodes[1])
+    namespace.unlink(io.fs, 1, b"f1")
+    assert ino not in io.fs.nodes
+    del nodes[1], node
+    gc.collect()
+    assert io.snapshot()["slots_used"] == 2, "back with the file"
+
+
+@pytest.mark.parametrize("policy", ["extent", "extent+clear"])
+def test_extents_are_volatile(kit, policy):
+    """As bits of pages are: never stored through the table, never flushed, never read by another mount."""
+    io = kit.io("cached", map_kind="dev")
+    io.set_tracker(policy)
+    node = create(io, b"f")
+    io.write(node, 0, noise(3 * PAGE))
+    low, high = io.fs.sb.map_pfn * PAGE, (io.fs.sb.map_pfn + io.fs.sb.map_pages) * PAGE
+    with Recorder(io.fs.region, sites=False) as table:
+        io.write(node, 0, noise(3 * PAGE))
+        log = calls(table)
+    assert not [e for e in log if e[0] != "drain" and e[1] < high and e[1] + e[2] > low]
+    assert bits_of(io, of=1)
+    crashed = kit.crashed(io)
+    assert bits_of(crashed, of=1), "the old bits are there"
+    crashed.set_tracker(policy)
+    assert (crashed.snapshot()["active_extents"], bits_of(crashed, of=1)) == (0, 0)
+    again = reopen(crashed, node.ino)
+    assert not again.map.marked and crashed.fsync(again) == 0
+
+
+def test_a_report_of_extents_when_the_region_is_gone(kit):
+    """What DRAM has says it; what looks at marks is refused, and nothing is touched."""
+    io = kit.io("cached", map_kind="dev")
+    io.set_tracker("extent")
+    node = create(io, b"f")
+    io.write(node, 0, noise(3 * PAGE))
+    io.write(node, 0, noise(3 * PAGE))
+    before = io.snapshot()
+    io.fs.region.kill()
+    assert io.snapshot() == before and node.map.marked
+    for look in (node.map.dirty_runs, lambda: node.map.dirty_bytes, lambda: node.map.mark(0, 1)):
+        with pytest.raises(OSError) as caught:
+            look()
+        assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_switches_between_all_policies_in_the_region(kit, pool_kit, seed):
+    """What is dirty stays marked over any change; in the end all slots are back."""
+    rng = random.Random(seed)
+    for made in (kit, pool_kit):
+        io = made.io("cached", map_kind="dev")
+        node = create(io, b"f")
+        io.write(node, 0, noise(100 * PAGE))
+        io.fsync(node)
+        dirty: set[int] = set()
+        for _ in range(60):
+            if rng.random() < 0.6:
+                page = rng.randrange(100)
+                io.write(node, page * PAGE + 7, b"x")
+                dirty |= {page} if io.tracker.name != "none" else set()
+            else:
+                policy = rng.choice(POLICIES)
+                io.set_tracker(policy)
+                dirty = set() if policy == "none" else dirty
+            found = {page for at, length in node.map.dirty_runs()
+                     for page in range(at // PAGE, -(-(at + length) // PAGE))}
+            assert dirty <= found
+        io.set_tracker("none")
+        gc.collect()
+        assert io.snapshot()["slots_used"] == 0 == io.snapshot()["fallbacks"]
 
 
 def test_more_files_than_slots(kit):

@@ -68,7 +68,7 @@ def writes(path, rounds=5):
 
 @pytest.mark.parametrize("transport", [None, "dev", "pyfuse3"])
 def test_fsync_and_write_take_what_the_medium_takes(region_factory, tape, transport):
-    options = f"write=cached,drain=fsync{f',transport={transport}' if transport else ''}"
+    options = f"write=cached{f',transport={transport}' if transport else ''}"
     region = region_factory()
     region.mount(options)
     assert min(fsyncs(region.path / "file")) < LINES * 2000  # DRAM: nowhere near
@@ -157,7 +157,7 @@ def test_refusals_leave_the_source_free(region_factory, tmp_path, tape):
 
 
 def test_with_flush_on_power_failure_only_what_goes_past_the_cache_costs(mount_factory, tape):
-    region = mount_factory(options=f"emulate={tape},granularity=byte,write=cached,drain=fsync")
+    region = mount_factory(options=f"emulate={tape},granularity=byte,write=cached")
     fsyncs(region.path / "file")  # new blocks are always written past the cache
     before = region.stat()["emulation"]["lines"]
     fsyncs(region.path / "file")
@@ -168,7 +168,7 @@ def test_with_flush_on_power_failure_only_what_goes_past_the_cache_costs(mount_f
 def test_with_a_recording(mount_factory, tape):
     path = f"/dev/shm/{mounts.PREFIX}emulated"
     try:
-        region = mount_factory(options=f"emulate={tape},record={path},write=cached,drain=fsync")
+        region = mount_factory(options=f"emulate={tape},record={path},write=cached")
         assert min(fsyncs(region.path / "file")) >= LINES * 2000 + 100000
         region.umount()
         found = log.load(path)

@@ -37,7 +37,8 @@ CHOSEN = {
     "granularity=byte": ("byte", "none", "nt", "write", 256, 1),
     "granularity=byte,flush=none": ("byte", "none", "nt", "write", 256, 1),
     "granularity=page,drain=fsync": ("page", "msync", "nt", "fsync", 0, 1),
-    "write=cached,drain=fsync,flushers=3": ("cache_line", available()["flush"][0], "cached", "fsync", 0, 3),
+    "write=cached,flushers=3": ("cache_line", available()["flush"][0], "cached", "write", 0, 3),
+    "drain=fsync,write=cached,write=nt": ("cache_line", available()["flush"][0], "nt", "fsync", 256, 1),
     "nt_threshold=4096": ("cache_line", available()["flush"][0], "nt", "write", 4096, 1),
     "nt_threshold=0": ("cache_line", available()["flush"][0], "nt", "write", 0, 1),
 }
@@ -69,6 +70,7 @@ REFUSED = {
     "flush=msync,flushers=2": "flushers=2 can't be had",
     "granularity=page,nt_threshold=64": "nt_threshold=64 can't be had",
     "write=cached,nt_threshold=64": "nt_threshold=64 can't be had",
+    **{f"write=cached,drain={when}": "drain= can't be had with write=cached" for when in ("write", "fsync")},
     "record=/dev/null,flushers=2": "flushers=2 can't be had with record=",
     **{f"flush={kind}": "this CPU can't do" for kind in ("clwb", "clflushopt", "clflush")
        if kind not in available()["flush"]},

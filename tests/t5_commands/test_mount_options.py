@@ -94,6 +94,7 @@ def test_what_a_fuse_mount_shows_is_taken_back_on_remount():
 
 
 @pytest.mark.parametrize("text", ["ro,noatime,write=cached,uid=3", "allow_other,sync,noexec", "",
+                                  "write=cached,sync",
                                   "lazytime,nodiratime,drain=fsync,nosuid,nodev", "transport=dev,threads=3",
                                   r"record=/a\,b\\c,log_file=/d\,e",
                                   r"emulate=/a\,b", "emulate=cxl"])

@@ -178,6 +178,32 @@ def test_extents_of_a_mount(mount_factory):
     os.close(other)
 
 
+def test_where_the_state_is(mount_factory):
+    """In the region with --map=dev, one slot for each policy that has a state, which goes with the policy. A
+    mount after a kill begins with nothing."""
+    region = mount_factory(options="write=cached", mkfs=("--map=dev",))
+    fd = os.open(region.path / "file", os.O_RDWR | os.O_CREAT)
+    os.write(fd, bytes(SIZE))
+    os.fsync(fd)
+    for policy in ("pte", "extent", "line", "extent+clear", "pmd", "none", "extent"):
+        daxfs("set", region.path, f"track={policy}")
+        os.pwrite(fd, b"x", 5000)
+        found = tracker(region)
+        assert (found["policy"], found["state"], found["fallbacks"]) == (policy, "dev", 0)
+        assert found["slots_used"] == (policy != "none"), policy
+        assert found["memory_bytes"] < 4096 and bool(found["dirty_bytes"]) == (policy != "none")
+    shown = " ".join(daxfs("stat", region.path).stdout.split())
+    assert " state dev " in shown and " slots used 1 " in shown
+    assert f" active extents {found['active_extents']} " in shown
+    os.close(fd)
+    assert tracker(region)["dirty_bytes"], "extents stay active"
+    region.kill()
+    region.mount()
+    assert tracker(region)["slots_used"] == 0 == tracker(region)["dirty_bytes"]
+    region.umount()
+    assert region.fsck("-n").returncode == 0
+
+
 def test_a_raw_mount_has_none(tmp_path):
     source, where = tmp_path / "source", tmp_path / "mnt"
     source.write_bytes(bytes(SIZE))

@@ -110,7 +110,7 @@ def region_track(region) -> str:
     return tracker["policy"]
 
 
-OPTIONS = ("", "emulate=pmem1-single,flushers=3", "drain=fsync,lazytime,transport=dev", "write=nt", "mapdev")
+OPTIONS = ("", "emulate=pmem1-single,flushers=3", "lazytime,transport=dev", "write=nt,drain=fsync", "mapdev")
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -135,7 +135,7 @@ def test_then_killed(options):
         assert region.fsck("-n").returncode == 0
 
 
-@pytest.mark.parametrize("options", ["write=cached", "write=cached,drain=fsync,emulate=pmem2"])
+@pytest.mark.parametrize("options", ["write=cached", "write=cached,emulate=pmem2"])
 def test_by_power_failures(options):
     """Of a recorded mount: all policies but none, which promises nothing."""
     path = f"/dev/shm/{mounts.PREFIX}switched"

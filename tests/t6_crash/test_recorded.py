@@ -65,7 +65,7 @@ def work_in_ranges(path):
     os.unlink(own / "new0")
 
 
-@pytest.fixture(params=["", "write=cached,drain=fsync", "granularity=page,flush=msync", "pool"])
+@pytest.fixture(params=["", "write=cached", "granularity=page,flush=msync", "pool"])
 def recording(request):
     """The path of a recording of `work` on a mount with these options."""
     path = f"/dev/shm/{mounts.PREFIX}recorded"

@@ -4,7 +4,7 @@
 
 All media mounted at the same time, and one mount without, measured in turns by one thread; regions on
 /dev/shm. "flush" and "nt" are the mounts' own self-checks (in process, CLOCK_MONOTONIC, medians); "fsync" is
-fsync(2) of one 4 KiB block that was just written, with write=cached,drain=fsync; "write" is write(2) of 1 MiB
+fsync(2) of one 4 KiB block that was just written, with write=cached; "write" is write(2) of 1 MiB
 over blocks that are there with O_DIRECT, write=nt. These are lower quartiles: who spins loses its CPU where
 others want it. "+": what it takes more than without emulation. Needs root and /dev/fuse; has no target.
 """
@@ -75,7 +75,7 @@ def main() -> int:
     blocks = 4 if args.quick else 40
     media = [emulate.NONE, *emulate.known()]
     more = f",{args.options}" if args.options else ""
-    fsyncs, checks = on_mounts(media, f"write=cached,drain=fsync{more}", "fsync", blocks, 20)
+    fsyncs, checks = on_mounts(media, f"write=cached{more}", "fsync", blocks, 20)
     writes, _ = on_mounts(media, f"write=nt{more}", "write", blocks, 4)
     report = Report("emulate=, µs: 4 KiB written back, 1 MiB past the cache", COLUMNS, args)
     report.samples = {"fsync": fsyncs, "write": writes}
