@@ -4,8 +4,8 @@
 ``--target DIR`` runs the t4 tests in DIR, any mount point, instead of on daxfs.
 Tests with the mark ``transports`` run on a mount by each transport, or by the one of ``--transport``
 alone; a transport that this host does not have skips them and says why.
-Nothing here imports daxfs: the commands are used as installed. Where they are not what is tested they are
-spared their start (warm.py); modules of t5_commands, and those that say COLD_STARTS, start them.
+Nothing here imports daxfs: the commands are used as installed. Those that regions run for themselves are
+spared their start (warm.py) but in modules that say COLD_STARTS; what tests run by themselves is started.
 """
 
 import itertools
@@ -60,7 +60,7 @@ def pytest_configure(config):
 
 
 def pytest_runtest_setup(item):
-    cold = item.path.parent.name == "t5_commands" or getattr(item.module, "COLD_STARTS", False)
+    cold = getattr(item.module, "COLD_STARTS", False)
     mounts.starter = None if cold else item.config.stash[_STARTER]
     if item.get_closest_marker("mount") is None or item.config.getoption("--target"):
         return

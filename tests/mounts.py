@@ -322,7 +322,8 @@ class MountedRegion:
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
             try:
                 sock.settimeout(30)
-                # The table of mounts, not stat(2): shut down it answers on the control socket alone.
+                with contextlib.suppress(OSError):
+                    os.stat(self.path)  # waits until it serves; shut down it answers on its socket alone
                 sock.connect(f"/run/daxfs/{device_of(self.path).replace(':', '-')}.sock")
                 sock.sendall(json.dumps(request).encode() + b"\n")
                 with sock.makefile("rb") as file:

@@ -6,7 +6,7 @@ and daxfs: 0.4 s of CPU time, mostly more than the test. `Starter` has one proce
 program, import all that once. It forks a child for each command, which has the arguments, working directory,
 stdin, stdout and stderr that a new process would have, runs the function of the same entry point, and ends as
 an interpreter ends. What differs from a start: the imports, the seed of hashes, the command line in /proc.
-Whoever tests those, or the start itself (tests/t5_commands), starts commands. So must who is not as the
+Whoever tests those, or the start itself (COLD_STARTS), starts commands. So must who is not as the
 `Starter`'s maker was (`_surroundings`): `Starter.takes` says no. Limits: imports nothing of daxfs but in that
 process. tests/t4_fuse/test_warm.py compares.
 """

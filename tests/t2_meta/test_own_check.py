@@ -11,13 +11,14 @@ import populate
 import pytest
 
 from daxfs import layout as L
-from daxfs.cli import fsck
+from daxfs.cli import common, fsck
 from daxfs.errors import SourceError
 from daxfs.meta import fs as meta_fs
 from daxfs.meta.check import check_region
 from daxfs.region import Region
 
 PAGE = 4096
+PATIENTLY = common.patiently
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,8 @@ def test_the_file_region_is_not_enough(victim, run):
     assert run("-n", path)[0] == 0
 
 
-def test_a_pool_in_use_is_refused(victim, run):
+def test_a_pool_in_use_is_refused(victim, run, monkeypatch):
+    """The first time with all of the patience for a daemon that is about to end, then with little."""
     path = victim(cases.range_without_an_inode)
     before = sorted(os.listdir(path + "/ranges"))
     with Region.open([path]):
@@ -228,6 +230,7 @@ def test_a_pool_in_use_is_refused(victim, run):
             for how in ("-n", "-y"):
                 status, out, err = run(how, source)
                 assert (status, out) == (8, "") and "busy" in err
+                monkeypatch.setattr(common, "patiently", functools.partial(PATIENTLY, seconds=0.1))
     assert sorted(os.listdir(path + "/ranges")) == before
 
 

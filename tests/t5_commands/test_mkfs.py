@@ -18,6 +18,7 @@ from daxfs.meta import fs as metafs
 from daxfs.region import Region
 
 MIB = mounts.MIB
+COLD_STARTS = True
 
 
 def mkfs(*args, status=0):

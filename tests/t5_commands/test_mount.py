@@ -17,6 +17,7 @@ from daxfs.cli import common, links
 from daxfs.fuse import mountinfo
 
 pytestmark = pytest.mark.mount
+COLD_STARTS = True
 
 
 def mount(*args, status=0):
