@@ -220,8 +220,10 @@ class Observing:
             if look is None:
                 return
             busy = look.file.look is not None  # that one does not come back: nor would another one
-            if not busy:
+            if not busy and look.work:
                 await self._in_thread(Look.run, look)
+            elif not busy:
+                look.run()  # all mappings are the handler's: it waits for nobody
             times.lap(PYTHON)
             if look.done:
                 if not busy:

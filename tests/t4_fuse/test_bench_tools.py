@@ -122,6 +122,21 @@ def test_faults(tmp_path):
     assert "a fault of 4 KiB, µs: user / the smallest handler" in rows
 
 
+@pytest.mark.skipif(mounts.KERNEL < (6, 11), reason="no observed mappings before kernel 6.11")
+def test_observed(tmp_path):
+    if why := mounts.why_no_transport("uring"):
+        pytest.skip(why)
+    found, _ = tool("bench/observed.py", tmp_path / "result", "--quick", "--mapped", "1",
+                    "--against", sys.executable)
+    rows = {row["what"]: row for row in found["rows"]}
+    assert len(rows) == 16
+    for fault in ("kernel", "user"):
+        row, other = rows[f"{fault}, one CPU, 4 KiB"], rows[f"against: {fault}, one CPU, none"]
+        assert row["values"]["look"] > 0 and row["values"]["flush"] > 0 and row["limit"] == 100
+        assert other["values"]["flush"] == 0 < other["values"]["python"] and other["limit"] is None
+        assert row["values"]["ratio"] > 0 and other["values"]["ratio"] == ""
+
+
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 def test_flushers(tmp_path):
     """The C client finds the file in the region and flushes as much as fsync does."""
