@@ -83,6 +83,7 @@ cdef extern from "daxfs/native/tracker.h" nogil:
     void extent_map_init(extent_map *m, dirty_arena *arena, uint64_t pages)
     void extent_map_end(extent_map *m)
     void extent_map_clear(extent_map *m)
+    void extent_map_fill(extent_map *m, unsigned n)
     unsigned extent_count(const extent_map *m)
     int tracker_any(const filemap *f)
 

@@ -82,7 +82,7 @@ def find(text: str) -> Profile | None:
     media = known()
     if text not in media:
         raise UsageError(f"emulate={text} is unknown; one of: {', '.join((NONE, *media))}, "
-                         "or the absolute path of a file (docs/emulation.md)")
+                         f"or the path of a file, with a slash: ./{text} (docs/emulation.md)")
     return media[text]
 
 
@@ -105,7 +105,7 @@ def _from_file(path: str) -> Profile:
         table = tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as exc:  # also numbers of too many digits, and arrays in arrays
         raise UsageError(f"emulate={path}: not TOML: {exc}") from exc
-    return _profile({"name": Path(path).stem, **table}, path, path)
+    return _profile(table, path, path)
 
 
 def _profile(table: dict, where: str, path: str = "") -> Profile:
@@ -113,7 +113,7 @@ def _profile(table: dict, where: str, path: str = "") -> Profile:
     unknown = sorted(table.keys() - KEYS)
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; there are: {', '.join(sorted(KEYS))}")
-    found = {"words": "", "write_gb_s": 0.0, **table}
+    found = {"name": Path(where).stem, "words": "", "write_gb_s": 0.0, **table}
     for key in MOST:
         if key not in found:
             raise UsageError(f"{where}: {key} is missing")
@@ -121,8 +121,7 @@ def _profile(table: dict, where: str, path: str = "") -> Profile:
     if 0 < found["write_gb_s"] < LEAST_GB_S:
         raise UsageError(f"{where}: write_gb_s = {found['write_gb_s']:g}: from {LEAST_GB_S:g} on, "
                          "or 0 for no limit")
-    if not isinstance(found["name"], str) or not NAME.fullmatch(found["name"]) or found["name"] == NONE:
-        raise UsageError(f"{where}: name {found['name']!r}: letters, digits and -_.+ alone, at most 32")
+    _check_name(where, found["name"], "name" in table)
     words, source = found["words"], found.get("source", [])
     if not isinstance(words, str) or not words.isprintable() or len(words) > 100:
         raise UsageError(f"{where}: words: one line of at most 100 characters")
@@ -130,6 +129,16 @@ def _profile(table: dict, where: str, path: str = "") -> Profile:
     if not isinstance(source, list) or not all(isinstance(line, str) for line in source):
         raise UsageError(f"{where}: source: a text or a list of texts")
     return Profile(**found | {"source": tuple(source), "path": path})
+
+
+def _check_name(where: str, name, given: bool) -> None:
+    """UsageError for a name that reports can't show; *given*: by the file's text, not by its path."""
+    if isinstance(name, str) and NAME.fullmatch(name) and name != NONE:
+        return
+    rule = ("means no medium" if name == NONE else
+            "letters, digits and -_.+ alone, a letter or digit first, at most 32")
+    todo = "" if given else "; that is the file's name, name = \"…\" in it gives another"
+    raise UsageError(f"{where}: name {name!r}: {rule}{todo}")
 
 
 def _finite(value: int | float) -> bool:

@@ -69,6 +69,13 @@ class UsageError(DaxfsError):
     default_errno = errno.EINVAL
 
 
+def sentence(exc: OSError) -> str:
+    """One line for *exc*: a DaxfsError's own text, else what the system says, with the file's name."""
+    if exc.filename is not None and exc.strerror:
+        return f"{os.fsdecode(exc.filename) or repr('')}: {exc.strerror}"
+    return " ".join((exc.strerror or str(exc) or os.strerror(exc.errno or errno.EIO)).split())
+
+
 def fail(code: int, what: str = "") -> DaxfsError:
     """The exception for a plain POSIX failure of one operation, e.g. ``raise fail(ENOENT)``."""
     return DaxfsError(what or os.strerror(code), code)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from daxfs.errors import UsageError
+from daxfs.errors import UsageError, sentence
 
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _ADMIN_PATH = os.pathsep + os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
@@ -30,19 +30,20 @@ def run(command: click.Command, prog: str, failure: Callable[[OSError], int], ar
     *failure* says which status an OSError (a DaxfsError is one) stands for; *usage* is the one for a wrong
     command line. Whatever happens, the user gets one line, never a traceback.
     """
+    open_streams()
     try:
         status = command.main(args=argv, prog_name=prog, standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.ClickException as exc:
-        say(prog, f"{exc.format_message()} (try {prog} --help)")
+        context = getattr(exc, "ctx", None)  # of the subcommand, whose own help says more
+        say(prog, f"{exc.format_message()} (try {context.command_path if context else prog} --help)")
         return usage
     except (click.Abort, KeyboardInterrupt):
         say(prog, "interrupted")
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has left; point stdout elsewhere so that its last flush can't fail too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our output has left: click catches EPIPE, and exits then alone.
         return 141
     except OSError as exc:
         say(prog, sentence(exc))
@@ -52,19 +53,46 @@ def run(command: click.Command, prog: str, failure: Callable[[OSError], int], ar
         say(prog, f"internal error: {type(exc).__name__}: {exc} (DAXFS_DEBUG=1 shows where)")
         debug_traceback()
         return failure(OSError(errno.EIO, str(exc)))
+    finally:
+        flush_or_drop()
+
+
+def flush_or_drop() -> None:
+    """Send what was printed; where that fails, also what is left of it goes nowhere.
+
+    Python would try again at its end, complain, and make the exit status 120.
+    """
+    for fd, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, fd)
+            os.close(null)
+            stream.flush()
+
+
+def open_streams() -> None:
+    """Descriptors 0 to 2 are open, and Python has its streams for them.
+
+    Else the next file that is opened, which may be a source, gets the number that messages are written to.
+    As glibc does it for set-id programs: what stands in for a closed one can't be used, and says EBADF; but
+    messages that nobody wants are no error.
+    """
+    for fd, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, mode)  # gets that number, for those below it are open
+    sys.stdin = sys.stdin or open(0, closefd=False)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
 def debug_traceback() -> None:
     """The traceback of the exception at hand, for those who asked for it."""
     if os.environ.get("DAXFS_DEBUG") == "1":
         traceback.print_exc()
-
-
-def sentence(exc: OSError) -> str:
-    """One line for *exc*: a DaxfsError's own text, else what the system says, with the file's name."""
-    if isinstance(exc, OSError) and exc.filename is not None and exc.strerror:
-        return f"{os.fsdecode(exc.filename)}: {exc.strerror}"
-    return " ".join((str(exc) or os.strerror(exc.errno or errno.EIO)).split())
 
 
 def say(prog: str, text: str) -> None:

@@ -5,6 +5,7 @@ Limits: pyfuse3 and trio are imported in the serving process alone, after the fo
 mount(8)'s: 0, 1 usage or permission, 2 system error, 32 the mount failed.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -118,9 +119,11 @@ def say_mounted(config: options.MountConfig, verbose: bool) -> None:
     if config.warning():
         common.say("mount.daxfs", config.warning())
     if verbose:
-        click.echo(f"{config.fsname} mounted on {config.mountpoint} ({config.describe()})")
-        if config.ignored:
-            click.echo(f"ignored: {','.join(config.ignored)}")
+        with contextlib.suppress(OSError):  # it is mounted, whether or not somebody reads this
+            click.echo(f"{config.fsname} mounted on {config.mountpoint} ({config.describe()})")
+            if config.ignored:
+                click.echo(f"ignored: {','.join(config.ignored)}")
+        common.flush_or_drop()
 
 
 def remount(config: options.MountConfig, verbose: bool) -> int:
@@ -141,13 +144,36 @@ def remount(config: options.MountConfig, verbose: bool) -> int:
     else:
         control.ask_mount(mount, {"set": wish})
         _kernel_remount(where, flags)
-    lasting = {*options.CHOICES, *options.COUNTS, *options.IDS, "log_file", "raw", "revoke"} - {"dax"}
-    asked = config.given & lasting
-    if asked:
-        common.say(PROG, f"a remount leaves these as they are: {', '.join(sorted(asked))}")
+    if kept := _kept(config, mount):
+        hint = "; daxfs set changes track and flushers" if {"track", "flushers"} & set(kept) else ""
+        common.say(PROG, f"a remount leaves these as they are: {', '.join(kept)}{hint}")
     if verbose:
         click.echo(f"{where} remounted")
     return 0
+
+
+def _kept(config: options.MountConfig, mount: mountinfo.Mount) -> list[str]:
+    """Names of options that *config* has another value of than the mount, and a remount does not change.
+
+    mount(8) hands all of fstab's options to a remount: those that say what is so are nothing to tell of.
+    """
+    flags = {"allow_other", "allow_root", "auto_unmount"}
+    lasting = {*options.CHOICES, *options.COUNTS, *options.SIZES, *options.IDS, "log_file", "raw", "revoke",
+               "debug", "fsname", *flags} - {"dax"}  # fmt: skip
+    asked = config.given & lasting
+    if not asked:
+        return []
+    have = options.parse(control.ask_mount(mount, {"get": "info"})["options"])
+    have.fsname = mount.source
+
+    def differs(name: str) -> bool:
+        if name in flags:
+            return config.flags.get(name) != have.flags.get(name, False)
+        if name == "nt_threshold":  # one that was not given has a value, too
+            return options.threshold(config, have.flush) != options.threshold(have, have.flush)
+        return getattr(config, name) != getattr(have, name)
+
+    return sorted(name for name in asked if differs(name))
 
 
 def _check_fixed(config: options.MountConfig, mount: mountinfo.Mount) -> None:

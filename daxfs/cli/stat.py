@@ -4,7 +4,10 @@
 Limits: asks the daemon over its control socket; the numbers are the daemon's own. Tables fit 80 columns.
 """
 
+import contextlib
 import json
+import math
+import sys
 import time
 
 import click
@@ -15,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from daxfs.cli.common import show_size, show_time
-from daxfs.fuse import control
+from daxfs.errors import DaxfsError
+from daxfs.fuse import control, mountinfo
 
 WIDTH = 80
 
@@ -29,24 +33,43 @@ def command(directory, as_json, watch):
     """Counters of the region mounted at DIR: operations and their latencies,
     faults, dirty and flushed bytes, journal, space.
     """
+    if watch is not None and math.isnan(watch):
+        raise click.BadParameter("nan is no number of seconds", param_hint="'-w' / '--watch'")
+    mount = control.mount_of(directory)
     if watch is None:
-        facts = control.ask_path(directory, {"get": "stat"})
-        if as_json:
-            click.echo(json.dumps(facts))
+        return show(control.ask_mount(mount, {"get": "stat"}), as_json)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        if as_json or not sys.stdout.isatty():
+            for facts, before, seconds in again(mount, watch):
+                show(facts, as_json, before, seconds)
         else:
-            console().print(render(facts))
-        return
+            with Live(console=console(), auto_refresh=False) as live:
+                for reply in again(mount, watch):
+                    live.update(render(*reply), refresh=True)
+
+
+def show(facts: dict, as_json: bool, before: dict | None = None, seconds: float = 0) -> None:
+    """One report, at once: who watches through a pipe shall see it when it is made."""
     if as_json:
-        while True:
-            click.echo(json.dumps(control.ask_path(directory, {"get": "stat"})))
-            time.sleep(watch)
-    with Live(console=console(), auto_refresh=False) as live:
-        before, then = None, time.monotonic()
-        while True:
-            facts, now = control.ask_path(directory, {"get": "stat"}), time.monotonic()
-            live.update(render(facts, before, now - then), refresh=True)
-            before, then = facts, now
-            time.sleep(watch)
+        click.echo(json.dumps(facts))
+    else:
+        console().print(render(facts, before, seconds))
+    sys.stdout.flush()
+
+
+def again(mount: mountinfo.Mount, watch: float):
+    """(facts, those before, seconds since then), every *watch* seconds, until *mount* is unmounted."""
+    before, then = None, time.monotonic()
+    while before is None or control.is_there(mount):
+        try:
+            facts, now = control.ask_mount(mount, {"get": "stat"}), time.monotonic()
+        except DaxfsError:
+            if before is not None and not control.is_there(mount):
+                return
+            raise
+        yield facts, before, now - then
+        before, then = facts, now
+        time.sleep(watch)
 
 
 def console() -> Console:
@@ -280,7 +303,7 @@ def show_counter(name: str, value) -> str:
 
 def layers(facts: dict) -> Table:
     """The layers below, side by side: tracker and flush, journal and space."""
-    table = Table.grid(padding=(0, 4, 1, 0))
+    table = Table.grid(padding=(0, 4, 1, 0), collapse_padding=False)
     cells = [_plain("tracker", facts["tracker"]), _plain("flush", facts["flush"])]
     cells += _file_system(facts) if "space" in facts else []
     for left, right in zip(cells[::2], cells[1::2] + [Text("")], strict=False):

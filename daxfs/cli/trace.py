@@ -50,8 +50,7 @@ def command(directory, events, as_json):
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 0  # the way to end it
-    now = mountinfo.mount_of_device(mount.device)
-    if now is not None and now.mountpoint == mount.mountpoint:
+    if control.is_there(mount):
         raise DaxfsError(f"{mount.mountpoint}: the daemon is gone; umount {mount.mountpoint}", errno.ENOTCONN)
     return 0
 

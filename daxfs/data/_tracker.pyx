@@ -12,7 +12,7 @@ nothing of FUSE.
 from libc.stdint cimport uint64_t
 
 from daxfs._flush cimport DirtyMap, StateArena
-from daxfs._iomap cimport EXTENTS, ExtentMap, FileMap, extent_count, extent_map
+from daxfs._iomap cimport EXTENTS, ExtentMap, FileMap, extent_count, extent_map, extent_map_fill
 
 
 cdef class Tracker:
@@ -118,8 +118,9 @@ cdef class ExtentTracker(Tracker):
             dax.writeback(self.everything)
 
     def suspect(self):
-        """All of the region may be dirty."""
-        memset(self.m.word, 0xff, sizeof(self.m.word))
+        """All of the region may be dirty. Before the tracker has a file; not with an arena."""
+        each = self.extents.m.pages
+        extent_map_fill(&self.extents.m, (self.npages + each - 1) // each)
 
     def held(self, maps):
         # By what DRAM has, as this is told when the region is gone, too.

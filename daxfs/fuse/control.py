@@ -15,7 +15,7 @@ import socket
 import stat
 import struct
 
-from daxfs.errors import DaxfsError
+from daxfs.errors import DaxfsError, sentence
 from daxfs.fuse import mountinfo
 
 log = logging.getLogger("daxfs.control")
@@ -178,7 +178,7 @@ class Listener:
         except ValueError as exc:
             return {"error": f"not a request: {exc}", "errno": errno.EINVAL}
         except OSError as exc:
-            return {"error": str(exc), "errno": exc.errno or errno.EIO}
+            return {"error": sentence(exc), "errno": exc.errno or errno.EIO}
         except Exception as exc:
             log.error("a request on the control socket failed: %s: %s", type(exc).__name__, exc,
                       exc_info=log.isEnabledFor(logging.DEBUG))
@@ -220,6 +220,12 @@ def mount_of(path: str) -> mountinfo.Mount:
     if mount is None or mount.fstype not in mountinfo.TYPES:
         raise DaxfsError(f"{path}: not on a daxfs mount", errno.EINVAL)
     return mount
+
+
+def is_there(mount: mountinfo.Mount) -> bool:
+    """True if *mount* has not been unmounted; whether its daemon lives is another question."""
+    now = mountinfo.mount_of_device(mount.device)
+    return now is not None and now.mountpoint == mount.mountpoint
 
 
 def ask_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10) -> dict:

@@ -212,9 +212,7 @@ def _valued(config: MountConfig, name: str, value: str) -> bool:
     elif name in COUNTS:
         setattr(config, name, count(name, value))
     elif name in SIZES:
-        if not re.fullmatch(r"[0-9]{1,15}", value) or int(value) > SIZES[name]:
-            raise UsageError(f"{name}={value}: not a number of bytes up to {SIZES[name]}")
-        setattr(config, name, int(value))
+        setattr(config, name, size(name, value))
     elif name in IDS:
         if not re.fullmatch(r"[0-9]{1,10}", value) or int(value) >= 2**32 - 1:
             raise UsageError(f"{name}={value}: not a number of a {'user' if name == 'uid' else 'group'}")
@@ -251,6 +249,15 @@ def count(name: str, value: str) -> int:
     if int(value) > COUNTS[name]:
         raise UsageError(f"{name}={value}: at most {COUNTS[name]}")
     return int(value)
+
+
+def size(name: str, value: str) -> int:
+    """*value*, bytes or with K, M or G (powers of 1024), of option *name*; UsageError."""
+    found = re.fullmatch(r"([0-9]{1,15})([kKmMgG]?)", value, re.ASCII)
+    number = int(found[1]) << " kmg".index(found[2].lower() or " ") * 10 if found else -1
+    if not 0 <= number <= SIZES[name]:
+        raise UsageError(f"{name}={value}: not a number of bytes (or with K, M, G) up to {SIZES[name]}")
+    return number
 
 
 def _known(name: str) -> bool:

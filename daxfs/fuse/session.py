@@ -21,7 +21,7 @@ import trio
 
 from daxfs import emulate
 from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
-from daxfs.errors import DaxfsError, SourceError, UsageError, fail
+from daxfs.errors import DaxfsError, SourceError, UsageError, fail, sentence
 from daxfs.fuse import calls, control, handshake, mountinfo, transports, wire
 from daxfs.fuse.ops_base import BaseOperations
 from daxfs.fuse.options import MountConfig, choice, count, fuse_arguments
@@ -291,12 +291,14 @@ class Session:
             files = self.operations.set_tracker(policy)
         except (MemoryError, OSError) as exc:
             config.track = self.operations.track
-            number = errno.ENOMEM if isinstance(exc, MemoryError) else exc.errno
+            memory = isinstance(exc, MemoryError)
+            number = errno.ENOMEM if memory else exc.errno
+            said = str(exc) or os.strerror(number) if memory else sentence(exc)
             half = config.track == was
             what = f"some files still have track={was}" if half else f"track={policy} all the same"
             if half and policy == "none":  # which is undone: no file may have it unknown to its owner
                 what = f"track={was} as before"
-            raise fail(number, f"{exc}; {what}") from None
+            raise fail(number, f"{said}; {what}") from None
         config.track = policy
         log.info("%s: track=%s, was %s; %d files", self.mountpoint, policy, was, files)
         self.warn_of_tracker()

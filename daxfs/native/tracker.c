@@ -103,6 +103,12 @@ static void activate(struct extent_map *m, unsigned n)
 		__atomic_fetch_sub(&m->active, 1, __ATOMIC_SEQ_CST);
 }
 
+void extent_map_fill(struct extent_map *m, unsigned n)
+{
+	while (n--)
+		activate(m, n);
+}
+
 /* Extents of twice the length: one of two neighbours was active, so the pair is. Own ranges alone. */
 static void merge(struct extent_map *m)
 {

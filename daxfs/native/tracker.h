@@ -60,6 +60,8 @@ void extent_map_init(struct extent_map *m, struct dirty_arena *arena, uint64_t p
 void extent_map_end(struct extent_map *m);
 /* All idle again. Nobody marks meanwhile. */
 void extent_map_clear(struct extent_map *m);
+/* The first n extents are active. Nobody else has m. */
+void extent_map_fill(struct extent_map *m, unsigned n);
 /* How many are active, and whether any is: not between range_enter and range_exit, either. */
 unsigned extent_count(const struct extent_map *m);
 

@@ -9,6 +9,8 @@ import pytest
 import tree
 
 DOCUMENTS = [tree.ROOT / "README.md", *sorted((tree.ROOT / "docs").rglob("*.md"))]
+FILES = [path.relative_to(tree.ROOT) for top in ("daxfs", "tools", "tests", "docs")
+         for path in (tree.ROOT / top).rglob("*.*")]
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 
@@ -22,3 +24,15 @@ def test_drawings_are_up_to_date():
 def test_links_lead_to_files(path):
     gone = [link for link in LINK.findall(path.read_text()) if not (path.parent / link).exists()]
     assert not gone
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(tree.ROOT)))
+def test_sources_that_are_named_are_there(path):
+    """`dir/file.py` anywhere in the tree ends so; a pattern finds at least one."""
+    named = re.findall(r"`([\w/.*-]+\.(?:pyx|pyi|py|c|h|toml|sh))`", path.read_text())
+    assert [name for name in named if not any(one.match(name) for one in FILES)] == []
+
+
+def test_each_document_is_named_in_the_readme():
+    text = (tree.ROOT / "README.md").read_text()
+    assert [path.name for path in (tree.ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in text] == []

@@ -302,7 +302,7 @@ def test_pmem1_is_within_a_tenth_of_the_figures_that_it_is_made_from():
 
 
 def test_a_name_that_there_is_not():
-    with pytest.raises(UsageError, match="none, dram, pmem1, pmem1-single, pmem2, cxl"):
+    with pytest.raises(UsageError, match=r"pmem2, cxl, or the path of a file.*: \./optane"):
         emulate.find("optane")
 
 
@@ -332,7 +332,7 @@ def test_a_file_of_the_users(tmp_path):
         (TEXT.replace("= 30", "= inf"), "not a number"), (TEXT.replace("= 30", "= true"), "not a number"),
         (TEXT.replace("= 30", "= '30'"), "not a number"), (TEXT.replace("80.5", "1e8"), "10,000,000"),
         (TEXT + "write_gb_s = 0.0001\n", "from 0.001 on, or 0"), (TEXT + "write_gb_s = 1e5\n", "10,000"),
-        (TEXT + "name = 'none'\n", "name 'none'"), (TEXT + "name = 'a b'\n", "name 'a b'"),
+        (TEXT + "name = 'none'\n", "name 'none': means no medium"), (TEXT + "name = 'a b'\n", "name 'a b'"),
         (TEXT + "name = 3\n", "name 3"), (TEXT + "words = 3\n", "words"),
         (TEXT + 'words = "a\\nb"\n', "words"),
         (TEXT + "source = [1]\n", "source"), (TEXT + "#" * 65536, "longer than"),
@@ -344,6 +344,19 @@ def test_a_file_that_is_none(tmp_path, text, word):
     with pytest.raises(UsageError) as caught:
         emulate.find(str(path))
     assert word in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("stem", ["two words", "none", "a,b", "-x"])
+def test_a_file_whose_own_name_is_no_mediums_says_how_to_give_one(tmp_path, stem):
+    path = tmp_path / f"{stem}.toml"
+    path.write_text(TEXT)
+    with pytest.raises(UsageError, match=r"that is the file's name, name = .* in it gives another"):
+        emulate.find(str(path))
+    path.write_text(TEXT + "name = 'other'\n")
+    assert emulate.find(str(path)).name == "other"
+    path.write_text(TEXT + "name = '/'\n")
+    with pytest.raises(UsageError, match=r"at most 32$"):
+        emulate.find(str(path))
 
 
 def test_what_is_no_file(tmp_path):

@@ -64,9 +64,10 @@ def test_every_subcommand_and_its_options():
 
 def test_every_mount_option_and_value():
     text = plain("mount.daxfs.8")
-    names = {*options.FLAGS, *options.COUNTS, *options.IDS, *options.PATHS, "fsname", "subtype", "remount",
-             "emulate", "ro", "rw", "relatime", "noatime", "strictatime", "nodiratime", "lazytime",
-             "defaults", "debug", "raw"}  # fmt: skip
+    names = {*options.FLAGS, *options.COUNTS, *options.SIZES, *options.IDS, *options.PATHS,
+             "fsname", "subtype", "remount", "emulate", "ro", "rw", "relatime",
+             "noatime", "strictatime", "nodiratime", "lazytime", "defaults", "debug", "raw",
+             "revoke"}  # fmt: skip
     for name in names | set(options.CHOICES):
         assert re.search(rf"\b{name}\b", text), name
     for name, values in options.CHOICES.items():

@@ -225,6 +225,24 @@ def test_remounted_read_only_is_clean_on_media(mount_factory):
     assert region.stat()["replayed"] == 0 and (region.path / "file").read_text() == "x"
 
 
+def test_a_remount_names_what_it_leaves_and_nothing_else(mount_factory):
+    """mount(8) hands all of fstab's options to a remount: what is so already is nothing to tell of."""
+    asked = "track=pmd,flushers=2,nt_threshold=512,write=nt,allow_other"
+    region = mount_factory(options=asked)
+
+    def told(words):
+        done = mounts.run([mounts.command("mount.daxfs"), "none", region.path, "-o", f"remount,{words}"])
+        return done.stderr
+
+    assert told(f"{asked},fsname={region.source},rw") == ""
+    text = told("track=pte,flushers=2,nt_threshold=1k,drain=fsync,allow_other,auto_unmount,fsname=x,debug")
+    assert text.startswith("mount.daxfs: a remount leaves these as they are: auto_unmount, debug, drain, "
+                           "fsname, nt_threshold, track; daxfs set changes ")  # fmt: skip
+    assert told("nt_threshold=256").endswith(": nt_threshold\n")
+    facts = region.stat()["tracker"]
+    assert (facts["policy"], facts["flushers"], facts["nt_threshold"]) == ("pmd", 2, 512)
+
+
 def test_remount_refused(mount_factory, tmp_path):
     region = mount_factory(options="ro")
     assert "mounted read-only" in mount("none", region.path, "-o", "remount,rw", status=32)

@@ -89,6 +89,17 @@ def test_what_is_refused(mount_factory, tmp_path):
     assert tracker(region)["policy"] == "pte"
 
 
+def test_several_at_once_all_or_none_where_a_word_is_wrong(mount_factory):
+    region = mount_factory()
+    said = daxfs("set", region.path, "flushers=2", "track=pmd").stdout
+    assert said.replace(str(region.path), "DIR").splitlines() == [
+        "DIR: flushers=2, was 1", "DIR: track=pmd, was pte; 0 files changed"]
+    for wrong in ("track=xfs", "flushers=17", "write=nt"):
+        daxfs("set", region.path, "flushers=3", wrong, status=1)
+    facts = tracker(region)
+    assert (facts["policy"], facts["flushers"]) == ("pmd", 2)
+
+
 def test_a_recording_is_not_left_without_promises(mount_factory, tmp_path):
     region = mount_factory(options=f"write=cached,record={tmp_path / 'log'}")
     with pytest.raises(DaxfsError, match="record="):
