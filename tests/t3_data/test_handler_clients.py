@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import time
+from pathlib import Path
 
 import pytest
 import uffd
@@ -30,6 +31,14 @@ class Another:
     def close(self):
         os.close(self.fd)
         self.mapping.close()
+
+
+def becomes(condition) -> None:
+    """Wait until it is so."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -111,3 +120,18 @@ def test_who_can_not_be_protected_keeps_nobody_from_fsync(observed):  # noqa: F8
     assert one.flushed() == 1
     one.handler.end(KEY + 1)
     assert one.flushed() == 1 and one.flushed() == 0
+
+
+def test_one_that_begins_anew_while_its_fault_is_answered(observed):  # noqa: F811
+    """A userfaultfd with two numbers, then: a message wakes one thread, and not for the one that has ended."""
+    one = observed(data=noise(MIB, 1), pmd=False)
+    with one.node.map:  # a thread has the first fault, and waits for this lock
+        first = Store(one, 5)
+        becomes(lambda: one.handler.snapshot()["busy"] == 1)
+        one.handler.end(KEY)
+        one.handler.add(KEY + 1, os.dup(one.fd), 2, one.address, one.size, 0, one.node.map, False)
+        time.sleep(0.1)  # the other thread waits for messages, or the second could not get lost
+        second = Store(one, 9)
+        becomes(lambda: "total:\t2\n" in Path(f"/proc/self/fdinfo/{one.fd}").read_text())  # both wait
+    assert first.ended() and second.ended()
+    assert one.faults() == {("write", 0, "NOPAGE"): 2} and one.flushed() == 2
