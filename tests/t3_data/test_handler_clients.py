@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import uffd
 from datakit import MIB, PAGE, noise
-from test_handler import FEATURES, KEY, MODES, observed, pool  # noqa: F401 (fixtures)
+from test_handler import FEATURES, KEY, MODES, becomes, observed, pool  # noqa: F401 (fixtures)
 from test_handler_work import Store, tasks
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -31,14 +31,6 @@ class Another:
     def close(self):
         os.close(self.fd)
         self.mapping.close()
-
-
-def becomes(condition) -> None:
-    """Wait until it is so."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -88,15 +80,13 @@ def test_a_userfaultfd_that_is_not_ready_costs_no_time(observed):  # noqa: F811
 def test_forks_of_who_asked_for_their_events_leave_no_descriptor(observed, another):  # noqa: F811
     one = observed(data=noise(MIB, 1))
     another(one, KEY + 1, "event_fork")
-    before = set(os.listdir("/proc/self/fd"))
+    before = uffd.held()
     for _ in range(5):
         child = os.fork()  # waits until its event is read
         if not child:
             os._exit(0)
         os.waitpid(child, 0)
-    one.settled()
-    time.sleep(0.1)
-    assert set(os.listdir("/proc/self/fd")) == before
+    becomes(lambda: uffd.held() == before)  # other threads close them
 
 
 def test_something_else_over_a_part_leaves_the_rest_observed(observed):  # noqa: F811
@@ -123,7 +113,7 @@ def test_who_can_not_be_protected_keeps_nobody_from_fsync(observed):  # noqa: F8
 
 
 def test_one_that_begins_anew_while_its_fault_is_answered(observed):  # noqa: F811
-    """A userfaultfd with two numbers, then: a message wakes one thread, and not for the one that has ended."""
+    """A userfaultfd with two numbers, then: no message wakes a thread for the one that has ended."""
     one = observed(data=noise(MIB, 1), pmd=False)
     with one.node.map:  # a thread has the first fault, and waits for this lock
         first = Store(one, 5)
