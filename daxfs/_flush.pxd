@@ -28,6 +28,19 @@ cdef extern from "daxfs/native/dirty.h" nogil:
         size_t n, cap
         uint64_t count
 
+cdef extern from "daxfs/native/filemap.h" nogil:
+    enum: EXTENTS
+    struct extent_map:
+        uint64_t *slot
+        uint64_t pages, active
+
+cdef extern from "daxfs/native/tracker.h" nogil:
+    void extent_map_init(extent_map *m, dirty_arena *arena, uint64_t pages)
+    void extent_map_end(extent_map *m)
+    void extent_map_clear(extent_map *m)
+    void extent_map_fill(extent_map *m, unsigned n)
+    unsigned extent_count(const extent_map *m)
+
 cdef class Flush:
     cdef daxfs_flush *t          # owned; valid for the life of the object
 
@@ -40,3 +53,7 @@ cdef class DirtyMap:
     cdef StateArena arena        # None: chunks are in DRAM. m points into it, so it goes last
     cdef int _enter(self) except -1
     cdef int _exit(self) except -1
+
+cdef class ExtentMap:
+    cdef extent_map m
+    cdef StateArena arena            # None: in DRAM. m points into it, so it goes last

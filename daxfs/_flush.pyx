@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""L1: the flush primitives (native/flush.c), the dirty bitmap and its room in the region (native/dirty.c).
+"""L1: the flush primitives (native/flush.c), the dirty bitmaps (native/dirty.c,
+tracker.c) and their room in the region.
 
 Limits: this file holds lifetime, names and errors; what is fast is in C. ``Flush`` may
-be used by any thread. ``DirtyMap`` is not locked: its caller holds the inode's lock.
+be used by any thread. ``DirtyMap`` is not locked: its caller holds the inode's lock. Of ``ExtentMap`` bits may be set by
+many at once (native/tracker.h).
 Addresses are integers that the caller vouches for: a wrong one ends the process.
 """
 
@@ -338,3 +340,35 @@ cdef class DirtyMap:
     def __sizeof__(self):
         return (object.__sizeof__(self) + dirty_in_dram(&self.m) * sizeof(dirty_chunk)
                 + self.m.cap * sizeof(dirty_chunk *))
+
+
+@cython.no_gc_clear
+cdef class ExtentMap:
+    """256 extents of *pages* pages, all idle (native/tracker.h). *arena*: where they stand, while it has a
+    slot; DRAM if None. OSError EIO after kill."""
+
+    def __cinit__(self, uint64_t pages, StateArena arena=None):
+        self.arena = arena
+        if arena is not None:
+            arena.table.enter()
+        extent_map_init(&self.m, &arena.a if arena is not None else NULL, pages)
+        if arena is not None:
+            arena.table.exit()
+
+    def __dealloc__(self):
+        extent_map_end(&self.m)
+
+    @property
+    def active(self):
+        """How many are active."""
+        return extent_count(&self.m)
+
+    def clear(self):
+        """All idle; nobody may mark meanwhile."""
+        if not self.active:
+            return
+        if self.arena is not None:
+            self.arena.table.enter()
+        extent_map_clear(&self.m)
+        if self.arena is not None:
+            self.arena.table.exit()

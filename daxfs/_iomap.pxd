@@ -2,7 +2,7 @@
 # What other compiled units may use of _iomap: region addresses and the extents of a file.
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from daxfs._flush cimport DirtyMap, StateArena, dirty_arena, dirty_map
+from daxfs._flush cimport DirtyMap, ExtentMap, StateArena, dirty_map, extent_map
 from daxfs._fsync cimport fsync_run
 
 cdef extern from "daxfs/native/file_lock.h" nogil:
@@ -38,10 +38,6 @@ cdef extern from "daxfs/native/filemap.h" nogil:
         int fd, syncs, torn
         uint64_t pfn, room, pages
         own_watch *watch
-    enum: EXTENTS
-    struct extent_map:
-        uint64_t *slot
-        uint64_t pages, active
     struct filemap:
         iomap *e
         size_t n, cap
@@ -80,11 +76,6 @@ cdef extern from "daxfs/native/tracker.h" nogil:
     int tracker_mark_pages(filemap *f, uint64_t first, uint64_t pages)
     uint64_t tracker_bytes(const filemap *f)
     int tracker_switch(filemap *f, const dax_tracker *to, dirty_map *dirty, extent_map *shared, int all)
-    void extent_map_init(extent_map *m, dirty_arena *arena, uint64_t pages)
-    void extent_map_end(extent_map *m)
-    void extent_map_clear(extent_map *m)
-    void extent_map_fill(extent_map *m, unsigned n)
-    unsigned extent_count(const extent_map *m)
     int tracker_any(const filemap *f)
 
 cdef class RangeTable:
@@ -95,11 +86,6 @@ cdef class RangeTable:
     cdef char *watched               # base of the window that lost.h watches for us, or NULL
     cdef char *watched_own           # the same of the window of own ranges,
     cdef object own_window           # which stays as long as it is watched
-
-@cython.final
-cdef class ExtentMap:
-    cdef extent_map m
-    cdef StateArena arena            # None: in DRAM. m points into it, so it goes last
 
 @cython.final
 cdef class FileMap:

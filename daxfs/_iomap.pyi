@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 
-from daxfs._flush import DirtyMap, StateArena
+from daxfs._flush import DirtyMap
 from daxfs._window import Window
 
 Extent = tuple[int, int, int, int, int]  # pgoff, pages, pfn_t, type, slot
@@ -45,12 +45,6 @@ class RegionView:
     def __init__(self, table: RangeTable, window: Window, address: int, length: int) -> None: ...
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int) -> memoryview: ...
-
-class ExtentMap:
-    def __init__(self, pages: int, arena: StateArena | None = None) -> None: ...
-    @property
-    def active(self) -> int: ...
-    def clear(self) -> None: ...
 
 class FileMap:
     size: int

@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t, UINT64_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from daxfs._flush cimport DirtyMap, StateArena
+from daxfs._flush cimport DirtyMap, ExtentMap, StateArena
 from daxfs._fsync cimport FSYNC_PYTHON, fsync_run
 from daxfs._window cimport Window
 
@@ -320,38 +320,6 @@ cdef iomap *_extents(list rows, size_t *n) except? NULL:
         free(e)
         raise ValueError(f"no extent: {rows[i]!r} ({exc})") from None
     return e
-
-
-@cython.no_gc_clear
-cdef class ExtentMap:
-    """256 extents of *pages* pages, all idle (native/tracker.h). *arena*: where they stand, while it has a
-    slot; DRAM if None. OSError EIO after kill."""
-
-    def __cinit__(self, uint64_t pages, StateArena arena=None):
-        self.arena = arena
-        if arena is not None:
-            arena.table.enter()
-        extent_map_init(&self.m, &arena.a if arena is not None else NULL, pages)
-        if arena is not None:
-            arena.table.exit()
-
-    def __dealloc__(self):
-        extent_map_end(&self.m)
-
-    @property
-    def active(self):
-        """How many are active."""
-        return extent_count(&self.m)
-
-    def clear(self):
-        """All idle; nobody may mark meanwhile."""
-        if not self.active:
-            return
-        if self.arena is not None:
-            self.arena.table.enter()
-        extent_map_clear(&self.m)
-        if self.arena is not None:
-            self.arena.table.exit()
 
 
 @cython.no_gc_clear

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # The policies of fsync (native/tracker.h): which one a mount uses, and what it attaches to a file.
 from libc.stdint cimport uint64_t
-from daxfs._flush cimport StateArena
-from daxfs._iomap cimport ExtentMap, FileMap, dax_tracker
+from daxfs._flush cimport ExtentMap, StateArena
+from daxfs._iomap cimport FileMap, dax_tracker
 
 cdef extern from "daxfs/native/tracker.h" nogil:
     const dax_tracker dax_tracker_none, dax_tracker_line, dax_tracker_pte, dax_tracker_pmd

@@ -11,8 +11,9 @@ nothing of FUSE.
 """
 from libc.stdint cimport uint64_t
 
-from daxfs._flush cimport DirtyMap, StateArena
-from daxfs._iomap cimport EXTENTS, ExtentMap, FileMap, extent_count, extent_map, extent_map_fill
+from daxfs._flush cimport (DirtyMap, EXTENTS, ExtentMap, StateArena, extent_count, extent_map,
+                            extent_map_fill)
+from daxfs._iomap cimport FileMap
 
 
 cdef class Tracker:

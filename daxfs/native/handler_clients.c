@@ -301,9 +301,8 @@ static int add_queue(struct handler *h, struct handler_client *c, int fd)
 	return 0;
 }
 
-static void close_queue(struct handler *h, struct handler_queue *q)
+static void close_queue(struct handler_queue *q)
 {
-	unwatch(h, q);
 	handler_close_uffd(q->fd);
 	free(q);
 }
@@ -336,7 +335,7 @@ void handler_leave(struct handler *h, struct handler_queue *q, struct handler_pi
 	if (p)
 		leave_piece(h, p);
 	if (!--q->users && !q->client)
-		close_queue(h, q);
+		close_queue(q);
 	pthread_mutex_unlock(&h->lock);
 }
 
@@ -470,8 +469,11 @@ void handler_end(struct handler *h, uint64_t key)
 		while ((q = c->queue)) {
 			c->queue = q->next;
 			q->client = NULL;
+			/* In use: closed by who has it, and told of nothing any more. Else messages for a client
+			 * that begins anew, with the same userfaultfd, would wake threads for this one alone. */
+			unwatch(h, q);
 			if (!q->users)
-				close_queue(h, q);
+				close_queue(q);
 		}
 		free(c);
 	}

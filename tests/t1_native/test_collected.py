@@ -12,8 +12,7 @@ import pytest
 # The collector clears in the order in which things were made: table, arena, marks, at last what is the cycle.
 CYCLE = """
 import ctypes, gc, mmap
-from daxfs._flush import DirtyMap, StateArena
-from daxfs._iomap import ExtentMap
+from daxfs._flush import DirtyMap, ExtentMap, StateArena
 
 class Thing:
     def enter(self): pass

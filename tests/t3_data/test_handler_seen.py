@@ -247,6 +247,7 @@ def test_histograms(seen):
         it.one.view[0] = it.one.view[PAGE] = it.one.view[2 * MIB] = 1
         assert it.one.flushed() == 514
     assert it.one.view[3 * MIB] == 0 and it.one.view[5 * MIB] == 0
+    it.one.settled()
     rows = it.one.handler.rows()
     assert {key: row.count for key, row in rows.items()} == {
         ("write", 0, "NOPAGE", "short-extent"): 1, ("write", 0, "NOPAGE", "pte-entry"): 1,

@@ -11,8 +11,7 @@ import pytest
 from datakit import MIB, PAGE, calls, create, noise, reopen
 
 from daxfs import layout as L
-from daxfs._flush import DirtyMap, StateArena
-from daxfs._iomap import ExtentMap
+from daxfs._flush import DirtyMap, ExtentMap, StateArena
 from daxfs._record import Recorder
 from daxfs.data._tracker import POLICIES
 from daxfs.meta import file, namespace

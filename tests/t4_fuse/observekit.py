@@ -63,7 +63,7 @@ class Syncs:
         return facts["tracker"] | facts["dax"]["observed"]
 
     def handled(self) -> int:
-        """Faults that the daemon has answered. A client goes on before its own is counted: that is waited for."""
+        """Faults that the daemon has answered. Clients go on before theirs are counted: it is waited for."""
         deadline = time.monotonic() + 20
         while (handler := self.stat()["handler"]) and handler["busy"]:
             assert time.monotonic() < deadline, handler

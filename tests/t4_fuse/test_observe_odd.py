@@ -128,7 +128,7 @@ class Program:
             cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": TESTS})  # fmt: skip
 
     def line(self) -> str:
-        assert select.select([self.process.stdout], [], [], 15)[0], "no answer"
+        assert select.select([self.process.stdout], [], [], 60)[0], "no answer"
         return self.process.stdout.readline().strip()
 
     def end(self) -> None:
@@ -239,8 +239,11 @@ sys.stdin.readline()
 @pytest.mark.skipif(not _handler.available(), reason="no fault=user on this kernel")
 def test_fsync_waits_once_for_a_client_that_keeps_its_mmap_lock(path, silent, syncs):
     """Not each time, with one more thread: there are 64 for all files."""
-    with Child(silent, KEEPS_ITS_MMAP_LOCK, path, silent.path / "f"):
-        time.sleep(0.5)
+    with Child(silent, KEEPS_ITS_MMAP_LOCK, path, silent.path / "f") as child:
+        until = time.monotonic() + 20
+        while not Path(f"/proc/{child.process.pid}/syscall").read_text().startswith("9 "):  # it hangs in mmap(2)
+            assert time.monotonic() < until
+            time.sleep(0.02)
         took = []
         for _ in range(3):
             begin = time.monotonic()
