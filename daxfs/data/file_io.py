@@ -241,7 +241,10 @@ class FileIo:
         if pos > fmap.size:
             own.cut(node)
         end = own.grow(node, pos >> PAGE_SHIFT, min(pos + len(data), L.MAX_FILE_SIZE))
-        own.zero_behind(node, pos)
+        if pos > fmap.size:
+            own.zero_behind(node, pos)
+            # Orders zeros behind the old end before the size.
+            fmap.own.sync()
         data = memoryview(data)[: end - pos]
         if end <= fmap.size:
             if self.dax.write(fmap, pos, data):
