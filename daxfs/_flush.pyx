@@ -4,9 +4,8 @@
 tracker.c) and their room in the region.
 
 Limits: this file holds lifetime, names and errors; what is fast is in C. ``Flush`` may
-be used by any thread. ``DirtyMap`` is not locked: its caller holds the inode's lock. Of ``ExtentMap`` bits may be set by
-many at once (native/tracker.h).
-Addresses are integers that the caller vouches for: a wrong one ends the process.
+be used by any thread. ``DirtyMap`` is not locked: its caller holds the inode's lock. Of an ``ExtentMap`` many
+may set bits at once. Addresses are integers that the caller vouches for: a wrong one ends the process.
 """
 
 cimport cython

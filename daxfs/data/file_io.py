@@ -94,13 +94,21 @@ class FileIo:
         except (OSError, MemoryError):
             if tracker.name == "none":  # who goes by a promise of the old one goes on; and what extents know
                 for node in changed:
-                    self._track(node.map, self.tracker)
+                    self._track_again(node)
             raise
         if tracker is not self.tracker:
             self.left.append(self.tracker)
             self.tracker = self.dax.tracker = tracker
         self._finish_left()
         return len(changed)
+
+    def _track_again(self, node) -> None:
+        """*node* has the mount's tracker once more; where that fails its next fsync tries it, and says so."""
+        try:
+            self._track(node.map, self.tracker)
+        except (OSError, MemoryError) as error:
+            log.warning("inode %d: track=%s again: %s", node.ino, self.tracker.name, error or "no memory")
+            node.map.set_state(STORED)
 
     def _finish_left(self) -> None:
         """Write back what only trackers know that no file has any more. OSError: the next call tries again.
@@ -233,7 +241,10 @@ class FileIo:
         if pos > fmap.size:
             own.cut(node)
         end = own.grow(node, pos >> PAGE_SHIFT, min(pos + len(data), L.MAX_FILE_SIZE))
-        own.zero_behind(node, pos)
+        if pos > fmap.size:
+            own.zero_behind(node, pos)
+            # Orders zeros behind the old end before the size.
+            fmap.own.sync()
         data = memoryview(data)[: end - pos]
         if end <= fmap.size:
             if self.dax.write(fmap, pos, data):
@@ -274,9 +285,12 @@ class FileIo:
         *times*: where its phases are noted.
         """
         times = times or FsyncRun()
+        late = node.map.state & STORED
+        if late:
+            self._track(node.map, self.tracker)
         found = node.map.own is not None and self._before_fsync(node, times)
         pages = self.dax.writeback(node.map, times=times) if node.map.marked else 0
-        if found:
+        if found or (late and node.map.own is None):
             self._flushed(node)
         if self.left:
             self._finish_left()
@@ -304,7 +318,7 @@ class FileIo:
         return coarse
 
     def _flushed(self, node) -> None:
-        """All pages of a range were. Order: after flush and drain. COARSE stays: its mappings go on."""
+        """All that may be dirty was. Order: after flush and drain. COARSE stays: its mappings go on."""
         node.map.clear_state(STORED)
         self.fs.stored.discard(node.ino)
 
@@ -321,6 +335,8 @@ class FileIo:
             self.fs.release(node)
 
     def _last_close(self, node) -> None:
+        if node.map.state & STORED:
+            self._track(node.map, self.tracker)
         if node.map.marked and not self.tracker.keeps(node.map):
             self.dax.writeback(node.map)
         if self.tracker.clears and sum(other.opens > 0 for other in self.fs.nodes.values()) == 1:
@@ -338,6 +354,8 @@ class FileIo:
         if self.fs.shut:
             return
         for node in list(self.fs.nodes.values()):
+            if node.map.state & STORED:
+                self._track(node.map, self.tracker)
             if node.map.own is not None and node.map.state & (COARSE | OBSERVED | STORED):
                 self._write_back_stored(node)  # a look at page tables would have to wait for programs
             elif node.map.marked and not self.tracker.keeps(node.map):

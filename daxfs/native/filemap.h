@@ -145,7 +145,7 @@ struct filemap {
  * POISONED: pages of it are poisoned (meta/poison.py). Set under the exclusive lock; reads and writes are the
  * metadata thread's.
  * STORED: mappings of an earlier use of the inode may have stored what no fsync has flushed: the next one
- * takes every page for dirty, as with COARSE, and ends it. */
+ * takes every page for dirty, as with COARSE, and ends it. Or a failed switch has left the tracker `none`. */
 #define FILEMAP_UNSETTLED 1u
 #define FILEMAP_PLAIN 2u
 #define FILEMAP_STALE_TIMES 4u

@@ -327,6 +327,9 @@ static int write_is_ours(const struct serve_handle *h, uint64_t pos, uint64_t si
 	*append = pos + size > f->size;
 	if (!(state & FILEMAP_PLAIN) || state & FILEMAP_POISONED || pos > f->size || is_torn(f))
 		return 0;
+	/* Its tracker may be one that a failed switch has left, which knows nothing. */
+	if (state & FILEMAP_STORED && dsync)
+		return 0;
 	/* A record that replay would apply holds another size; and what O_DSYNC asks for is then settle's. */
 	if (state & FILEMAP_UNSETTLED && (*append || dsync))
 		return 0;

@@ -29,7 +29,7 @@ from daxfs.data._tracker import POLICIES
 from daxfs.data.file_io import FileIo
 from daxfs.errors import fail
 from daxfs.fuse.direct import DirectOperations
-from daxfs.meta import attr, fallocate, namespace, own
+from daxfs.meta import attr, fallocate, file, namespace, own
 
 MADV_REMOVE = 9
 LINES = ("pte", "pmd", "line")
@@ -388,6 +388,26 @@ def test_what_the_kernel_below_tracks_is_synced_at_the_end(io, monkeypatch, open
         patch.setattr(os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
         assert not flushed_by(io, io.quiesce)
     assert synced == [path] and (node.ino in io.fs.mapped) == opened
+
+
+def test_zeros_behind_the_old_end_are_synced_before_the_size(io, monkeypatch):
+    """Where what is done to a range's file is durable after fdatasync alone."""
+    io.fs.pool.syncs = True
+    node, order = create(io, b"f"), []
+    io.write(node, 0, noise(100))
+
+    def noting(what, call):
+        def noted(*args):
+            order.append(what)
+            return call(*args)
+
+        return noted
+
+    monkeypatch.setattr(own, "zero_behind", noting("zeros", own.zero_behind))
+    monkeypatch.setattr(os, "fdatasync", noting("sync", os.fdatasync))
+    monkeypatch.setattr(file, "grow", noting("size", file.grow))
+    assert io.write(node, 3 * PAGE, b"behind a gap") == 12
+    assert order[order.index("zeros") :] == ["zeros", "sync", "size"]
 
 
 def test_after_a_kill_the_first_fsync_takes_all(pool_kit):

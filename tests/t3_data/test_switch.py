@@ -3,20 +3,24 @@
 
 import contextlib
 import errno
+import os
 from types import SimpleNamespace
 
 import pytest
 from datakit import MIB, PAGE, calls, create, filemap, noise, reopen
+from servekit import File, Served
 from test_handler import observed, pool  # noqa: F401
 
 from daxfs._iomap import MAPPED
 from daxfs._record import Recorder
 from daxfs.data._dax_io import DaxIo
+from daxfs.data._serve import DIRECT, WRITE
 from daxfs.data._tracker import POLICIES, TRACKERS
 from daxfs.data.file_io import FileIo
 from daxfs.errors import DaxfsError
 from daxfs.fuse.ops import Operations
 from daxfs.fuse.session import Session
+from daxfs.meta import attr
 
 EXTENTS = ("extent", "extent+clear")
 
@@ -143,6 +147,42 @@ def test_a_file_has_extents_of_this_change_and_not_of_one_that_failed(kit, monke
     with log(io) as found:
         io.fsync(two)
     assert any(first <= place <= last for what, first, last in found if what == "flush")
+
+
+@pytest.mark.parametrize("way", ["fsync", "release", "write_back"])
+@pytest.mark.parametrize("was", [name for name in POLICIES if name != "none"])
+def test_a_file_that_is_left_with_none_is_no_secret(kit, monkeypatch, was, way):
+    """No memory for the way back either: no fsync says that all is well before it had some."""
+    io, nodes = two_files(kit, was)
+    half = []
+
+    def track(fmap, tracker):
+        if half:
+            raise MemoryError
+        half.append(fmap)
+        return FileIo._track(io, fmap, tracker)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(io, "_track", track)
+        io.set_tracker("none")
+    one = next(node for node in nodes if node.map is half[0])
+    assert (one.map.policy, io.tracker.name) == ("none", was)
+    served = Served(io)
+    handle = File(served, one, WRITE | DIRECT)
+    attr.note_plain(io.fs, one)
+    assert handle.write(PAGE, b"dirty")[:2] == ("done", 0)
+    assert handle.write(PAGE, b"dirty", opened=os.O_DSYNC)[0] == handle.fsync()[0] == "call"
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(io, "_track", track)
+        io.fsync(one)
+    handle.close()
+    with log(io) as found:
+        getattr(io, way)(*([] if way == "write_back" else [one]))
+    keeps = was in EXTENTS and way == "release"  # the other file is open
+    assert is_flushed(found, one, 1) != keeps and one.map.policy == was
+    with log(io) as found:
+        io.fsync(one)
+    assert not keeps or is_flushed(found, one, 1)
 
 
 @pytest.mark.parametrize("was", [name for name in POLICIES if name != "none"])
