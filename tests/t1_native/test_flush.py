@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -241,6 +242,17 @@ def test_edge_lines_are_queued_and_no_others(nt, call):
             queued.clear()
     f.flush(region.ctypes.data + 60, 10)
     assert queued == [region.ctypes.data, region.ctypes.data + 64]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HAVE["flush"] if kind.startswith("cl")])
+def test_each_kind_is_the_instruction_of_its_name(kind):
+    """The first cache instruction of the bound code: 0F AE with /6 or /7, with the prefix 66 or without."""
+    f = Flush("cache_line", kind)
+    code = ctypes.string_at(table_of(f).lines, 64)
+    found = re.search(rb"(\x66?)[\x40-\x4f]?\x0f\xae(.)", code, re.DOTALL)
+    assert found and found[2][0] >> 6 < 3, "a fence" if found else code.hex()
+    assert (found[1], found[2][0] >> 3 & 7) == {"clwb": (b"\x66", 6), "clflushopt": (b"\x66", 7),
+                                                "clflush": (b"", 7)}[kind]
 
 
 def test_choice_can_be_read_back():

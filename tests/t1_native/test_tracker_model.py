@@ -77,6 +77,7 @@ BUGS = {
         "\t\telse if (!error && !tracker_of(f)->extents)\n"),
     "idle extents are flushed": (
         "daxio.c", "if (!extent_is_active(m, n))\n\t\t\tcontinue;", "if (!extent_count(m))\n\t\t\tcontinue;"),
+    "the last of the 256 is not flushed": ("daxio.c", "m && n < EXTENTS; n++", "m && n < EXTENTS - 1; n++"),
     "extents of the file alone are flushed": (
         "daxio.c", "total = tracker_of(f)->extents ? flush_extents(&g, f, trace) :",
         "total = tracker_of(f)->extents && f->own ? flush_extents(&g, f, trace) :"),

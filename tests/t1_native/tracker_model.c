@@ -494,10 +494,10 @@ static void one_step(void)
 
 static void begin(void)
 {
-	/* A and B take turns in the region, A on both sides of the gap; C is short at first. */
+	/* A and B take turns in the region, A on both sides of the gap, B at the end; C is short at first. */
 	static const struct iomap a[] = {{0, 150, 16, IOMAP_MAPPED, 0}, {160, 100, 300, IOMAP_MAPPED, 0},
 		{300, 61, 450, IOMAP_MAPPED, 0}, {361, 50, 512, IOMAP_MAPPED, 0}};
-	static const struct iomap b[] = {{0, 130, 166, IOMAP_MAPPED, 0}, {450, 150, 562, IOMAP_MAPPED, 0}};
+	static const struct iomap b[] = {{0, 130, 166, IOMAP_MAPPED, 0}, {450, 150, 618, IOMAP_MAPPED, 0}};
 	static const struct iomap c[] = {{0, 120, OWN_AT, IOMAP_MAPPED, 0}, {140, 60, OWN_AT + 140, IOMAP_MAPPED, 0}};
 
 	memory = aligned_alloc(PAGE, (size_t)PAGES * PAGE);

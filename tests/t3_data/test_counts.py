@@ -273,7 +273,8 @@ def test_each_kind_of_flush(policy, kind):
     class Kinds(Kit):
         def open(self, path):
             try:
-                region = Region.open([path], granularity="page" if kind == "msync" else "auto", flush=kind)
+                region = Region.open([path], flush=kind,
+                                     granularity={"msync": "page", "none": "byte"}.get(kind, "auto"))
             except UsageError as error:
                 os.unlink(path)
                 pytest.skip(str(error))
