@@ -57,7 +57,8 @@ def names(runs: list) -> list[str]:
     for run in runs:
         name = drawing.stem(run.experiment)
         if sum(other.experiment == run.experiment for other in runs) > 1:
-            name = drawing.stem(run.experiment, run.path.resolve().name)
+            own = run.path.resolve().name
+            name = drawing.stem(own) if own.startswith(run.experiment) else drawing.stem(run.experiment, own)
         made.append(name if name not in made else f"{name}-{len(made) + 1}")
     return made
 

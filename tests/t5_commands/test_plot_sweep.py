@@ -291,6 +291,54 @@ def test_one_sample_and_several_runs_of_one_experiment(tmp_path):
     assert '<i class="faint">0 ns</i>' in (tmp_path / "both" / "report.html").read_text()
 
 
+def test_a_run_s_directory_is_not_named_twice(tmp_path):
+    one = [lab_runs.visit("dirty", {"dirty": 64, "track": "pte", "via": "write"}, {"ns": [1]})]
+    folders = [tmp_path / name for name in ("fsync_sweep", "fsync_sweep-more")]
+    for folder in folders:
+        lab_runs.write(folder, [lab_runs.DIRTY | {"draw": ["lines"]}], one)
+    plot(*folders, "--output", tmp_path / "both")
+    assert {path.name for path in (tmp_path / "both" / "plots").glob("*.svg")} == {
+        "fsync_sweep-dirty-lines.svg", "fsync_sweep-more-dirty-lines.svg"}
+
+
+def test_the_page_begins_with_what_it_is(tmp_path):
+    one = [lab_runs.visit("dirty", {"dirty": 64, "track": "pte", "via": "write"}, {"ns": [1]})]
+    for name, more in (("a", {}), ("b", {"options": {"quick": True}})):
+        lab_runs.write(tmp_path / name, [lab_runs.DIRTY | {"draw": ["lines"]}], one, **more)
+    plot(tmp_path / "a", tmp_path / "b", "--output", tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    head = page[page.index("<h1>"):page.index('id="argument"')]
+    assert "is a file system in user space" in head and lab_runs.HOST["cpu"] in head
+    assert "survive a power failure" in head and "--quick run" not in head
+    assert 'href="#words"' in head and page.count('id="words"') == 1
+
+
+def test_a_line_has_a_gap_where_something_else_changes(tmp_path):
+    """64 MiB of a small file, 256 MiB of a large one: what is between them was not measured."""
+    def made(of):
+        where = {"track": "pte", "via": "write"}
+        return [lab_runs.visit("dirty", {"dirty": dirty, "flushers": of(dirty), **where},
+                               {"ns": [dirty, dirty + 1]}) for dirty in (64, 128, 256, 512)]  # fmt: skip
+    bands = []
+    for name, of in (("same", lambda dirty: 1), ("other", lambda dirty: 1 if dirty < 200 else 4)):
+        lab_runs.write(tmp_path / name, [lab_runs.DIRTY | {"draw": ["lines"]}], made(of))
+        plot(tmp_path / name)
+        (picture,) = (tmp_path / name / "plots").glob("*.svg")
+        bands.append(len(re.findall("id=\"FillBetween|id=\"PolyCollection", picture.read_text())))
+        assert ("a gap: other flushers" in " ".join(texts(picture))) == (name == "other")
+    assert bands == [1, 2]
+
+
+def test_lines_under_others_are_named(tmp_path):
+    made = [lab_runs.visit("dirty", {"dirty": n, "track": track, "via": "write"}, {"ns": [ns * n]})
+            for n in (64, 128) for track, ns in (("pte", 100), ("pmd", 105), ("extent", 300))]  # fmt: skip
+    _, views = load(lab_runs.write(tmp_path, [lab_runs.DIRTY | {"draw": ["lines"]}], made))
+    assert views["dirty"].covered() == [("pte",)]
+    plot(tmp_path)
+    (picture,) = (tmp_path / "plots").glob("*.svg")
+    assert "under other lines: pte" in " ".join(texts(picture))
+
+
 def test_bars_of_names_and_of_numbers_far_apart(tmp_path):
     """A policy at the abscissa gives the colour; sizes have a panel each; far apart, it is logarithmic."""
     axes = lab_runs.AXES | {"how": {"label": "how", "kind": "name"}}

@@ -67,8 +67,8 @@ def in_process(folder: Path, rounds: int) -> dict[int, dict[str, list[int]]]:
                 calls = {"plain": lambda memory=memory: so.plain_flush(*memory), "one": one.write_back,
                          "two": two.write_back}
                 took: dict[str, list[int]] = {name: [] for name in calls}
-                for _ in range(rounds):
-                    for name, call in calls.items():
+                for turn in range(rounds):
+                    for name, call in list(calls.items())[:: 1 if turn % 2 else -1]:
                         (two if name == "two" else one).dirty(size, data)
                         time.sleep(0.002)  # helpers sleep
                         start = time.perf_counter_ns()

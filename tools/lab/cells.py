@@ -17,6 +17,7 @@ from lab.reading import NUMBER, Cell, Family, Run
 # The order of what is known, in legends and tables; the first one there is what ratios are to.
 KNOWN = ("pte", "pmd", "line", "extent", "extent+clear", "none", "daxfs", "uring", "dev", "pyfuse3",
          "ext4", "xfs", "tmpfs")  # fmt: skip
+COVERED = 1.1  # times: so near to each other two lines are one on a scale of decades
 P99_FROM = 100  # samples, so that a hundredth is more than the largest one
 
 
@@ -115,6 +116,33 @@ class View:
                 found.setdefault(axis, set()).add(value)
         return {axis: next(iter(values)) for axis, values in found.items()
                 if axis not in named and len(values) == 1}  # fmt: skip
+
+    def rest(self, key: tuple) -> dict:
+        """Of a point, what neither panel, line nor x say."""
+        named = {*self.line_axes, *self.family.panel, self.family.x}
+        return {axis: value for axis, value in self.points[key].cell.where.items() if axis not in named}
+
+    def breaks(self) -> list[str]:
+        """Axes in which points of one line differ, so that what is between them was not measured."""
+        found: dict[tuple, dict[str, set]] = {}
+        for panel, line, x in self.points:
+            for axis, value in self.rest((panel, line, x)).items():
+                found.setdefault((panel, line), {}).setdefault(axis, set()).add(value)
+        more = {axis for one in found.values() for axis, values in one.items() if len(values) > 1}
+        return [axis for axis in self.run.axes if axis in more]
+
+    def covered(self) -> list[tuple]:
+        """Lines that can't be seen, as another one that is drawn after them is where they are."""
+        def near(key: tuple, other: tuple) -> bool:
+            low, high = sorted((self.points[key].numbers.median, self.points[other].numbers.median))
+            return high <= COVERED * low
+        made = []
+        for n, line in enumerate(self.lines):
+            keys = [key for key in self.points if key[1] == line]
+            if any(all((key[0], other, key[2]) in self.points and near(key, (key[0], other, key[2]))
+                       for key in keys) for other in self.lines[n + 1:]):
+                made.append(line)
+        return made
 
     def values(self, axis: str) -> set:
         """All values of an axis."""

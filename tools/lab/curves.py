@@ -140,8 +140,13 @@ def lines(view: View, others: dict):
 
 
 def _line(view: View, axis, abscissa: Abscissa, panel, line, style: dict) -> None:
-    found = [(abscissa.at(x), view.points[panel, line, x].numbers) for x in view.xs
-             if (panel, line, x) in view.points]  # fmt: skip
+    keys = [(panel, line, x) for x in view.xs if (panel, line, x) in view.points]
+    for _, piece in itertools.groupby(keys, view.rest):  # no line to what was done otherwise
+        _piece(view, axis, abscissa, list(piece), style)
+
+
+def _piece(view: View, axis, abscissa: Abscissa, keys: list, style: dict) -> None:
+    found, line = [(abscissa.at(key[2]), view.points[key].numbers) for key in keys], keys[0][1]
     shift = 0.0 if abscissa.number else 0.6 * ((view.lines.index(line) + 0.5) / len(view.lines) - 0.5)
     at = [place + shift for place, _ in found]
     q1, median, q3 = (np.array([getattr(one, name) for _, one in found]) for name in ("q1", "median", "q3"))

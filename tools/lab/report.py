@@ -18,7 +18,7 @@ from lab.cells import P99_FROM, Point, View
 from lab.drawing import Figure, possible, stem
 from lab.reading import Run
 from lab.sheet import place_text
-from lab.wording import ARGUMENT, GLOSSARY, QUESTIONS
+from lab.wording import ARGUMENT, GLOSSARY, LEAD, QUESTIONS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 EN, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
@@ -44,7 +44,7 @@ def write(path: Path, sections: list, comparison: str = "", folder: str = "plots
     titles = _titles(sections)
     plain = dict.fromkeys(_title(section) for section in sections)
     title = "; ".join(plain) if len(plain) <= 2 else f"daxfs: {len(titles)} experiments"
-    body = [f"<h1>{escape(title)}</h1>"]
+    body = [f"<h1>{escape(title)}</h1>", *_lead(sections)]
     if len(sections) > 1:
         links = [f'<li><a href="#{section.name}">{escape(text)}</a></li>'
                  for section, text in zip(sections, titles, strict=True)]  # fmt: skip
@@ -63,6 +63,21 @@ def write(path: Path, sections: list, comparison: str = "", folder: str = "plots
         title=escape(title), colours=looks.style_sheet(), body="\n".join(part for part in body if part))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, "utf-8")
+
+
+def _lead(sections: list) -> list[str]:
+    """What this page is, and for several runs what is to be known of all of them."""
+    asked = [section.run.host.get for section in sections]
+    hosts = dict.fromkeys(f"{of('cpu', '?')}, {of('cpus', '?')} CPUs, Linux {of('kernel', '?')}"
+                          for of in asked)
+    days = sorted({str(section.run.facts.get("started", "?"))[:10] for section in sections})
+    made = [f"<p>{escape(LEAD)} Measured on {escape(' and '.join(days))}: {escape('; '.join(hosts))}. Words "
+            'are explained <a href="#words">at the end</a>.</p>']
+    told = [warnings(section.run) for section in sections]
+    if common := [text for text in told[0] if len(sections) > 1 and all(text in one for one in told)]:
+        items = "".join(f"<li>{escape(text)}</li>" for text in common)
+        made.append(f'<div class="warn"><ul>{items}</ul></div>')
+    return made
 
 
 def _title(section: Section) -> str:

@@ -146,6 +146,10 @@ def small_print(view: View, draw: str) -> str:
     if draw == "phases" and view.measure["unit"] == "ns":
         what += " of the caller's mean"
     facts = [f"{what}, n = {count} each"]
+    if draw == "lines" and (breaks := [run.axes[axis]["label"].rstrip("=") for axis in view.breaks()]):
+        facts.append(f"a gap: other {', '.join(breaks)}")
+    if draw == "lines" and (covered := [view.line_text(line) for line in view.covered()]):
+        facts.append(f"under other lines: {'; '.join(covered)}")
     facts += [view.said(axis, value) for axis, value in view.steady().items()]
     for name, text in (("cpu", "{}"), ("cpus", "{} CPUs"), ("kernel", "Linux {}"), ("commit", "commit {}"),
                        ("flush", "flush={}")):  # fmt: skip

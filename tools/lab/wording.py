@@ -7,6 +7,13 @@ question knows by its axes which family of a run has an answer to show. Plain te
 
 from lab.cells import View
 
+LEAD = (
+    "daxfs is a file system in user space for persistent memory, real or emulated, in which every policy of "
+    "the kernel developers' argument about fsync is a switch. This page shows what they cost, from samples "
+    "that lie beside it: first the argument, with links to the figures that show something of it, then each "
+    "experiment: what was run, what to beware of, figures, tables."
+)
+
 ARGUMENT = (
     "In 2015 the kernel developers argued about what fsync owes to memory that is storage. One side put "
     "dirty tracking into the driver: coarse on purpose, a stopgap, because writes should go past the "
