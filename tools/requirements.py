@@ -15,7 +15,11 @@ from pathlib import Path
 with open(Path(__file__).resolve().parent.parent / "pyproject.toml", "rb") as file:
     wanted = tomllib.load(file)
 project = wanted["project"]
+extras = project["optional-dependencies"]
+unknown = [word for word in sys.argv[1:] if word not in extras]
+if unknown:
+    sys.exit(f"requirements.py: no extra {unknown[0]!r}; there are: {', '.join(extras)}")
 for requirement in (*wanted["build-system"]["requires"], *project["dependencies"],
                     *(one for extra in sys.argv[1:] or ("test", "plot")
-                      for one in project["optional-dependencies"][extra])):  # fmt: skip
+                      for one in extras[extra])):  # fmt: skip
     print(requirement)

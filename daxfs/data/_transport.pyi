@@ -7,8 +7,6 @@ from daxfs.data._serve import Server
 KINDS: dict[str, int]
 FOPEN_PARALLEL_DIRECT_WRITES: int
 
-def probe_uring() -> int: ...
-
 class Call:
     opcode: int
     unique: int

@@ -47,7 +47,6 @@ cdef extern from "daxfs/native/transport.h" nogil:
     int transport_linger(transport *t, int fd, int loop, unsigned ns)
     void transport_place(const transport *t, int tid, int there)
     void transport_reply(transport *t, pending *p, int error, const iovec *iov, int n)
-    int uring_probe()
 
 cdef extern from *:
     """
@@ -61,11 +60,6 @@ cdef enum:
 _FAILED = "a thread of the transport failed: "
 KINDS = {"dev": TRANSPORT_DEV, "uring": TRANSPORT_URING}
 FOPEN_PARALLEL_DIRECT_WRITES = 1 << 6
-
-
-def probe_uring():
-    """0 where io_uring rings of the kind that FUSE needs can be set up here, else an errno."""
-    return -uring_probe()
 
 
 @cython.final

@@ -288,8 +288,10 @@ def _connected(mount: mountinfo.Mount, timeout: float) -> socket.socket:
         killed = killed or isinstance(problem, ConnectionRefusedError)
     if killed:
         raise DaxfsError(f"{mount.mountpoint}: the daemon is gone; umount {mount.mountpoint}", errno.ENOTCONN)
-    raise DaxfsError(f"{mount.mountpoint}: no control socket {name} in {', '.join(directories(mount.owner))}",
-                     errno.ENOENT)
+    # The next daemon that starts removes the socket of one that was killed.
+    where = ", ".join(directories(mount.owner))
+    raise DaxfsError(f"{mount.mountpoint}: no control socket {name} in {where}; "
+                     f"if the daemon is gone, umount {mount.mountpoint}", errno.ENOENT)
 
 
 def live_mounts() -> list[mountinfo.Mount]:

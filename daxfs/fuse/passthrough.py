@@ -61,7 +61,6 @@ class Passthrough:
     def __init__(self, fuse_fd: int, why: str = ""):
         """*fuse_fd*: the mount's /dev/fuse descriptor; *why*: what is known to stand against it."""
         self.fuse_fd, self.why = fuse_fd, why
-        self.backed = 0  # files that are registered now
 
     def open(self, fd: int) -> int:
         """The backing id, above 0, of the regular file *fd*; 0 where it can't be had, and `why` says so.
@@ -77,12 +76,10 @@ class Passthrough:
             # For good, where the kernel, our rights or the file system below are not made for it.
             self.why = _REFUSALS.get(error.errno, "")
             return 0
-        self.backed += 1
         return number
 
     def close(self, number: int) -> None:
         """Nothing that is opened from now on names *number*."""
-        self.backed -= 1
         try:
             fcntl.ioctl(self.fuse_fd, _BACKING_CLOSE, _ID.pack(number))
         except OSError as error:

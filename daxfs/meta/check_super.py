@@ -119,16 +119,9 @@ def _from_backup(region, found, backup, page: bytes, check: str, why: str):
 
 def labels(region, sb, found) -> None:
     """The sources are the superblock's. SourceError for missing, shrunken, foreign or swapped ones."""
-    if len(region.sources) != sb.nsources:
-        raise SourceError(f"the region has {sb.nsources} sources, {len(region.sources)} given")
-    for i, (source, (uuid, start, pages)) in enumerate(zip(region.sources, sb.sources, strict=True)):
-        have = source.size // PAGE_SIZE
-        if have < pages:
-            raise SourceError(f"{source.path}: shrunken: {have} pages, was formatted with {pages}")
-        if source.pfn_start != start:
-            raise SourceError(f"{source.path}: not at its place in the region; give the sources in order")
+    for i, path, uuid, _ in superblock.placed_sources(region, sb):
         if i:
-            _label(region, sb, found, i, source.path, uuid)
+            _label(region, sb, found, i, path, uuid)
 
 
 def _label(region, sb, found, i: int, path: str, uuid: bytes) -> None:

@@ -34,7 +34,6 @@ from .inode import PLACE_OF
 log = logging.getLogger(__name__)
 
 S_IFREG = 0o100000
-DAX_POLICIES = ("inode", "always", "never")
 
 
 NO_POOL = "its data are in a range of a pool directory: give that directory as the source"

@@ -6,6 +6,7 @@ nothing else here; other words that do are on the state page (`fs.FileSystem`).
 """
 
 import uuid as uuidlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -169,8 +170,11 @@ def pack_label(sb: Superblock, index: int) -> bytes:
     return L.sealed(bytearray(label.tobytes()), _LABEL_CRC, 0)
 
 
-def check_sources(region, sb: Superblock) -> None:
-    """SourceError where the open sources are not the superblock's, naming the one at fault."""
+def placed_sources(region, sb: Superblock) -> Iterator[tuple[int, str, bytes, int]]:
+    """(index, path, UUID, first pfn) of each open source, as the superblock has it.
+
+    SourceError, at the latest when the one at fault comes: missing, shrunken, not at its place.
+    """
     if len(region.sources) != sb.nsources:
         raise SourceError(
             f"the region has {sb.nsources} sources, {len(region.sources)} given: "
@@ -182,20 +186,26 @@ def check_sources(region, sb: Superblock) -> None:
             raise SourceError(f"{source.path}: shrunken: {have} pages, was formatted with {pages}")
         if source.pfn_start != start:
             raise SourceError(f"{source.path}: not at its place in the region; give the sources in order")
+        yield i, source.path, uuid, start
+
+
+def check_sources(region, sb: Superblock) -> None:
+    """SourceError where the open sources are not the superblock's, naming the one at fault."""
+    for i, path, uuid, start in placed_sources(region, sb):
         if i == 0:
             continue
         at = start << PAGE_SHIFT
         page = bytes(region.mem[at : at + L.SOURCE_LABEL.itemsize])
         label = np.frombuffer(page, L.SOURCE_LABEL, 1)[0]
         if page[:8] == L.SB_MAGIC:
-            raise SourceError(f"{source.path}: foreign: it is the first source of a region")
+            raise SourceError(f"{path}: foreign: it is the first source of a region")
         if page[:8] != L.SOURCE_MAGIC or not L.is_sealed(page, _LABEL_CRC, 0):
-            raise SourceError(f"{source.path}: not a daxfs source, or its label is damaged")
+            raise SourceError(f"{path}: not a daxfs source, or its label is damaged")
         if label["region_uuid"].tobytes() != sb.uuid:
             owner = uuidlib.UUID(bytes=label["region_uuid"].tobytes())
-            raise SourceError(f"{source.path}: foreign: it belongs to region {owner}")
+            raise SourceError(f"{path}: foreign: it belongs to region {owner}")
         if int(label["index"]) != i or label["uuid"].tobytes() != uuid:
-            raise SourceError(f"{source.path}: swapped: it is source {int(label['index'])}, given as {i}")
+            raise SourceError(f"{path}: swapped: it is source {int(label['index'])}, given as {i}")
 
 
 def write(region, sb: Superblock) -> None:

@@ -128,7 +128,5 @@ void dev_free(struct transport *t, struct channel *ch);
 int uring_start(struct transport *t);
 void uring_wake(struct transport *t);		/* threads look at `stop` */
 void uring_free(struct channel *ch);
-/* 0 where this kernel and process can set up such rings, else -errno. */
-int uring_probe(void);
 
 #endif

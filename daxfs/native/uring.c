@@ -74,19 +74,6 @@ static void queue_params(struct io_uring_params *p)
 	p->cq_entries = 4 * RING_DEPTH;
 }
 
-int uring_probe(void)
-{
-	struct io_uring_params p;
-	struct io_uring ring;
-	int rc;
-
-	queue_params(&p);
-	rc = io_uring_queue_init_params(RING_DEPTH, &ring, &p);
-	if (!rc)
-		io_uring_queue_exit(&ring);
-	return rc;
-}
-
 /* A submission entry; never NULL: there is one for each ring entry and one for the event. */
 static struct io_uring_sqe *queue_sqe(struct ring_queue *q)
 {

@@ -447,7 +447,7 @@ def test_a_refusal_says_why_and_is_the_last_question(tmp_path):
     with open(tmp_path / "f", "w") as file:
         passthrough = Passthrough(file.fileno())  # no FUSE device at all
         assert passthrough.open(file.fileno()) == 0
-        assert "CONFIG_FUSE_PASSTHROUGH" in passthrough.why and passthrough.backed == 0
+        assert "CONFIG_FUSE_PASSTHROUGH" in passthrough.why
 
 
 @needs_kernel

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from daxfs import layout
 from daxfs.cli import stat
-from daxfs.fuse import control, ops, ops_ioctl, stats, transports, wire
+from daxfs.fuse import control, mountinfo, ops, ops_ioctl, stats, transports, wire
 from daxfs.latency import Operation
 
 
@@ -144,6 +144,10 @@ def test_stat_tables_fit_80_columns(mount_factory):
     for word in ("create", "p99", "tracker", "journal", "space", "not power-fail safe", str(region.pid)):
         assert word in text, word
     assert "…" not in text  # nothing was cut
+    lines = [line.strip() for line in text.splitlines()]
+    for title in ("tracker", "journal", "inodes"):  # each table stands for itself
+        assert not lines[next(n for n, line in enumerate(lines) if line.startswith(f"{title} ") or
+                              line == title) - 1]  # fmt: skip
 
 
 def counted(*ns, errors=0):
@@ -286,6 +290,11 @@ def test_stat_of_a_dead_mount(mount_factory):
     region._signal_daemon()
     done = daxfs("stat", region.path, status=1)
     assert "daemon is gone" in done.stderr
+    # Whoever mounts next removes its socket.
+    socket_path = Path(f"/run/daxfs/{control.socket_name(mountinfo.mount_at(str(region.path)).device)}")
+    socket_path.unlink(missing_ok=True)
+    done = daxfs("stat", region.path, status=1)
+    assert f"umount {region.path}" in done.stderr and done.stderr.count("\n") == 1
     region._detach()
 
 
