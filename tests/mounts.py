@@ -297,7 +297,7 @@ class MountedRegion:
 
     def adopt(self) -> "MountedRegion":
         """Learn the pid of the daemon behind the mount."""
-        facts = self.stat()
+        facts = self._ask({"get": "stat"})
         asked = re.search(r"\btransport=(\w+)", ",".join(self.mount_command()))
         if asked and asked[1] != "auto" and facts["transport"]["kind"] != asked[1]:
             raise CommandError(f"transport={asked[1]} was asked for, {facts['transport']} is used")
@@ -314,11 +314,11 @@ class MountedRegion:
         return [command("mount.daxfs"), str(self.source), str(self.path), "-o", options]
 
     def stat(self) -> dict:
-        """What ``daxfs stat --json`` says, asked as it asks (daxfs/fuse/control.py) without its start."""
-        return self._ask({"get": "stat"})
+        """What ``daxfs stat --json`` says."""
+        return json.loads(run([command("daxfs"), "stat", "--json", self.path], timeout=30).stdout)
 
     def _ask(self, request: dict) -> dict:
-        """The daemon's answer. CommandError where it gives none."""
+        """The daemon's answer to what a command would ask (daxfs/fuse/control.py). CommandError: none."""
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
             try:
                 sock.settimeout(30)

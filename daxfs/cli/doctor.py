@@ -20,7 +20,7 @@ from rich.text import Text
 from daxfs import _flush, emulate
 from daxfs._emulate import tsc_invariant
 from daxfs.cli import common
-from daxfs.cli.stat import console
+from daxfs.cli.stat_tables import console
 from daxfs.fuse import control, mountinfo, transports
 from daxfs.fuse.passthrough import SINCE
 

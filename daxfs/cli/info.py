@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daxfs.cli import common
-from daxfs.cli.stat import console, emulation
+from daxfs.cli.stat_tables import console, emulation
 from daxfs.errors import CorruptError, DaxfsError
 from daxfs.fuse import control, facts, options
 from daxfs.meta import fs as metafs

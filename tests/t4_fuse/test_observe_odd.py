@@ -240,8 +240,8 @@ sys.stdin.readline()
 def test_fsync_waits_once_for_a_client_that_keeps_its_mmap_lock(path, silent, syncs):
     """Not each time, with one more thread: there are 64 for all files."""
     with Child(silent, KEEPS_ITS_MMAP_LOCK, path, silent.path / "f") as child:
-        until = time.monotonic() + 20
-        while not Path(f"/proc/{child.process.pid}/syscall").read_text().startswith("9 "):  # it hangs in mmap(2)
+        until, called = time.monotonic() + 20, Path(f"/proc/{child.process.pid}/syscall")
+        while not called.read_text().startswith("9 "):  # it hangs in mmap(2)
             assert time.monotonic() < until
             time.sleep(0.02)
         took = []

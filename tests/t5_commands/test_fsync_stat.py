@@ -12,7 +12,7 @@ import mounts
 import pytest
 
 from daxfs._fsync import PHASES
-from daxfs.cli import stat
+from daxfs.cli import stat_tables
 
 pytestmark = [pytest.mark.mount, pytest.mark.transports]
 ROUNDS = 50
@@ -54,9 +54,9 @@ def test_stat_shows_a_daemon_that_has_no_phases(region):
     """One that was started before an upgrade."""
     facts = region.stat()
     del facts["fsync"]
-    console = stat.console()
+    console = stat_tables.console()
     with console.capture() as shown:
-        console.print(stat.render(facts))
+        console.print(stat_tables.render(facts))
     assert "of the time" not in shown.get() and "operation" in shown.get()
 
 

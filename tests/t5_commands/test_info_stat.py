@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from daxfs import layout
-from daxfs.cli import stat
+from daxfs.cli import stat_tables
 from daxfs.fuse import control, mountinfo, ops, ops_ioctl, stats, transports, wire
 from daxfs.latency import Operation
 
@@ -197,7 +197,7 @@ def test_the_name_of_every_request_is_a_row():
     ],
 )
 def test_transport_in_a_line(transport, text):
-    assert stat.show_transport(transport) == text
+    assert stat_tables.show_transport(transport) == text
 
 
 @pytest.mark.mount
@@ -340,13 +340,14 @@ def test_stale_sockets_go(mount_factory):
 
 
 def test_uptime():
-    assert [stat.show_uptime(s * 10**9) for s in (7, 3661, 90061)] == ["0:00:07", "1:01:01", "1 d 1:01:01"]
+    shown = [stat_tables.show_uptime(seconds * 10**9) for seconds in (7, 3661, 90061)]
+    assert shown == ["0:00:07", "1:01:01", "1 d 1:01:01"]
 
 
 def test_rates_between_two_snapshots():
     one = {"count": 100, "errors": 2, "total_ns": 5000, "p50_ns": 64, "p99_ns": 128}
     before = {"operations": {"write": {**one, "count": 60}}}
-    table = stat.operations({"operations": {"write": one, "read": one}}, before, 2.0)
+    table = stat_tables.operations({"operations": {"write": one, "read": one}}, before, 2.0)
     out = io.StringIO()
     Console(file=out, width=80).print(table)
     rows = {line.split()[0]: line.split() for line in out.getvalue().splitlines() if line.strip()}
