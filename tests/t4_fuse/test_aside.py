@@ -147,6 +147,25 @@ def test_each_result_is_its_own_whenever_it_comes(monkeypatch):
     in_trio(test)
 
 
+def test_what_ends_just_when_the_waiting_does_is_not_waited_for(monkeypatch):
+    """Then nobody would tell: the thread has looked whether it shall."""
+    class Late:
+        def __init__(self):
+            self.baton = Baton()
+            self.take, self.end, self.end_and_take = self.baton.take, self.baton.end, self.baton.end_and_take
+
+        def give(self, _ns):
+            assert self.baton.give(30_000_000_000)
+            return False
+
+    monkeypatch.setattr(module, "Baton", Late)
+
+    async def test(aside):
+        assert [await aside.run(2, int, n) for n in ("7", "8")] == [7, 8]
+
+    in_trio(test)
+
+
 class Homes:
     """Only what Aside asks of a Transport."""
 
