@@ -136,6 +136,12 @@ class Program:
         self.process.communicate()
 
 
+def states(pid: int) -> list[str]:
+    """Of its threads, as ps(1) has them."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return [text.rpartition(")")[2].split()[0] for text in texts]
+
+
 class Child(Program):
     """One that hangs once the daemon of *silent* is stopped, which is done here."""
 
@@ -146,6 +152,10 @@ class Child(Program):
     def __enter__(self):
         assert self.line() == "ready"
         os.kill(self.silent.pid, signal.SIGSTOP)
+        until = time.monotonic() + 20
+        while set(states(self.silent.pid)) != {"T"}:  # a thread answers until the signal reaches it
+            assert time.monotonic() < until
+            time.sleep(0.002)
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self
@@ -240,8 +250,8 @@ sys.stdin.readline()
 def test_fsync_waits_once_for_a_client_that_keeps_its_mmap_lock(path, silent, syncs):
     """Not each time, with one more thread: there are 64 for all files."""
     with Child(silent, KEEPS_ITS_MMAP_LOCK, path, silent.path / "f") as child:
-        until, called = time.monotonic() + 20, Path(f"/proc/{child.process.pid}/syscall")
-        while not called.read_text().startswith("9 "):  # it hangs in mmap(2)
+        until = time.monotonic() + 20
+        while not Path(f"/proc/{child.process.pid}/syscall").read_text().startswith("9 "):  # hangs in mmap(2)
             assert time.monotonic() < until
             time.sleep(0.02)
         took = []

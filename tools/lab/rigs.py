@@ -20,7 +20,7 @@ from pathlib import Path
 import loops
 import mounts
 
-from daxfs.cli.set import NAMES as LIVE
+from daxfs.cli.set import CHECKS as LIVE
 from daxfs.fuse import control
 from lab.plan import CellError
 
