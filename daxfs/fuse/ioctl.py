@@ -165,7 +165,7 @@ async def _goingdown(ops, request):
     if mode > SHUTDOWN_NOLOGFLUSH:
         raise fail(errno.EINVAL)
     if mode == SHUTDOWN_DEFAULT and ops.kernel_sync is not None and not ops.fs.shut:
-        await ops.kernel_sync()
+        await ops.kernel_sync(by_request=True)
     await ops.shutdown(mode)
     return request.reply()
 

@@ -9,11 +9,9 @@ touches a path on its own mount after that: nobody would answer.
 
 import contextlib
 import errno
-import functools
 import logging
 import os
 import signal
-import subprocess
 import sys
 
 import pyfuse3
@@ -23,6 +21,7 @@ from daxfs import emulate
 from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
 from daxfs.errors import DaxfsError, SourceError, UsageError, fail, sentence
 from daxfs.fuse import calls, control, handshake, mountinfo, transports, wire
+from daxfs.fuse.kernel_sync import KernelSync
 from daxfs.fuse.ops_base import BaseOperations
 from daxfs.fuse.options import MountConfig, choice, count, fuse_arguments
 from daxfs.fuse.passthrough import Passthrough, why_not
@@ -36,7 +35,6 @@ log = logging.getLogger("daxfs.mount")
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ABORT = "abort"  # ended_by: /sys/fs/fuse/connections/N/abort
-_SYNC_PATIENCE = 10.0  # seconds for the kernel to write its dirty pages back when a signal ends us
 
 
 class Session:
@@ -118,12 +116,12 @@ class Session:
         self.tracer = Tracer(self.operations.ring, HandlerTrace(self.operations, self.operations.ring))
         self._connect()
         self.operations.notify = pyfuse3.invalidate_inode
-        self.operations.kernel_sync = functools.partial(_sync, self.mountpoint)
         try:
             self.mount = mountinfo.mount_at(self.mountpoint)
             if self.mount is None or self.mount.fstype not in mountinfo.TYPES:
                 raise DaxfsError(f"{self.mountpoint}: the mount is not in {mountinfo.MOUNTINFO}")
             self.operations.device = self.mount.device
+            self.operations.kernel_sync = KernelSync(self.mount)
             trio.run(self._main, ready)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
@@ -260,7 +258,7 @@ class Session:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # a second one must not cut the end short
             self.ended_by = signal.Signals(number).name
             log.info("%s: ending on %s", self.mountpoint, self.ended_by)
-            await _sync(self.mountpoint)
+            await self.operations.kernel_sync()
             pyfuse3.terminate()
 
     def answer(self, request: dict):
@@ -451,21 +449,3 @@ def _init(operations, mountpoint: str, where: str, arguments: list[str]) -> None
         raise SourceError(f"{mountpoint}: can't be mounted: {lines or problem}", errno.EPERM) from problem
     if lines:
         log.warning("libfuse: %s", lines)
-
-
-async def _sync(mountpoint: str) -> None:
-    """Have the kernel write back what it holds of this mount, by another process: we must go on answering.
-
-    Not waited for beyond a time: what programs did not fsync may be lost, but the end must come.
-    """
-    try:
-        process = subprocess.Popen(["sync", "-f", mountpoint], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except OSError as exc:
-        log.warning("sync -f can't be run, so mapped pages that were not synced are lost: %s", exc)
-        return
-    with trio.move_on_after(_SYNC_PATIENCE) as scope:
-        while process.poll() is None:
-            await trio.sleep(0.02)
-    if scope.cancelled_caught:
-        log.warning("the kernel did not write everything back in %g s", _SYNC_PATIENCE)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""What the kernel still has to write when a mount that is in use ends: all of it gets there.
+
+syncfs(2) returns while its writes wait for their answers. Here they all wait then, for sure: a `sync` of ours
+has the daemon stopped meanwhile.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import signal
+import struct
+import subprocess
+import sys
+
+import mounts
+import pytest
+
+from daxfs.fuse import kernel_sync
+
+MIB = 1 << 20
+SIZE = 48 * MIB
+SYNC = """#!{python}
+import ctypes, os, signal, sys, time
+daemon, fd = os.getppid(), os.open(sys.argv[-1], os.O_RDONLY)
+begin, go = os.pipe()
+if not os.fork():
+    os.read(begin, 1)
+    time.sleep(0.2)
+    os.kill(daemon, signal.SIGCONT)
+    os._exit(0)
+os.kill(daemon, signal.SIGSTOP)
+states = [f"/proc/{{daemon}}/task/{{task}}/stat" for task in os.listdir(f"/proc/{{daemon}}/task")]
+while any(open(each).read().rsplit(")", 1)[1].split()[0] != "T" for each in states):
+    time.sleep(0.01)
+status = ctypes.CDLL(None).syncfs(fd)
+os.write(go, b"g")
+os._exit(1 if status else 0)
+"""
+
+pytestmark = [pytest.mark.mount, pytest.mark.transports]
+COLD_STARTS = True  # the daemon has a PATH of its own
+
+
+@pytest.fixture
+def region(tmp_path, monkeypatch, transport):
+    program = tmp_path / "sync"
+    program.write_text(SYNC.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with mounts.MountedRegion(2 * SIZE, transport=transport) as made:
+        made.mount()
+        yield made
+
+
+def shut_down(region):
+    fd = os.open(region.path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, 0x8004587D, struct.pack("I", 0))
+    finally:
+        os.close(fd)
+
+
+def terminate(region):
+    os.kill(region.pid, signal.SIGTERM)
+    assert region._wait_gone(60)
+    region._detach()
+
+
+@pytest.mark.parametrize("end", [shut_down, terminate])
+def test_mapped_pages_are_not_lost(region, transport, end):
+    if end is shut_down and transport == "pyfuse3":
+        pytest.skip("pyfuse3 has no ioctl")
+    # Nobody is there to close it for, once the daemon has gone.
+    with contextlib.suppress(OSError), open(region.path / "file", "w+b") as file:
+        file.truncate(SIZE)
+        with mmap.mmap(file.fileno(), SIZE) as mapping:
+            for at in range(0, SIZE, 4096):
+                mapping[at] = 7
+            end(region)
+    if end is shut_down:
+        region.umount()
+    region.mount()
+    assert (region.path / "file").read_bytes()[::4096].count(7) == SIZE // 4096
+
+
+def test_where_fusectl_is_not_mounted(region, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_sync, "CONNECTIONS", str(tmp_path))
+    root = kernel_sync._connections()
+    try:
+        assert os.stat(f"{os.minor(os.stat(region.path).st_dev)}/waiting", dir_fd=root)
+    finally:
+        os.close(root)
+
+
+def test_requests_of_others_do_not_keep_it(region, transport):
+    """While somebody goes on and on, it ends shortly all the same."""
+    with subprocess.Popen([sys.executable, "-c", "import os, sys\nwhile True: os.stat(sys.argv[1])",
+                           region.path / "nothing"], stderr=subprocess.DEVNULL) as other:
+        terminate(region)
+        other.kill()
