@@ -242,9 +242,7 @@ class FileIo:
             own.cut(node)
         end = own.grow(node, pos >> PAGE_SHIFT, min(pos + len(data), L.MAX_FILE_SIZE))
         if pos > fmap.size:
-            own.zero_behind(node, pos)
-            # Orders zeros behind the old end before the size.
-            fmap.own.sync()
+            self._zero_gap(node, pos)
         data = memoryview(data)[: end - pos]
         if end <= fmap.size:
             if self.dax.write(fmap, pos, data):
@@ -262,6 +260,17 @@ class FileIo:
             raise
         file.grow(fs, node, end, fs.clock())
         return len(data)
+
+    @staticmethod
+    def _zero_gap(node, pos: int) -> None:
+        """Between the end of file and *pos*, where its range has grown already. OSError: it has not."""
+        try:
+            own.zero_behind(node, pos)
+            # Orders zeros behind the old end before the size.
+            node.map.own.sync()
+        except BaseException:
+            own.shorten(node)
+            raise
 
     @staticmethod
     def _covered(fmap, pos: int, end: int) -> None:
@@ -328,6 +337,11 @@ class FileIo:
         The Node, and its tracker with it, may go after the last close, so nothing
         may be left dirty then.
         """
+        if node.opens == 1 and node.map.own is not None and not (self.fs.shut or self.fs.pool.syncs):
+            if node.map.state & (COARSE | STORED):
+                # Nobody has asked for that yet, and a mapping may outlive its handle: it is the next use's.
+                # First, as nobody hears of what fails below.
+                self.fs.stored.add(node.ino)
         try:
             if node.opens == 1 and not (self.fs.readonly or self.fs.shut):
                 self._last_close(node)
@@ -342,32 +356,42 @@ class FileIo:
         if self.tracker.clears and sum(other.opens > 0 for other in self.fs.nodes.values()) == 1:
             self.tracker.last_close(self.dax)
         if node.map.own is not None:
-            if node.map.state & (COARSE | STORED) and not self.fs.pool.syncs:
-                # Nobody has asked for that yet, and a mapping may outlive its handle: it is the next use's.
-                self.fs.stored.add(node.ino)
             own.fold_times(self.fs, node)
         prealloc.closed(self.fs, node)
         placement.closed(self.fs, node)
 
     def write_back(self) -> None:
-        """Flush, drain and mark clean what is dirty in any file."""
+        """Flush, drain and mark clean what is dirty in any file.
+
+        OSError, MemoryError: it can't be done in one, and is done in all others.
+        """
         if self.fs.shut:
             return
-        for node in list(self.fs.nodes.values()):
-            if node.map.state & STORED:
-                self._track(node.map, self.tracker)
-            if node.map.own is not None and node.map.state & (COARSE | OBSERVED | STORED):
-                self._write_back_stored(node)  # a look at page tables would have to wait for programs
-            elif node.map.marked and not self.tracker.keeps(node.map):
-                self.dax.writeback(node.map)
-        for ino in self.fs.stored | self.fs.mapped:
-            self._write_back_closed(ino)
+        steps = [(self._write_back_open, node) for node in self.fs.nodes.values()]
+        steps += [(self._write_back_closed, ino) for ino in self.fs.stored | self.fs.mapped]
+        failed = None
+        for step, what in steps:
+            try:
+                step(what)
+            except (OSError, MemoryError) as error:  # which is raised once all others are durable
+                failed = failed or error
         self.tracker.finish(self.dax)
         self._finish_left()
+        if failed is not None:
+            raise failed
+
+    def _write_back_open(self, node) -> None:
+        if node.map.state & STORED:
+            self._track(node.map, self.tracker)
+        if node.map.own is not None and node.map.state & (COARSE | OBSERVED | STORED):
+            self._write_back_stored(node)  # a look at page tables would have to wait for programs
+        elif node.map.marked and not self.tracker.keeps(node.map):
+            self.dax.writeback(node.map)
 
     def _write_back_stored(self, node) -> None:
         """All pages of a range, as programs may have stored there."""
         if not self.fs.readonly and node.map.policy not in (None, "none"):
+            self._mend(node)
             own.mark_stored(node, 0, node.map.own.pages)
             self.dax.writeback(node.map)
             self._flushed(node)

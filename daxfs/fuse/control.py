@@ -224,8 +224,8 @@ def mount_of(path: str) -> mountinfo.Mount:
 
 def is_there(mount: mountinfo.Mount) -> bool:
     """True if *mount* has not been unmounted; whether its daemon lives is another question."""
-    now = mountinfo.mount_of_device(mount.device)
-    return now is not None and now.mountpoint == mount.mountpoint
+    # Of several, as after a mount --bind, in any order.
+    return any((one.device, one.mountpoint) == (mount.device, mount.mountpoint) for one in mountinfo.mounts())
 
 
 def ask_mount(mount: mountinfo.Mount, request: dict, timeout: float = 10) -> dict:

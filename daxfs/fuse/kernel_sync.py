@@ -27,6 +27,7 @@ PATIENCE = 10.0  # seconds for all of it
 CONNECTIONS = "/sys/fs/fuse/connections"
 STEADY = 0.5  # seconds without a new minimum of what waits
 _STEP = 0.005  # seconds between two looks
+_LOOKS = 50  # as many at least without a new minimum: this thread may have been busy with something long
 _FSOPEN, _FSCONFIG, _FSMOUNT, _FSCONFIG_CMD_CREATE = 430, 431, 432, 6
 
 
@@ -65,14 +66,16 @@ class KernelSync:
 
     async def _answered(self) -> None:
         """Until what sync -f has queued is answered."""
-        root, least, since = -1, None, 0.0
+        root, least, since, looks = -1, None, 0.0, 0
         try:
             root = _connections()
             while (count := self._waiting(root)) > self.requests:
                 now = trio.current_time()
+                looks += 1
                 if least is None or count < least:
-                    least, since = count, now
-                elif now - since > STEADY:
+                    least, since, looks = count, now, 0
+                elif now - since > STEADY and looks > _LOOKS:
+                    log.info("%s: ends with %d requests of programs", self.mount.mountpoint, count)
                     return
                 await trio.sleep(_STEP)
         except OSError as exc:

@@ -142,7 +142,7 @@ def parse(text: str, sloppy: bool = False) -> MountConfig:
     if config.nt_threshold and config.write == "cached":
         raise UsageError(f"nt_threshold={config.nt_threshold} can't be had with write=cached, where all "
                          "writes go through the cache")
-    if "drain" in config.given and config.write == "cached":
+    if "drain" in config.given and config.write == "cached" and "remount" not in words:
         raise UsageError("drain= can't be had with write=cached, where all writes go through the cache and "
                          "fsync waits for them")
     return config

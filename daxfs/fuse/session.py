@@ -131,6 +131,8 @@ class Session:
                 self.operations.reap()  # while the descriptor is there that their backing belongs to
                 # The operations live until the next garbage collection, the transport's descriptors must not.
                 self.operations.stats.native = None
+                if self.operations.observing is not None:
+                    self.operations.observing.aside.transport = None
             # Takes the mount away, lazily where it is in use, and ends requests that nobody answered.
             if self.link is not None:
                 self.link.close(lambda: pyfuse3.close(unmount=False), self.ended_by == ABORT)

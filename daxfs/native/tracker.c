@@ -126,10 +126,13 @@ static void merge(struct extent_map *m)
 static int reach(struct filemap *f, uint64_t last)
 {
 	if (!f->active) {
-		f->active = malloc(sizeof(*f->active));
-		if (!f->active)
+		struct extent_map *m = malloc(sizeof(*m));
+
+		if (!m)
 			return -ENOMEM;
-		extent_map_init(f->active, f->shared ? f->shared->arena : NULL, 1);
+		extent_map_init(m, f->shared ? f->shared->arena : NULL, 1);
+		/* Order: what it holds before that it is there, for those who look without the lock. */
+		__atomic_store_n(&f->active, m, __ATOMIC_RELEASE);
 	}
 	if (last < f->own->pages)
 		last = f->own->pages;

@@ -373,6 +373,77 @@ def test_it_waits_for_an_fsync_that_succeeds(io, monkeypatch):
     assert len(flushed_by(io, lambda: io.fsync(node))) == 10
 
 
+def failing(monkeypatch, module, name, fails):
+    """*name* raises EIO for the calls that *fails(args)* names."""
+    call = getattr(module, name)
+
+    def sometimes(*args):
+        if fails(*args):
+            raise fail(errno.EIO)
+        return call(*args)
+
+    monkeypatch.setattr(module, name, sometimes)
+
+
+def test_a_last_close_that_fails_forgets_nothing(io, monkeypatch):
+    node = create(io, b"f")
+    io.write(node, 0, noise(10 * PAGE))
+    io.fsync(node)
+    node.map.set_state(COARSE)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        failing(patch, io, "_last_close", lambda _: True)
+        io.release(node)
+    node = reopen(io, node.ino)
+    assert len(flushed_by(io, lambda: io.fsync(node))) == 10
+
+
+def test_a_last_close_while_the_mount_is_read_only_forgets_nothing(io):
+    node = create(io, b"f")
+    io.write(node, 0, noise(10 * PAGE))
+    io.fsync(node)
+    node.map.set_state(COARSE)
+    io.fs.readonly = True
+    io.release(node)
+    io.fs.readonly = False
+    node = reopen(io, node.ino)
+    assert len(flushed_by(io, lambda: io.fsync(node))) == 10
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["closed", "open"])
+def test_at_the_end_one_bad_file_is_no_harm_to_others(io, monkeypatch, opened):
+    nodes = [create(io, name) for name in (b"a", b"b", b"c")]
+    for node in nodes:
+        io.write(node, 0, noise(10 * PAGE))
+        io.fsync(node)
+        node.map.set_state(COARSE)
+        if not opened:
+            io.release(node)
+    bad = nodes[1].ino
+    failing(monkeypatch, own, "mark_stored", lambda node, *_: node.ino == bad)
+
+    def end():
+        with pytest.raises(OSError):
+            io.write_back()
+
+    flushed = flushed_by(io, end)
+    if opened:
+        assert len(flushed) == 20
+    else:  # whose ranges have an address one after the other
+        assert len(flushed) == 10 and io.fs.stored == {bad}
+
+
+def test_a_page_that_went_away_is_no_harm_to_the_end(io):
+    node = create(io, b"f")
+    io.write(node, 0, noise(10 * PAGE))
+    io.fsync(node)
+    node.map.set_state(COARSE)
+    os.truncate(range_path(io, node), 5 * PAGE)
+    with pytest.raises(OSError):
+        io.read(node, 0, 10 * PAGE)
+    assert node.map.own.torn
+    io.write_back()
+
+
 @pytest.mark.parametrize("opened", [False, True], ids=["closed", "open"])
 def test_what_the_kernel_below_tracks_is_synced_at_the_end(io, monkeypatch, opened):
     """As on fsdax: what a mapping stored waits there for an fsync of the range's file."""
@@ -408,6 +479,16 @@ def test_zeros_behind_the_old_end_are_synced_before_the_size(io, monkeypatch):
     monkeypatch.setattr(file, "grow", noting("size", file.grow))
     assert io.write(node, 3 * PAGE, b"behind a gap") == 12
     assert order[order.index("zeros") :] == ["zeros", "sync", "size"]
+
+
+def test_a_gap_that_can_t_be_zeroed_leaves_the_range_as_it_was(io, monkeypatch):
+    node = create(io, b"f")
+    io.write(node, 0, noise(100))
+    before = os.stat(range_path(io, node)).st_size
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        failing(patch, own, "zero_behind", lambda *_: True)
+        io.write(node, 30 * PAGE, b"behind a gap")
+    assert os.stat(range_path(io, node)).st_size == before and node.map.size == 100
 
 
 def test_after_a_kill_the_first_fsync_takes_all(pool_kit):

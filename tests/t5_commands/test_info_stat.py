@@ -280,6 +280,16 @@ def test_the_keys_of_stat_json_are_those_of_its_manual_page(mount_factory, tmp_p
     assert told == set(mount_factory().stat())
 
 
+def test_a_mount_is_there_beside_others_of_the_same(monkeypatch):
+    """As after a mount --bind of it."""
+    mount = mountinfo.Mount(39, "/mnt", [], "fuse.daxfs", "/x", [])
+    others = [mountinfo.Mount(39, where, [], "fuse.daxfs", "/x", []) for where in ("/a", "/b")]
+    monkeypatch.setattr(mountinfo, "mounts", lambda: [others[0], mount, others[1]])
+    assert control.is_there(mount)
+    monkeypatch.setattr(mountinfo, "mounts", lambda: others)
+    assert not control.is_there(mount)
+
+
 def test_stat_watch_refuses_nan(tmp_path):
     assert "number of seconds" in daxfs("stat", "-w", "nan", tmp_path, status=2).stderr
 
