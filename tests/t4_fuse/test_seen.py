@@ -60,6 +60,8 @@ def data(mount, path):
         file.write(b"\1" * PAGE)
         file.truncate(8 * MIB)
         os.fsync(file.fileno())
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())  # once more takes all, as who had it open might have mapped it
     return path
 
 

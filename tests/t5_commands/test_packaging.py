@@ -22,7 +22,7 @@ EXTENSIONS = ("daxfs._emulate", "daxfs._flush", "daxfs._fsync", "daxfs._iomap", 
               "daxfs._stores", "daxfs._window", "daxfs.client._client",
               "daxfs.data._dax_io", "daxfs.data._serve", "daxfs.data._trace", "daxfs.data._tracker",
               "daxfs.data._transport",
-              "daxfs.fault._decision", "daxfs.fault._entry", "daxfs.fault._handler",
+              "daxfs.fault._baton", "daxfs.fault._decision", "daxfs.fault._entry", "daxfs.fault._handler",
               "daxfs.fault._observe")  # fmt: skip
 COMMANDS = ("daxfs", "mkfs.daxfs", "fsck.daxfs", "mount.daxfs")
 PAGES = ("man1/daxfs.1", "man8/fsck.daxfs.8", "man8/mkfs.daxfs.8", "man8/mount.daxfs.8")
