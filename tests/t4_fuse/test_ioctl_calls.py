@@ -311,13 +311,13 @@ def test_shutdown(bench, mode, caplog):
     bench.ask("unlink", 1, b"gone", ROOT)
     order = []
 
-    async def kernel_sync():
-        order.append(("sync", bench.fs.shut))
+    async def kernel_sync(by_request=False):
+        order.append(("sync", bench.fs.shut, by_request))
 
     bench.ops.kernel_sync = kernel_sync
     assert not bench.ops.server.nothing
     assert bench.shut(mode) == 0 == bench.shut(mode)
-    assert order == ([("sync", False)] if mode == 0 else []) and bench.ops.server.nothing
+    assert order == ([("sync", False, True)] if mode == 0 else []) and bench.ops.server.nothing
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len([record for record in caplog.records if "shut down" in record.message]) == 1
     for call in (
