@@ -183,6 +183,8 @@ class FileIo:
         if node.map.own is not None and node.map.own.torn:
             log.warning("inode %d: a page of its range went away; mapped anew", node.ino)
             node.map.own.mend(node.map)
+            # It has no extents then, and a write-back passes holes over and takes their marks.
+            node.map.own.learn(node.map, 0, node.map.own.pages)
 
     def _write(self, node, pos: int, data) -> int:
         self._mend(node)
@@ -367,13 +369,14 @@ class FileIo:
         """
         if self.fs.shut:
             return
-        steps = [(self._write_back_open, node) for node in self.fs.nodes.values()]
-        steps += [(self._write_back_closed, ino) for ino in self.fs.stored | self.fs.mapped]
+        steps = [(node.ino, self._write_back_open, node) for node in self.fs.nodes.values()]
+        steps += [(ino, self._write_back_closed, ino) for ino in self.fs.stored | self.fs.mapped]
         failed = None
-        for step, what in steps:
+        for ino, step, what in steps:
             try:
                 step(what)
             except (OSError, MemoryError) as error:  # which is raised once all others are durable
+                log.error("inode %d: what was stored there can't be made durable: %s", ino, error)
                 failed = failed or error
         self.tracker.finish(self.dax)
         self._finish_left()
@@ -419,9 +422,11 @@ class FileIo:
         for node in list(self.fs.nodes.values()):
             with node.map:  # who writes now ends first
                 node.map.clear_state(PLAIN)
-        if not (self.fs.readonly or self.fs.shut):
-            prealloc.give_back_all(self.fs)
-        self.write_back()
+        try:
+            if not (self.fs.readonly or self.fs.shut):
+                prealloc.give_back_all(self.fs)
+        finally:
+            self.write_back()  # of a file that keeps its chunk, too
 
     def snapshot(self) -> dict:
         """Counters for reports."""

@@ -212,9 +212,13 @@ class FsSession(Session):
         if readonly and not fs.readonly:
             # All durable and marked clean while stores are still allowed.
             self.operations.tell_limits(writes=False)
-            self.operations.files.quiesce()
-            fs.sync_all()
-            fs.set_mounted(0)
+            try:
+                self.operations.files.quiesce()
+                fs.sync_all()
+                fs.set_mounted(0)
+            except BaseException:
+                self.operations.tell_limits()  # it stays as it was
+                raise
         elif not readonly and fs.readonly:
             fs.set_mounted(1)
         fs.readonly = readonly

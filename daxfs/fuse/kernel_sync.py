@@ -15,6 +15,7 @@ programs did not fsync may be lost, but the end must come.
 import ctypes
 import logging
 import os
+import shutil
 import subprocess
 
 import trio
@@ -28,14 +29,20 @@ CONNECTIONS = "/sys/fs/fuse/connections"
 STEADY = 0.5  # seconds without a new minimum of what waits
 _STEP = 0.005  # seconds between two looks
 _LOOKS = 50  # as many at least without a new minimum: this thread may have been busy with something long
+# Looks in a row that find nothing. One is not enough: while a program closes, syncs or cuts a file, the
+# kernel keeps further writes of it back, and counts them when it hands them out.
+_REST = 10
 _FSOPEN, _FSCONFIG, _FSMOUNT, _FSCONFIG_CMD_CREATE = 430, 431, 432, 6
 
 
 class KernelSync:
-    """Of the mount *mount*. Call it; ``requests``: calls now that are themselves requests of the kernel's."""
+    """Of the mount *mount*. Call it; ``requests``: calls now that are themselves requests of the kernel's.
 
-    def __init__(self, mount: mountinfo.Mount):
-        self.mount = mount
+    *program*: of `find_sync`, from before the mount.
+    """
+
+    def __init__(self, mount: mountinfo.Mount, program: str | None):
+        self.mount, self.program = mount, program
         self.requests = 0
 
     async def __call__(self, by_request: bool = False) -> None:
@@ -43,33 +50,38 @@ class KernelSync:
         self.requests += by_request
         try:
             with trio.move_on_after(PATIENCE) as scope:
-                if await self._sync():
-                    await self._answered()
+                await self._sync()
+                await self._answered()
         finally:
             self.requests -= by_request
         if scope.cancelled_caught:
             log.warning("the kernel did not write everything back in %g s", PATIENCE)
 
-    async def _sync(self) -> bool:
-        """sync -f; whether it was done."""
+    async def _sync(self) -> None:
+        """sync -f. Where it fails, for one file's sake, those of others are queued all the same."""
         try:
-            process = subprocess.Popen(["sync", "-f", self.mount.mountpoint], stdin=subprocess.DEVNULL,
+            if self.program is None:
+                raise FileNotFoundError("it is not in the daemon's PATH")
+            process = subprocess.Popen([self.program, "-f", self.mount.mountpoint], stdin=subprocess.DEVNULL,
                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         except OSError as exc:
             log.warning("sync -f can't be run, so mapped pages that were not synced are lost: %s", exc)
-            return False
+            return
         while (status := process.poll()) is None:
             await trio.sleep(_STEP)
         if status:
             log.warning("sync -f: status %d, so mapped pages that were not synced may be lost", status)
-        return not status
 
     async def _answered(self) -> None:
         """Until what sync -f has queued is answered."""
-        root, least, since, looks = -1, None, 0.0, 0
+        root, least, since, looks, rest = -1, None, 0.0, 0, 0
         try:
             root = _connections()
-            while (count := self._waiting(root)) > self.requests:
+            while True:
+                count = max(self._waiting(root) - self.requests, 0)
+                rest = 0 if count else rest + 1
+                if rest == _REST:
+                    return
                 now = trio.current_time()
                 looks += 1
                 if least is None or count < least:
@@ -89,9 +101,15 @@ class KernelSync:
         try:
             number = os.minor(self.mount.device)
             with open(os.open(f"{number}/waiting", os.O_RDONLY, dir_fd=root), "rb", buffering=0) as file:
-                return int(file.read(32))
+                return int(file.read(32) or 0)  # nothing to read: it went after the open
         except FileNotFoundError:
             return 0
+
+
+def find_sync() -> str | None:
+    """The program sync, absolute; None: there is none. To be called before the mount, where PATH may lead."""
+    found = shutil.which("sync")
+    return found and os.path.abspath(found)
 
 
 def _connections() -> int:

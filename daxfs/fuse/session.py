@@ -21,7 +21,7 @@ from daxfs import emulate
 from daxfs.data._transport import FOPEN_PARALLEL_DIRECT_WRITES, Transport
 from daxfs.errors import DaxfsError, SourceError, UsageError, fail, sentence
 from daxfs.fuse import calls, control, handshake, mountinfo, transports, wire
-from daxfs.fuse.kernel_sync import KernelSync
+from daxfs.fuse.kernel_sync import KernelSync, find_sync
 from daxfs.fuse.ops_base import BaseOperations
 from daxfs.fuse.options import MountConfig, choice, count, fuse_arguments
 from daxfs.fuse.passthrough import Passthrough, why_not
@@ -63,6 +63,7 @@ class Session:
         found = transports.for_mount(transports.probe(), config.flags)
         self.transport, self.transport_why = transports.choose(config.transport, found)
         self.native: Transport | None = None  # None: pyfuse3 has the kernel's descriptor
+        self.sync_program = find_sync()
         self.streak = contextlib.nullcontext() if self.transport == "pyfuse3" else Streak()
 
     def open(self) -> None:
@@ -121,7 +122,7 @@ class Session:
             if self.mount is None or self.mount.fstype not in mountinfo.TYPES:
                 raise DaxfsError(f"{self.mountpoint}: the mount is not in {mountinfo.MOUNTINFO}")
             self.operations.device = self.mount.device
-            self.operations.kernel_sync = KernelSync(self.mount)
+            self.operations.kernel_sync = KernelSync(self.mount, self.sync_program)
             trio.run(self._main, ready)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)

@@ -99,18 +99,23 @@ def give_back(fs, node) -> None:
 
 
 def give_back_all(fs) -> None:
-    """`give_back` of every file that has a chunk."""
+    """`give_back` of every file that has a chunk. What fails in one is raised when all others were asked."""
     inos, fs.preallocated = fs.preallocated, set()  # empty meanwhile: `begin` looks at it
+    kept, failed = set(), None
     try:
         while inos:
             ino = inos.pop()
+            kept.add(ino)
             try:
                 give_back(fs, fs.node(ino))
-            except BaseException:
-                inos.add(ino)
-                raise
+            except (OSError, MemoryError) as error:
+                failed = failed or error
+            else:
+                kept.remove(ino)
     finally:
-        fs.preallocated |= inos
+        fs.preallocated |= inos | kept
+    if failed is not None:
+        raise failed
 
 
 def make_room(fs, pages: int) -> None:

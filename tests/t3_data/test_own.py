@@ -29,7 +29,7 @@ from daxfs.data._tracker import POLICIES
 from daxfs.data.file_io import FileIo
 from daxfs.errors import fail
 from daxfs.fuse.direct import DirectOperations
-from daxfs.meta import attr, fallocate, file, namespace, own
+from daxfs.meta import attr, fallocate, file, namespace, own, prealloc
 
 MADV_REMOVE = 9
 LINES = ("pte", "pmd", "line")
@@ -442,6 +442,33 @@ def test_a_page_that_went_away_is_no_harm_to_the_end(io):
         io.read(node, 0, 10 * PAGE)
     assert node.map.own.torn
     io.write_back()
+
+
+def test_what_is_marked_is_flushed_after_a_page_went_away(io):
+    node = create(io, b"f")
+    io.write(node, 0, noise(10 * PAGE))
+    io.fsync(node)
+    node.map.dirty.set(0, 10)
+    os.truncate(range_path(io, node), 5 * PAGE)
+    with pytest.raises(OSError):
+        io.read(node, 0, 10 * PAGE)
+    assert node.map.own.torn
+    assert len(flushed_by(io, lambda: io.fsync(node))) == 5
+
+
+def test_a_chunk_that_can_not_go_back_is_no_harm_to_others(io, monkeypatch):
+    """It stays in the list, and at the end of the mount all else is done."""
+    stored = stored_and_closed(io, False)
+    bad, good = (create(io, name).ino for name in (b"bad", b"good"))
+    io.fs.preallocated.update({bad, good, stored})
+    failing(monkeypatch, prealloc, "give_back", lambda fs, node: node.ino == bad)
+
+    def end():
+        with pytest.raises(OSError):
+            io.quiesce()
+
+    assert len(flushed_by(io, end)) == 10 and not io.fs.stored
+    assert io.fs.preallocated == {bad}
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["closed", "open"])

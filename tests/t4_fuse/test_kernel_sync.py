@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 
 import mounts
 import pytest
@@ -36,18 +37,33 @@ while any(open(each).read().rsplit(")", 1)[1].split()[0] != "T" for each in stat
     time.sleep(0.01)
 status = ctypes.CDLL(None).syncfs(fd)
 os.write(go, b"g")
-os._exit(1 if status else 0)
+os._exit(1 if status else {fails})
+"""
+BUSY = """
+import os, sys
+number = 0
+while True:
+    number += 1
+    try:
+        os.stat(f"{sys.argv[1]}/{os.getpid()}-{number}")
+    except FileNotFoundError:
+        pass
 """
 
 pytestmark = [pytest.mark.mount, pytest.mark.transports]
 COLD_STARTS = True  # the daemon has a PATH of its own
 
 
+def write_program(folder, fails: int) -> None:
+    """sync, as above. *fails*: its status, which is 1 after an error of any file."""
+    program = folder / "sync"
+    program.write_text(SYNC.format(python=sys.executable, fails=fails))
+    program.chmod(0o755)
+
+
 @pytest.fixture
 def region(tmp_path, monkeypatch, transport):
-    program = tmp_path / "sync"
-    program.write_text(SYNC.format(python=sys.executable))
-    program.chmod(0o755)
+    write_program(tmp_path, 0)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with mounts.MountedRegion(2 * SIZE, transport=transport) as made:
         made.mount()
@@ -68,10 +84,12 @@ def terminate(region):
     region._detach()
 
 
+@pytest.mark.parametrize("fails", [0, 1], ids=["synced", "one failed"])
 @pytest.mark.parametrize("end", [shut_down, terminate])
-def test_mapped_pages_are_not_lost(region, transport, end):
+def test_mapped_pages_are_not_lost(region, tmp_path, transport, end, fails):
     if end is shut_down and transport == "pyfuse3":
         pytest.skip("pyfuse3 has no ioctl")
+    write_program(tmp_path, fails)
     # Nobody is there to close it for, once the daemon has gone.
     with contextlib.suppress(OSError), open(region.path / "file", "w+b") as file:
         file.truncate(SIZE)
@@ -80,6 +98,7 @@ def test_mapped_pages_are_not_lost(region, transport, end):
                 mapping[at] = 7
             end(region)
     if end is shut_down:
+        assert region.stat()["shut_down"]
         region.umount()
     region.mount()
     assert (region.path / "file").read_bytes()[::4096].count(7) == SIZE // 4096
@@ -94,9 +113,17 @@ def test_where_fusectl_is_not_mounted(region, tmp_path, monkeypatch):
         os.close(root)
 
 
-def test_requests_of_others_do_not_keep_it(region, transport):
-    """While somebody goes on and on, it ends shortly all the same."""
-    with subprocess.Popen([sys.executable, "-c", "import os, sys\nwhile True: os.stat(sys.argv[1])",
-                           region.path / "nothing"], stderr=subprocess.DEVNULL) as other:
+def test_requests_of_others_do_not_keep_it(region):
+    """While some go on and on, it ends all the same, and not by its patience."""
+    others = [subprocess.Popen([sys.executable, "-c", BUSY, region.path], stderr=subprocess.DEVNULL)
+              for _ in range(3)]
+    try:
+        time.sleep(0.5)
+        assert [other.poll() for other in others] == [None] * 3
+        began = time.monotonic()
         terminate(region)
-        other.kill()
+        assert time.monotonic() - began < kernel_sync.PATIENCE - 2
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()

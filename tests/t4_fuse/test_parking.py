@@ -138,7 +138,7 @@ def test_as_many_are_parked_as_may_be(patient):
     with many(patient) as names:
         open_all(names)
         assert parked(patient) == 64
-        assert parked(patient) == 0
+        until(lambda: parked(patient) == 0)  # the kernel may tell of the last close after we have asked
 
 
 def test_what_is_parked_goes_by_time_and_the_daemon_sleeps(pool):
