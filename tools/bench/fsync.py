@@ -3,9 +3,10 @@
 """fsync of one dirty 4 KiB block: what its caller waits, and what daxfs itself takes. Targets of issue 7.
 
 On mounts with write=cached and transport=uring, the client (fsync.c) on one CPU, for track=pte and
-track=line: files of 1 MiB to 4 GiB, of which 64 blocks spread over all of it are there, and 0 to 256 MiB
-that are dirty in other files. In turns, the order turned round each time; medians of all turns. "inside" is
-what the counters of `daxfs stat` say of the same fsyncs.
+track=line: files of 1 MiB to 4 GiB, without holes, of which 64 blocks spread over all of it are written; 0
+to 256 MiB that are dirty in other files; 0 to 1 GiB of other files that this process has mapped, directly,
+and stored to. In turns, the order turned round each time; medians of all turns. "inside" is what the
+counters of `daxfs stat` say of the same fsyncs.
 
 Then in this process, without FUSE: native service of the same fsync (its `total`) and, in turns with it, a
 plain flush and drain of 4 KiB of dirty lines. Needs root, /dev/fuse, cc.
@@ -13,6 +14,7 @@ plain flush and drain of 4 KiB of dirty lines. Needs root, /dev/fuse, cc.
 
 import contextlib
 import json
+import mmap
 import os
 import statistics
 import struct
@@ -29,6 +31,7 @@ PAGE = 4 * KIB
 SIZES = {"1 MiB": MIB, "64 MiB": 64 * MIB, "1 GiB": GIB, "4 GiB": 4 * GIB}
 BLOCKS = 64
 DIRTY = (0, 64, 256)  # MiB in other files
+MAPPED = (0, 64, 1024)  # MiB of other files
 TRACKS = ("pte", "line")
 CALLER, RATIO, MORE = 15, 1.2, 2  # µs; µs more than flush and drain; slowest to fastest
 FREE = {"flush_line_ns": 0.0, "flush_drain_ns": 0.0, "nt_line_ns": 0.0, "nt_drain_ns": 0.0, "write_gb_s": 0.0}
@@ -37,12 +40,10 @@ _FSYNC, _WRITE = 20, 16
 
 
 def make(path: Path, size: int) -> None:
-    """A file of *size* bytes with BLOCKS blocks, the last one at its end; durable."""
+    """A file of *size* bytes, all of them written and durable."""
     with open(path, "wb", buffering=0) as file:
-        for n in range(BLOCKS):
-            file.seek(n * stride(size))
-            file.write(b"\xa5" * PAGE)
-        file.truncate(size)
+        for _ in range(size // MIB):
+            file.write(b"\xa5" * MIB)
         os.fsync(file.fileno())
 
 
@@ -55,21 +56,29 @@ class Mounted:
     """One mount, and the client on it. *keep*: (what, value) of each turn."""
 
     def __init__(self, args, region, client: Path, track: str, keep):
+        import mounts
         self.args, self.region, self.client, self.track, self.keep = args, region, client, track, keep
         self.cpu = min(os.sched_getaffinity(0))
+        self.packed, self.own = region.path / "packed", region.path / "own"
+        for folder in (self.packed, self.own):
+            folder.mkdir()
+            mounts.set_dax(folder, folder is self.own)
         for name, size in args.sizes.items():
-            make(region.path / name.replace(" ", ""), size)
+            make(self.file(name), size)
         self.others = []
         for n in range(max(args.dirty) // 64):
-            with open(region.path / f"other{n}", "wb") as file:
-                file.write(bytes(64 * MIB))
-                os.fsync(file.fileno())
-            self.others.append(os.open(region.path / f"other{n}", os.O_RDWR | os.O_DIRECT))
+            make(self.packed / f"other{n}", 64 * MIB)
+            self.others.append(os.open(self.packed / f"other{n}", os.O_RDWR | os.O_DIRECT))
+        for size in filter(None, args.mapped):
+            make(self.own / f"mapped{size}", size * MIB)
+
+    def file(self, name: str) -> Path:
+        return self.packed / name.replace(" ", "")
 
     def turn(self, what: str, name: str, seed: int) -> None:
         """The client once."""
         before = self.region.stat()["fsync"]
-        command = [self.client, self.region.path / name.replace(" ", ""), self.args.calls, BLOCKS,
+        command = [self.client, self.file(name), self.args.calls, BLOCKS,
                    stride(self.args.sizes[name]), self.cpu, seed]
         done = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
         after = self.region.stat()["fsync"]
@@ -94,6 +103,16 @@ class Mounted:
         if found != size * MIB:
             raise SystemExit(f"{found} bytes are dirty, not {size} MiB")
 
+    @contextlib.contextmanager
+    def mapped(self, size: int):
+        """So many MiB of another file are mapped here, and each page of that was stored to."""
+        if not size:
+            yield
+            return
+        with open(self.own / f"mapped{size}", "r+b") as file, mmap.mmap(file.fileno(), size * MIB) as area:
+            area[::PAGE] = b"\x5a" * (size * MIB // PAGE)
+            yield
+
     def run(self) -> None:
         for number in range(self.args.rounds):
             for name in list(self.args.sizes)[:: 1 if number % 2 else -1]:
@@ -102,6 +121,13 @@ class Mounted:
                 self.dirty(size)
                 self.turn(f"{self.track}, {size} MiB dirty in other files", min(self.args.sizes), number)
             self.dirty(0)
+            for size in self.args.mapped[:: 1 if number % 2 else -1]:
+                with self.mapped(size):
+                    self.turn(f"{self.track}, {size} MiB mapped of other files", min(self.args.sizes), number)
+
+    def close(self) -> None:
+        for fd in self.others:
+            os.close(fd)
 
 
 class Served:
@@ -178,7 +204,7 @@ def rows(report: Report, args) -> None:
             report.add(what, [medians["caller"], medians["inside"], medians["flush + drain"], ""],
                        medians["caller"], CALLER)
     for track in args.tracks:
-        for kind in ("file of", "MiB dirty"):
+        for kind in ("file of", "MiB dirty", "MiB mapped"):
             some = [medians["caller"] for what, medians in found.items()
                     if what.startswith(f"{track},") and kind in what]
             ratio = max(some) / min(some)
@@ -194,9 +220,9 @@ def arguments():
     parser = bench.parser(__doc__, rounds=15)
     parser.add_argument("--calls", type=int, default=2000, help="fsyncs of a turn (default 2000)")
     args = parser.parse_args()
-    args.sizes, args.dirty, args.tracks = SIZES, DIRTY, TRACKS
+    args.sizes, args.dirty, args.mapped, args.tracks = SIZES, DIRTY, MAPPED, TRACKS
     if args.quick:
-        args.sizes, args.dirty = {"1 MiB": MIB, "64 MiB": 64 * MIB}, (0, 64)
+        args.sizes, args.dirty, args.mapped = {"1 MiB": MIB, "64 MiB": 64 * MIB}, (0, 64), (0, 64)
         args.rounds, args.calls = 3, 200
     return args
 
@@ -216,12 +242,14 @@ def main() -> int:
         client = bench.compiled(Path(folder), "fsync")
         for track in args.tracks:
             options = ",".join(filter(None, (f"write=cached,track={track}", args.options)))
-            with MountedRegion(GIB, options=options, transport="uring") as region:
+            # Of packed files, and as much again as copies of their metadata could take.
+            room = sum(args.sizes.values()) + max(args.dirty) * MIB + GIB
+            with MountedRegion(room, options=options, transport="uring", pool="always",
+                               room=max(args.mapped) * MIB + GIB) as region:
                 region.mount()
                 mounted = Mounted(args, region, client, track, keep)
                 mounted.run()
-                for fd in mounted.others:
-                    os.close(fd)
+                mounted.close()
     in_process(args, keep)
     rows(report, args)
     print(f"load while measuring: {' '.join(f'{load:.2f}' for load in os.getloadavg())} (1, 5, 15 minutes)")
