@@ -134,6 +134,18 @@ class TestRun:
             # The file's close, and what is at the edges of the measured time, is not a request's.
             assert counts == pytest.approx(numbers, rel=0.1, abs=0.05), cell
 
+    def test_an_emulated_medium_is_said(self, tmp_path):
+        """Of --options as of a target's: in run.json, in what is printed, and in the report."""
+        on = ("--target", "packed", "--target", "packed:emulate=pmem2")
+        out = suite("--job", "sync-fsync-1", *on, "--options", "emulate=cxl", *TINY, "--rounds", "1",
+                    "--output", tmp_path)
+        assert "emulate=cxl, pmem2: times of a model of that medium" in out
+        assert "regions were files on tmpfs: emulated, not power-fail safe" in out
+        assert json.loads((tmp_path / "run.json").read_text())["emulate"] == "cxl"
+        mounts.run([sys.executable, PROGRAM.with_name("plot_sweep.py"), tmp_path])
+        page = (tmp_path / "report.html").read_text()
+        assert "emulate=cxl: the times of stores" in page and "has emulate=pmem2: times of a model" in page
+
     def test_samples_are_what_fio_reported(self, tmp_path):
         out = suite("--job", "sync-fsync-1,mmap-msync-32", "--target", "packed", "--target", "tmpfs",
                     *TINY, "--output", tmp_path)

@@ -123,6 +123,16 @@ def test_extents_are_the_region_s_and_units_a_file_s(tmp_path):
 
 
 @pytest.mark.mount
+def test_a_last_close_clears_what_extent_clear_has(tmp_path):
+    """While the file is open all that was ever stored to is flushed; later what was stored since."""
+    sweep("--track", "extent,extent+clear", "--history", "used,closed", *TINY, "--output", tmp_path)
+    flushed = {(row["cell"]["track"], row["cell"]["history"], row["counts"]["flushed_bytes"])
+               for row in rows(tmp_path)}
+    assert flushed == {("extent", "used", 2 * MIB), ("extent", "closed", 2 * MIB),
+                       ("extent+clear", "used", 2 * MIB), ("extent+clear", "closed", MIB)}
+
+
+@pytest.mark.mount
 def test_mappings_by_who_observes_them(tmp_path):
     """Plain: all of the file. Observed: the page that was stored to. msync: in the process, no request."""
     if reason := mounts.why_no_direct("dev"):

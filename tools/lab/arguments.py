@@ -91,7 +91,12 @@ def name_of_program() -> str:
 
 def carry_out(args: argparse.Namespace, make_plan: Callable[[argparse.Namespace], Plan],
               emulate: str = "none") -> int:
-    """Run the experiment, print its tables. Exit status: 0; 1 daxfs failed; 2 can't be; 130 interrupted."""
+    """Run the experiment, print its tables. Exit status: 0; 1 daxfs failed; 2 can't be; 130 interrupted.
+
+    *emulate*: the medium that its cells ask for; that of --options is every mount's.
+    """
+    given = options.parse(args.options).emulate
+    emulate = given if given != "none" else emulate
     err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(text) -> None:

@@ -7,6 +7,7 @@ worker, and asks the daemon before and after what it has done. Limits: one threa
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from daxfs.errors import UsageError
 from daxfs.fuse import options as mount_options
 from daxfs.fuse.options import CHOICES, NT_THRESHOLD
 from lab import rigs
-from lab.plan import Axis, CellError, Measure, Visit
+from lab.plan import Axis, CellError, CellFailed, Measure, Visit
 from lab.rigs import LIVE, Rig, Rigs
 from lab.words import show_bytes
 from lab.worker import Worker
@@ -29,6 +30,7 @@ VIAS = ("write", "mmap", "kernel", "kernel-pte", "user")
 OBSERVED = VIAS[2:]
 BIG = 256 * MIB        # a file of so many bytes goes before another one is made
 POLICY = ("transport", "flush", "flushers", "write", "drain", "nt_threshold", "emulate", "track")
+CLOSE_S = 10           # that a close may take until the daemon knows
 REGION = 256 * MIB     # the region's size, unless a packed file of BIG bytes is to be in it
 
 AXES = {
@@ -50,7 +52,8 @@ AXES = {
     "call": Axis("call"),
 }
 NAMES = {  # what may be given for an axis of names
-    "track": CHOICES["track"], "history": ("used", "fresh"), "via": VIAS, "place": ("packed", "own"),
+    "track": CHOICES["track"], "history": ("used", "closed", "fresh"),
+    "via": VIAS, "place": ("packed", "own"),
     "flush": CHOICES["flush"], "write": CHOICES["write"][::-1], "drain": CHOICES["drain"],
     "emulate": (emulate.NONE, *emulate.known()), "transport": CHOICES["transport"][1:],
     "pattern": ("together", "scattered"), "call": ("fsync", "fdatasync", "msync"),
@@ -60,8 +63,8 @@ WORDS = {  # for --help
     "mapped": "Size of the file, all of which is mapped where there is a mapping",
     "other": "Bytes that are stored to another file, once, and stay dirty",
     "track": "What fsync takes for dirty (docs/tracking.md)",
-    "history": "Of track=extent: all of the file was stored to once; or only what is stored now, at the same "
-               "places each time",
+    "history": "Of track=extent: all of the file was stored to once; that, and then it was closed and opened "
+               "again; or only what is stored now. But for used at the same places each time",
     "via": "write(2); a plain mapping; mappings observed by libdaxfs, in pages of 2 MiB, of 4 KiB, and with "
            "faults that the daemon answers",
     "place": "In the region, or in a range of its own, which is mapped directly (default: packed for write, "
@@ -187,10 +190,13 @@ class Bench:
         if cell.get("history") != "fresh":
             # Also without extents: of an own range the daemon flushes but the pages that it has met.
             self.worker.ask("use")
+        if cell.get("history") == "closed":
+            self._close(rig)
+            self._open(rig, cell)
         if cell["other"]:
             self.worker.ask("dirty", seed)
         work = cell["call"], cell["pattern"], cell["dirty"]
-        places = "same" if cell.get("history") == "fresh" else "new"
+        places = "new" if cell.get("history", "used") == "used" else "same"
         # For the caches, and for what is made on first use: not among the samples, nor in the counts.
         self.worker.run(*work, 1, seconds, seed if places == "same" else seed + 1, places)
         before = rig.stat()
@@ -202,6 +208,15 @@ class Bench:
             samples[measure] = [store + call for store, call in zip(*samples.values(), strict=True)]
         in_client = cell["call"] == "msync" and cell["via"] in OBSERVED
         return Visit(samples, counts, {} if in_client else phases)
+
+    def _close(self, rig: Rig) -> None:
+        """Close the file, and wait until the daemon knows: the kernel sends that when it likes."""
+        self.worker.ask("close")
+        end = time.monotonic() + CLOSE_S
+        while rig.stat()["inodes"]["open"]:
+            if time.monotonic() > end:
+                raise CellFailed(f"{rig.region.path}: a file is open {CLOSE_S} s after its last close")
+            time.sleep(0.002)
 
     def _direct(self, rig: Rig, cell: dict) -> None:
         if reason := rig.why_no_direct():

@@ -65,7 +65,8 @@ def _other(quick: bool) -> list[dict]:
 def _history(quick: bool) -> list[dict]:
     sizes = (4 * KIB, MIB) if quick else (64, 4 * KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB)
     return [{"dirty": sizes, "track": ("pte",)},
-            {"dirty": sizes, "track": ("extent",), "history": ("used", "fresh")}]
+            {"dirty": sizes, "track": ("extent",), "history": ("used", "fresh")},
+            {"dirty": sizes, "track": ("extent+clear",), "history": ("used", "closed")}]
 
 
 def _flush(quick: bool) -> list[dict]:
@@ -77,7 +78,8 @@ def _flushers(quick: bool) -> list[dict]:
     if quick:
         return [{"dirty": (MIB, 16 * MIB, 64 * MIB), "mapped": (64 * MIB,), "flushers": (1, 2)}]
     return [{"dirty": tuple(MIB << n for n in (0, 1, 2, 4, 6)), "flushers": (1, 2, 4)},
-            {"dirty": (256 * MIB, GIB), "mapped": (GIB,), "flushers": (1, 2, 4)}]
+            {"dirty": (256 * MIB, GIB), "mapped": (GIB,), "flushers": (1, 2, 4)},
+            {"dirty": tuple(MIB << n for n in (0, 2, 4, 6)), "track": ("extent",), "flushers": (1, 2, 4)}]
 
 
 def _nt(quick: bool) -> list[dict]:
@@ -147,8 +149,10 @@ SHAPES = {
         f"""{PINNED} extent, as its bits are never cleared, flushes all that was ever stored to. (An extent
         is a 256th of the region, 1 MiB of these 256; of a device of 256 GiB it would be 1 GiB, flushed from
         the first store on.) The same call costs more after all of the file was in use (used) than on a
-        region where nothing but this piece was stored to, again and again at the same place (fresh). pte
-        for comparison.""",
+        region where nothing but this piece was stored to, again and again at the same place (fresh).
+        extent+clear clears once no file is open: which is no help while this one is (used), and all of it
+        once it was closed and opened again (closed; the same place each time, too). pte for
+        comparison.""",
         ("track", "history"), _history, "dirty"),
     "flush": Shape(
         "fsync by the instruction that writes back",
@@ -160,8 +164,8 @@ SHAPES = {
         "fsync by the number of flushers",
         f"""{PINNED} From 3 MiB on, pieces of 1 MiB are shared with flushers= - 1 helpers; below that the
         lines have to lie on each other. Helpers need CPUs of their own: the run's facts say how many there
-        are.""",
-        ("flushers",), _flushers, "dirty"),
+        are. track=extent is what several were proposed for: it flushes all that was ever stored to.""",
+        ("flushers",), _flushers, "dirty", ("track",)),
     "nt": Shape(
         "write and fsync together: past the cache or through it",
         f"""{PINNED} Stores and fsync are timed together, as what is not paid in the one is paid in the other.

@@ -19,6 +19,7 @@ from lab.drawing import Figure, possible, stem
 from lab.reading import Run
 from lab.sheet import place_text
 from lab.wording import ARGUMENT, GLOSSARY, LEAD, QUESTIONS
+from lab.words import medium
 
 TEMPLATE = Path(__file__).with_name("report.html")
 EN, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
@@ -121,9 +122,8 @@ def warnings(run: Run) -> list[str]:
 
 def _emulated(run: Run) -> list[str]:
     """Where single cells have a medium."""
-    families = {family.title: {str(cell.where.get("emulate", "none"))
-                               for cell in run.cells[family.name].values()}
-                for family in run.families}  # fmt: skip
+    families = {family.title: {medium(cell.where) for cell in run.cells[family.name].values()}
+                for family in run.families}
     return [f"Some of \"{title}\" has emulate={', '.join(sorted(media - {'none'}))}: times of a model."
             for title, media in families.items() if media - {"none"}]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lab.words import show
+from lab.words import medium, show
 
 WIDTH = 100          # characters; more columns than fit make another table below
 SCALES = (("s", 1e9), ("ms", 1e6), ("µs", 1e3), ("ns", 1.0))
@@ -154,6 +154,11 @@ def show_run(directory: Path) -> bool:
         for reason, count in sorted(reasons.items()):
             cells = "1 cell" if count == 1 else f"{count} cells"
             console.print(f"skipped, {family}, {cells}: {reason}", markup=False, soft_wrap=True)
+    if found:
+        console.print("regions were files on tmpfs: emulated, not power-fail safe", markup=False)
+    if media := {facts.get("emulate") or "none", *(medium(dict(key[1])) for key in found)} - {"none"}:
+        console.print(f"emulate={', '.join(sorted(media))}: times of a model of that medium "
+                      "(docs/emulation.md)", markup=False, soft_wrap=True)
     if facts.get("options", {}).get("quick"):
         console.print("--quick: few cells and samples, to have a look; no evidence", markup=False)
     return bool(found)

@@ -28,7 +28,7 @@ KINDS = {
     "run-kernel": "own, the program under `daxfs run`: observed mappings, the kernel answers page faults",
     "run-user": "own, the program under `daxfs run --fault user`: the daemon answers page faults",
     "ext4": "ext4 on a loop device over a file on tmpfs with huge pages: page cache and journal",
-    "xfs": "XFS on a loop device over a file on tmpfs",
+    "xfs": "XFS on a loop device over a file on tmpfs with huge pages",
     "tmpfs": "tmpfs with huge pages, below all the others: the bound; nothing is made durable",
 }
 DAXFS = ("packed", "own", "run-kernel", "run-user")

@@ -31,6 +31,13 @@ def show_ns(value: float) -> str:
     return f"{value:.3g} ns"
 
 
+def medium(cell: dict) -> str:
+    """What a cell emulates by itself: its axis ``emulate``, or that option of its target; else ``none``."""
+    _, _, options = str(cell.get("target", "")).partition(":")
+    named = [word[len("emulate="):] for word in options.split(",") if word.startswith("emulate=")]
+    return str(cell.get("emulate", named[-1] if named else "none"))
+
+
 def show(axis: str, value) -> str:
     """The value of an axis, for people."""
     return show_bytes(value) if axis in BYTES and isinstance(value, int) else str(value)
