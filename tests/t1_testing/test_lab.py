@@ -430,3 +430,17 @@ def test_a_command_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(timed, "HANGS_S", 0.1)
     with pytest.raises(CellFailed, match="status -9"):
         timed.timed(["sleep", "60"])
+
+
+@pytest.mark.parametrize("bits, delay, after", [
+    ("011001", None, 0.0), ("011001", "0", 0.0), ("0110011", "300000", 300.0), ("011000", "300000", None),
+    ("01", None, None), (None, "0", None),
+])  # fmt: skip
+def test_whether_free_memory_leaves_the_machine(tmp_path, bits, delay, after):
+    """By bit 5 of what the balloon's driver and device have agreed on."""
+    if bits is not None:
+        (tmp_path / "virtio0").mkdir()
+        (tmp_path / "virtio0" / "features").write_text(bits + "\n")
+    if delay is not None:
+        (tmp_path / "delay").write_text(delay + "\n")
+    assert facts.returned_after(tmp_path, tmp_path / "delay") == after

@@ -20,6 +20,7 @@ from callkit import ROOT, Call, user
 from daxfs import layout as L
 from daxfs._iomap import HOLE, MAPPED, UNWRITTEN
 from daxfs.fuse import calls, wire
+from daxfs.fuse.fs_session import FsSession
 from daxfs.fuse.ops import Operations
 from daxfs.meta import attr, namespace, xattr
 
@@ -380,3 +381,18 @@ def test_random_requests(bench, caplog):
 def fsck(fs):
     with datakit.Kit() as kit:
         kit.fsck(fs)
+
+
+def test_a_remount_read_only_that_fails_changes_nothing():
+    """Native threads write and fsync as before."""
+    limits = []
+
+    def quiesce():
+        raise OSError(errno.EIO, "a file that can't be made durable")
+
+    operations = SimpleNamespace(tell_limits=lambda writes=True: limits.append(writes),
+                                 files=SimpleNamespace(quiesce=quiesce))
+    session = SimpleNamespace(fs=SimpleNamespace(readonly=False), operations=operations)
+    with pytest.raises(OSError, match="durable"):
+        FsSession._set_readonly(session, True)
+    assert limits == [False, True] and not session.fs.readonly

@@ -139,7 +139,8 @@ class TestRun:
         on = ("--target", "packed", "--target", "packed:emulate=pmem2")
         out = suite("--job", "sync-fsync-1", *on, "--options", "emulate=cxl", *TINY, "--rounds", "1",
                     "--output", tmp_path)
-        assert "emulate=cxl, pmem2: times of a model of that medium" in out
+        assert "all: emulate=cxl, times of a model" in out
+        assert "durable, some cells: emulate=pmem2, times of a model" in out
         assert "regions were files on tmpfs: emulated, not power-fail safe" in out
         assert json.loads((tmp_path / "run.json").read_text())["emulate"] == "cxl"
         mounts.run([sys.executable, PROGRAM.with_name("plot_sweep.py"), tmp_path])

@@ -265,11 +265,12 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 def test_what_a_reader_must_know_first(tmp_path):
     few(tmp_path, ended=None, emulate="cxl", options={"quick": True}, rounds=5, torn="{",
         experiment="<x>/../y", title="a $title",
-        host=lab_runs.HOST | {"cpus": 0, "commit": "1234567-dirty"})  # fmt: skip
+        host=lab_runs.HOST | {"cpus": 0, "commit": "1234567-dirty", "returned_after_s": 0.0})  # fmt: skip
     plot(tmp_path)
     page = (tmp_path / "report.html").read_text()
     for part in ("4 of 4 cells have fewer than 5 rounds; its last line was cut off", "emulate=cxl: the times",
-                 "A --quick run", "was busy: in 4 of 4 visits", "in no commit", "a $title"):  # fmt: skip
+                 "A --quick run", "was busy: in 4 of 4 visits", "in no commit", "a $title",
+                 "gives free memory back to its host"):  # fmt: skip
         assert part in page, part
     (picture,) = (tmp_path / "plots").glob("*.svg")
     assert picture.name == "x_.._y-dirty-lines.svg"

@@ -13,6 +13,10 @@ import daxfs
 from daxfs._flush import Flush
 from lab.start import ROOT
 
+BALLOONS = Path("/sys/bus/virtio/drivers/virtio_balloon")
+REPORTING = 5  # VIRTIO_BALLOON_F_REPORTING: pages that are free are told to the host, which takes them
+DELAY = Path("/sys/module/page_reporting/parameters/min_free_ms")  # some kernels have it
+
 
 def _lines(path: str, name: str) -> list[str]:
     with open(path) as file:
@@ -32,6 +36,17 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
+def returned_after(balloons: Path = BALLOONS, delay: Path = DELAY) -> float | None:
+    """Seconds until memory that is free may go back to the host of this virtual machine; None: it stays.
+
+    Who takes it again waits for the host to find and clear a page, for each of its first touches.
+    """
+    features = [path.read_text() for path in balloons.glob("virtio*/features")]
+    if not any(bits[REPORTING:REPORTING + 1] == "1" for bits in features):
+        return None
+    return int(delay.read_text()) / 1000 if delay.exists() else 0.0
+
+
 def host() -> dict:
     """Commit, digest of the code, kernel, CPU, memory, versions, the flush instruction chosen here."""
     commit = ""
@@ -42,6 +57,7 @@ def host() -> dict:
     return {"commit": commit or "?", "code": code(), "kernel": platform.release(),
             "cpu": models[0] if models else "?", "cpus": len(os.sched_getaffinity(0)),
             "memory_bytes": int(_lines("/proc/meminfo", "MemTotal")[0].split()[0]) * 1024,
+            "returned_after_s": returned_after(),
             "python": platform.python_version(), "daxfs": metadata.version("daxfs"), "flush": Flush().kind}
 
 

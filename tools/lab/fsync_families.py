@@ -18,8 +18,8 @@ FOUR = ("pte", "pmd", "extent", "none")
 FIVE = ("pte", "line", "pmd", "extent", "none")
 PINNED = "The program is on one CPU; by uring the daemon's thread that serves it is on the same one."
 OBSERVED = """Before an fsync of a file with observed mappings the daemon looks into the page tables of those
-    who map it. It asks Python for that, and another thread: that way (phase python) is most of the time here,
-    and hardly depends on what is dirty. The look itself is short."""
+    who map it. It asks Python for that, and another thread: that way (phase python) hardly depends on what is
+    dirty, and is most of the time where little is flushed. The look itself is short."""
 
 
 @dataclass

@@ -24,8 +24,10 @@ from lab.words import medium
 TEMPLATE = Path(__file__).with_name("report.html")
 EN, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 OPEN_ROWS = 24  # of a table that is shown without being asked for
+RETURNED_S = 60  # memory that goes back to the host sooner makes visits uneven
 BUSY = 0.1  # share of the visits with more runnable than CPUs, from which on a run was disturbed
-FACTS = (("cpu", "CPU"), ("cpus", "CPUs"), ("memory_bytes", "memory"), ("kernel", "kernel"),
+FACTS = (("cpu", "CPU"), ("cpus", "CPUs"), ("memory_bytes", "memory"),
+         ("returned_after_s", "seconds until free memory may go back to the host"), ("kernel", "kernel"),
          ("commit", "commit of daxfs"), ("code", "digest of the code"), ("daxfs", "version"),
          ("flush", "flush instruction"), ("python", "Python"))  # fmt: skip
 
@@ -115,6 +117,11 @@ def warnings(run: Run) -> list[str]:
         if busy >= BUSY * len(run.loads):
             found.append(f"The machine was busy: in {busy} of {len(run.loads)} visits the load was above its "
                          f"{cpus} CPUs, at most {max(run.loads):.1f}.")
+    after = run.host.get("returned_after_s")
+    if isinstance(after, int | float) and after < RETURNED_S:
+        found.append("This virtual machine gives free memory back to its host (free page reporting). Where a "
+                     "program takes memory anew, its first touch may cost many times as much as any other, "
+                     "or not: expect outliers there (docs/laboratory.md).")
     if str(run.host.get("commit", "")).endswith("-dirty"):
         found.append("The code had changes that are in no commit.")
     return found

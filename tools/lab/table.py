@@ -141,6 +141,14 @@ def _parts(columns: list[str], texts: dict, room: int) -> list[list[str]]:
     return parts
 
 
+def _emulated(facts: dict, found: dict) -> list[tuple[str, set[str]]]:
+    """Which media were emulated in all of the run, and which in some cells of a family."""
+    media = {"all": {facts.get("emulate") or "none"}}
+    for family, cell, _ in found:
+        media.setdefault(f"{family}, some cells", set()).add(medium(dict(cell)))
+    return [(where, some - {"none"}) for where, some in media.items() if some - {"none"}]
+
+
 def show_run(directory: Path) -> bool:
     """Print the tables of the run in *directory*, and what was skipped. False: it has no samples."""
     facts = json.loads((directory / "run.json").read_text())
@@ -156,9 +164,9 @@ def show_run(directory: Path) -> bool:
             console.print(f"skipped, {family}, {cells}: {reason}", markup=False, soft_wrap=True)
     if found:
         console.print("regions were files on tmpfs: emulated, not power-fail safe", markup=False)
-    if media := {facts.get("emulate") or "none", *(medium(dict(key[1])) for key in found)} - {"none"}:
-        console.print(f"emulate={', '.join(sorted(media))}: times of a model of that medium "
-                      "(docs/emulation.md)", markup=False, soft_wrap=True)
+    for where, media in _emulated(facts, found):
+        console.print(f"{where}: emulate={', '.join(sorted(media))}, times of a model (docs/emulation.md)",
+                      markup=False, soft_wrap=True)
     if facts.get("options", {}).get("quick"):
         console.print("--quick: few cells and samples, to have a look; no evidence", markup=False)
     return bool(found)
