@@ -28,7 +28,7 @@ help:
 	@echo 'make crash         60 rounds of kill -9 under load; then power failures at every point of short'
 	@echo '                   sequences of operations (up to an hour, goes on where it was stopped)'
 	@echo 'make bench         what is promised about speed, measured'
-	@echo 'make sweep         what fsync costs, by every policy, in small: build/lab/fsync_sweep-quick/report.html (2 minutes)'
+	@echo 'make sweep         what fsync costs, by every policy, in small: build/lab/fsync_sweep-quick/report.html (a minute)'
 	@echo 'make build         build and install into $(VENV); debug: not optimised, with symbols and assertions'
 	@echo 'make experiments   all experiments as a whole, hours: build/lab/report/report.html'
 	@echo 'make lint          ruff and the tests of style'

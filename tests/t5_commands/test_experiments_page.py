@@ -307,8 +307,8 @@ def jobs():
             ("run at {:3} MiB/s, as on the tmpfs below ({:3}), those through the page cache of ext4 at {:3}",
              [stores(target) for target in ("own", "tmpfs", "ext4")]),
             ("flushes all of it, {:3} times a second", [fio("sync-fsync-1", "own")]),
-            ("By xfs_io an fsync of 4 KiB takes {:.0} µs, {:.0} on ext4, {:.0} on XFS (xfs_io_suite; {:.0} of "
-             "each",
+            ("By xfs_io an fsync of 4 KiB takes {:.0} µs, {:.0} on ext4, {:.0} on XFS (xfs_io_suite; {:.0} "
+             "of each",
              [*three("fsync-4k", "sync"), xfs_io("nothing", "packed", "sync")]),
             ("fallocate of 4 KiB takes {:.0} µs, against {:.0} and {:.0},", three("falloc-4k", "space")),
             ("But to punch 16 MiB takes {:3}, {:3} and {:3}:", three("fpunch-16m", "space"))]
