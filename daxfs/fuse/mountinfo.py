@@ -32,8 +32,13 @@ class Mount:
 
 def mounts(path: str = MOUNTINFO) -> list[Mount]:
     """All mounts of this name space, oldest first."""
-    with open(path, "rb") as file:
-        return [_parse(os.fsdecode(line)) for line in file if b" - " in line]
+    with open(path, "rb") as table:
+        return mounts_in(table)
+
+
+def mounts_in(table) -> list[Mount]:
+    """`mounts` of an open file, from the place where it is."""
+    return [_parse(os.fsdecode(line)) for line in table if b" - " in line]
 
 
 def mount_at(mountpoint: str) -> Mount | None:

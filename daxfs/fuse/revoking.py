@@ -28,8 +28,9 @@ _SLICE = 0.01  # seconds of looking, then others have their turn
 async def detached(mount: mountinfo.Mount) -> None:
     """Return when *mount* is not in our name space any more (umount -l)."""
     with open(mountinfo.MOUNTINFO, "rb") as table:
-        while mountinfo.mount_of_device(mount.device) is not None:
+        while any(one.device == mount.device for one in mountinfo.mounts_in(table)):
             await trio.to_thread.run_sync(_change_of, table, abandon_on_cancel=True)
+            table.seek(0)  # and not opened anew, for which there may be no descriptor left
 
 
 def _change_of(table) -> None:
