@@ -27,6 +27,8 @@ from lab.plan import CellError
 ROOM = 6 << 30      # of a rig's tmpfs, which is sparse
 SPARE = 1 << 30     # bytes of memory that are left to others
 
+_END_S = 2          # that a daemon may take to end whose connection did
+
 _OURS = re.compile(r"daxfs-lab-(\d+)-")
 
 
@@ -114,9 +116,16 @@ class Rig:
         try:
             return control.ask_path(str(self.region.path), request)
         except OSError as exc:
-            if not self.region.daemon_alive():
+            if self.ended(_END_S):
                 raise self.death() from None
             raise RigError(f"{self.region.path}: {exc}") from None
+
+    def ended(self, seconds: float) -> bool:
+        """Whether the daemon is gone, within *seconds*: its connections end before its process does."""
+        deadline = time.monotonic() + seconds
+        while self.region.daemon_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return not self.region.daemon_alive()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -124,12 +133,8 @@ class Rig:
         try:
             yield
         except (CellError, OSError) as exc:
-            # Its connection ends before its process does.
             cut = getattr(exc, "errno", 0) in (errno.ENOTCONN, errno.ECONNABORTED)
-            deadline = time.monotonic() + (2 if cut else 0)
-            while self.region.daemon_alive() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            if not self.region.daemon_alive():
+            if self.ended(_END_S if cut else 0):
                 raise self.death() from None
             raise
 

@@ -7,7 +7,6 @@ mount. What can't be had on this host is a CellError. Limits: needs root; one th
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -144,10 +143,7 @@ def _told_of_death(rig: Rig) -> Iterator[None]:
     try:
         yield
     except mounts.CommandError as exc:
-        deadline = time.monotonic() + 1  # its connection ends before its process does
-        while rig.region.daemon_alive() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if rig.region.daemon_alive():
+        if not rig.ended(1):
             raise
         raise RigError(f"{rig.death()}\n{exc}") from None
 
