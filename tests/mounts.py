@@ -81,6 +81,15 @@ def run(args, timeout: float = 120, check: bool = True, by: warm.Starter | None 
     return done
 
 
+def umount(path, timeout: float = 30) -> None:
+    """umount *path*. Again while that is busy: who asks for the space of all mounts holds each shortly."""
+    deadline = time.monotonic() + timeout
+    while (done := run(["umount", path], check=False)).returncode:
+        if "busy" not in done.stderr or time.monotonic() > deadline:
+            raise CommandError(f"umount {path}: status {done.returncode}\n{done.stderr}")
+        time.sleep(0.05)
+
+
 def why_no_mounts() -> str | None:
     """The reason why this host or user can't make mounts, or None."""
     if not os.path.exists("/dev/fuse"):
@@ -362,13 +371,8 @@ class MountedRegion:
 
     def umount(self, timeout: float = 30) -> None:
         """Unmount and wait until the daemon has let go of the source. Retries while it is busy."""
-        deadline = time.monotonic() + timeout
-        while mounts_of(self.path):
-            done = run(["umount", self.path], check=False)
-            if done.returncode != 0 and time.monotonic() > deadline:
-                raise CommandError(f"umount {self.path}: {done.stderr}")
-            if done.returncode != 0:
-                time.sleep(0.1)
+        if mounts_of(self.path):
+            umount(self.path, timeout)
         if not self._wait_gone(timeout):
             raise CommandError(f"the daemon {self.pid} still runs {timeout} s after umount of {self.path}")
 

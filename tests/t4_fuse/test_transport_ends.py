@@ -85,7 +85,7 @@ def test_a_signal_ends_it_while_it_is_in_use(daemon):
 def test_umount_ends_it_with_status_0(daemon):
     one = daemon()
     (one.region.path / "file").write_bytes(DATA)
-    subprocess.run(["umount", one.region.path], check=True)
+    mounts.umount(one.region.path)
     assert one.end() == 0, one.said()
     check_content(one.region)
 
@@ -106,7 +106,7 @@ def test_no_connection_is_left(daemon):
     one = daemon()
     connection = connection_of(one.region)
     assert connection.exists()
-    subprocess.run(["umount", one.region.path], check=True)
+    mounts.umount(one.region.path)
     assert one.end() == 0
     assert not connection.exists()
 
@@ -133,7 +133,7 @@ def test_several_daemons_side_by_side(daemon):
         (one.region.path / "file").write_bytes(b"%d" % n)
     assert [(one.region.path / "file").read_bytes() for one in several] == [b"0", b"1", b"2"]
     for one in several:
-        subprocess.run(["umount", one.region.path], check=True)
+        mounts.umount(one.region.path)
         assert one.end() == 0
 
 

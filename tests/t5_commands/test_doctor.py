@@ -211,7 +211,7 @@ def test_quickstart_and_undo(tmp_path):
         assert "mkfs.daxfs" in text and "--undo" in text and "not power-fail safe" in text
         assert (where / "hello").read_text() == "hello, daxfs\n"
         assert "there already" in quick(where)
-        mounts.run(["umount", where])
+        mounts.umount(where)
         assert "--undo" in quick(where, status=1)
     finally:
         quick("--undo")

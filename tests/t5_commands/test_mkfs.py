@@ -222,7 +222,7 @@ def test_mounted_block_device(tmp_path, loop):
         assert "ext4" in mkfs(loop, status=1)
         assert "busy" in mkfs("-f", loop, status=1)
     finally:
-        subprocess.run(["umount", tmp_path / "mnt"], check=True)
+        mounts.umount(tmp_path / "mnt")
 
 
 def test_summary_fits_a_terminal(tmp_path):

@@ -123,7 +123,7 @@ def test_nonempty_mount_point(region_factory):
 def test_umount_and_mount_at_once(mount_factory):
     region = mount_factory()
     for _ in range(3):
-        mounts.run(["umount", region.path])
+        mounts.umount(region.path)
         region.mount()  # the old daemon may still be closing: mount.daxfs waits for it
 
 
@@ -162,7 +162,7 @@ def test_foreground(region_factory):
             time.sleep(0.05)
         (region.path / "file").write_text("x")
         assert process.poll() is None and region.stat()["pid"] == process.pid
-        mounts.run(["umount", region.path])
+        mounts.umount(region.path)
         assert process.wait(20) == 0
     assert "mounted on" in region.log_file.read_text()
 

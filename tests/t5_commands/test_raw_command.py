@@ -70,7 +70,7 @@ def test_several_sources(tmp_path):
         for number, source in enumerate(sources):
             assert (tmp_path / "mnt" / str(number)).read_bytes() == source.read_bytes()
     finally:
-        mounts.run(["umount", tmp_path / "mnt"])
+        mounts.umount(tmp_path / "mnt")
 
 
 def test_pool_directory():
@@ -156,7 +156,7 @@ def test_a_truncated_source_ends_with_32():
         try:
             os.truncate(region.source, 4096)
             assert rawkit.code(region.file.read_bytes) == 5
-            mounts.run(["umount", region.path])
+            mounts.umount(region.path)
             assert daemon.end() == 32 and "was truncated under the mount" in daemon.said()
         finally:
             daemon.close()

@@ -224,4 +224,4 @@ def test_a_raw_mount_has_none(tmp_path):
         for setting in ("track=pmd", "flushers=2"):
             assert "means nothing for a raw region" in daxfs("set", where, setting, status=1).stderr
     finally:
-        mounts.run(["umount", where])
+        mounts.umount(where)
