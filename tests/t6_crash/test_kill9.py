@@ -59,10 +59,10 @@ with mmap.mmap(fd, 0) as words:
     os.close(fd)
     at = 0
     while True:
-        at = (at + 8) % len(words)
         words[at:at + 8] = b"12345678"
         if at == len(words) - 8:
             print("once", flush=True)
+        at = (at + 8) % len(words)
 """
 
 
