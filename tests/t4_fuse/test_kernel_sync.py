@@ -14,9 +14,11 @@ import struct
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import mounts
 import pytest
+import trio
 
 from daxfs.fuse import kernel_sync
 
@@ -102,6 +104,42 @@ def test_mapped_pages_are_not_lost(region, tmp_path, transport, end, fails):
         region.umount()
     region.mount()
     assert (region.path / "file").read_bytes()[::4096].count(7) == SIZE // 4096
+
+
+def test_a_path_that_leads_to_the_mount_itself(monkeypatch, transport):
+    """Who looks for the program there would wait for an answer of its own."""
+    with mounts.MountedRegion(SIZE, transport=transport) as region:
+        monkeypatch.setenv("PATH", f"{region.path}/bin:{os.environ['PATH']}")
+        region.mount()
+        terminate(region)
+
+
+def looks(monkeypatch, found: list[int], requests: int = 0) -> list[int]:
+    """What is left of *found*, one for each look, once all is answered."""
+    monkeypatch.setattr(kernel_sync, "_connections", lambda: os.open("/", os.O_RDONLY))
+    sync = kernel_sync.KernelSync(SimpleNamespace(mountpoint="/nowhere"), None)
+    sync.requests = requests
+    monkeypatch.setattr(sync, "_waiting", lambda root: found.pop(0))
+    trio.run(sync._answered)
+    return found
+
+
+@pytest.mark.parametrize("requests", [0, 2])
+def test_one_look_at_nothing_is_not_all(monkeypatch, requests):
+    """While a program closes a file the kernel keeps writes back, and counts them later."""
+    found = [3, 0, 0, 2, 1, *[0] * 12]
+    assert looks(monkeypatch, [count + requests for count in found], requests) == [requests] * 2
+
+
+def test_the_connection_may_go_between_open_and_read(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "waiting").touch()  # as the kernel answers then
+    sync = kernel_sync.KernelSync(SimpleNamespace(device=os.makedev(0, 7)), None)
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert sync._waiting(root) == 0
+    finally:
+        os.close(root)
 
 
 def test_where_fusectl_is_not_mounted(region, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ the data's numbers into the page; then run the test: its claims need not hold an
 
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -378,6 +379,15 @@ def test_commands_and_commits_are_the_runs():
     assert said.split("```")[1].split("\n")[1:-1] == told
     (commit,) = {facts(run)["host"]["commit"] for run in RUNS}
     assert f"at {commit}, on {facts('fsync_sweep')['started'][:10]}" in said and "dirty" not in commit
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_report_was_drawn_from_these_samples(run):
+    """By what it says of each run: how many samples there are, and when they were begun."""
+    count = sum(len(values) for row in rows(run) for values in row["samples"].values())
+    begun, made = (re.escape(f"<dd>{text}</dd>") for text in (
+        facts(run)["started"], f"{count} in {len(rows(run))} visits"))
+    assert re.search(f"{begun}.*{made}", (FOLDER / "report.html").read_text())  # on one line
 
 
 def the_table_of_s17():
